@@ -1,0 +1,1 @@
+"""Layers that the model packages share; it imports none of them."""

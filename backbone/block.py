@@ -1,0 +1,140 @@
+"""The transformer block that every model package shares.
+
+Unusual: pre-norm with RMSNorm; queries and keys are normalised per head, which keeps bfloat16 runs stable
+(arXiv:2302.05442); the activation is ReLU^2 (arXiv:2109.08668), several times cheaper than GELU-tanh on a CPU. A block
+is the identity at initialisation. Small enough that `block.compile()` takes it whole.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.attention import attention
+from backbone.embed import Rotary, rotate
+
+
+class RMSNorm(nn.Module):
+    """x / sqrt(mean(x^2) + eps) w (arXiv:1910.07467, eq. 4), computed in float32; w is learned when `affine`."""
+
+    def __init__(self, dim: int, *, affine: bool = True, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim)) if affine else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., dim) -> (..., dim), in x's dtype."""
+        wide = x.float()
+        y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return (y if self.weight is None else y * self.weight).to(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head attention of a sequence to itself, or to a context when `context_dim` is given.
+
+    Raises ValueError when heads do not divide dim.
+    """
+
+    def __init__(self, dim: int, heads: int, *, context_dim: int | None = None, qk_norm: bool = True) -> None:
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key_value = nn.Linear(dim if context_dim is None else context_dim, 2 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+        self.query_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.key_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, rotary: Rotary | None = None
+    ) -> Tensor:
+        """x: (B, L, dim); context: (B, S, context_dim), x itself when None; mask: bool, as in `attention`."""
+        context = x if context is None else context
+        q = self._split(self.query(x))  # (B, h, L, d)
+        k, v = map(self._split, self.key_value(context).chunk(2, -1))  # (B, h, S, d)
+        q, k = self.query_norm(q), self.key_norm(k)
+        if rotary is not None:
+            q, k = rotate(q, rotary), rotate(k, rotary)
+        return self.out(attention(q, k, v, mask).transpose(1, 2).flatten(2))  # (B, L, dim)
+
+    def _split(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+
+
+class FeedForward(nn.Module):
+    """out(relu(in(x))^2), token by token: (B, L, dim) -> (B, L, dim)."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.linear_in = nn.Linear(dim, hidden)
+        self.out = nn.Linear(hidden, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        return self.out(F.relu(self.linear_in(x)).square())
+
+
+class Block(nn.Module):
+    """Self-attention, optional cross-attention and a feed-forward network, each added to the stream.
+
+        x = x + g_1 attend(m_1(x));   x = x + cross(norm(x), context);   x = x + g_2 feed(m_2(x))
+        m_i(x) = norm(x) (1 + scale_i) + shift_i
+
+    With `cond_dim` the scales, shifts and gates g are a zero-initialised linear map of silu(cond) (adaLN-Zero,
+    arXiv:2212.09748, section 3.2); without it they are learned constants of the norm, and g = 1. With `cross_dim` the
+    block attends to a context of that width. Branches end in zeros, so a new block is the identity.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        *,
+        cond_dim: int | None = None,
+        cross_dim: int | None = None,
+        mlp_ratio: float = 4.0,
+        qk_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        affine = cond_dim is None
+        self.attention_norm = RMSNorm(dim, affine=affine)
+        self.attention = Attention(dim, heads, qk_norm=qk_norm)
+        self.cross_norm = RMSNorm(dim) if cross_dim is not None else None
+        self.cross = Attention(dim, heads, context_dim=cross_dim, qk_norm=qk_norm) if cross_dim is not None else None
+        self.feed_norm = RMSNorm(dim, affine=affine)
+        self.feed = FeedForward(dim, round(dim * mlp_ratio))
+        self.modulation = nn.Linear(cond_dim, 6 * dim) if cond_dim is not None else None
+        ends = [self.modulation] if self.modulation is not None else [self.attention.out, self.feed.out]
+        for layer in [*ends, *([self.cross.out] if self.cross is not None else [])]:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        cond: Tensor | None = None,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        context_mask: Tensor | None = None,
+        rotary: Rotary | None = None,
+    ) -> Tensor:
+        """x: (B, L, dim); cond: (B, cond_dim); context: (B, S, cross_dim). Returns (B, L, dim).
+
+        mask: bool, broadcastable to (B, heads, L, L); context_mask: bool, to (B, heads, L, S); rotary: (L, d/2).
+        """
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(cond)
+        h = self.attention_norm(x) * scale_1 + shift_1
+        x = x + gate_1 * self.attention(h, mask=mask, rotary=rotary)
+        if self.cross is not None and self.cross_norm is not None:
+            x = x + self.cross(self.cross_norm(x), context, mask=context_mask)
+        h = self.feed_norm(x) * scale_2 + shift_2
+        return x + gate_2 * self.feed(h)
+
+    def _modulation(self, cond: Tensor | None) -> tuple[Tensor | float, ...]:
+        if self.modulation is None or cond is None:
+            return 0.0, 1.0, 1.0, 0.0, 1.0, 1.0
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(F.silu(cond))[:, None].chunk(6, -1)
+        return shift_1, 1 + scale_1, gate_1, shift_2, 1 + scale_2, gate_2  # (B, 1, dim) each

@@ -1,0 +1,52 @@
+"""The forward process: which tokens are hidden behind the mask token.
+
+Tokens marked `known` (a caption beside the image to be made, say) are never masked and never counted.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from backbone.noise import Randomness, uniform
+from discrete.schedule import Schedule
+
+
+def over_tokens(t: Tensor) -> Tensor:
+    """Append a token axis to t (B,); () and (B, L) broadcast against (B, L) as they are."""
+    return t[:, None] if t.ndim == 1 else t
+
+
+def mask_tokens(
+    schedule: Schedule, x: Tensor, t: Tensor, *, mask_id: int, generator: Randomness, known: Tensor | None = None
+) -> Tensor:
+    """Mask each token of x on its own.
+
+        q(x_t | x) = alpha_t [x_t = x] + (1 - alpha_t) [x_t = mask]     (arXiv:2406.07524, eq. 3)
+
+    x: (B, L) int64; t: (), (B,) or (B, L) in [0, 1]; known: (B, L) bool. Returns x_t (B, L).
+    """
+    hidden = uniform(x.shape, generator, device=x.device) >= schedule.alpha(over_tokens(t.double()))
+    if known is not None:
+        hidden &= ~known
+    return torch.where(hidden, mask_id, x)
+
+
+def mask_exact_count(
+    x: Tensor, count: Tensor, *, mask_id: int, generator: Randomness, known: Tensor | None = None
+) -> Tensor:
+    """Mask exactly count of the unknown tokens of each sequence, every subset being equally likely.
+
+    x: (B, L) int64; count: (B,) int, between 0 and the number of unknown tokens; known: (B, L) bool. Returns (B, L).
+    """
+    order = uniform(x.shape, generator, device=x.device)
+    if known is not None:
+        order = order.masked_fill(known, torch.inf)
+    rank = order.argsort(-1).argsort(-1)  # (B, L): place of each token in a random order, the known ones last
+    return torch.where(rank < count[:, None], mask_id, x)
+
+
+def draw_count(unknown: Tensor, generator: Randomness) -> Tensor:
+    """Draw the count of the exact-count estimator: l ~ U{1, ..., n} for n unknown tokens, both (B,) int64."""
+    u = uniform(unknown.shape, generator, device=unknown.device)
+    return (u * unknown).long() + 1

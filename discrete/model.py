@@ -1,0 +1,141 @@
+"""Bidirectional transformer over one sequence [text | image], or over the text alone.
+
+Unusual: each span has its own output head, so no logit is computed that its position may not take; the sequence may end
+after the text (about a fifth of the work), which stands for "no image was given"; and the network does not see the time
+unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbone.block import Block
+from backbone.embed import Rotary, TimeEmbedding, rotary_1d, rotary_2d
+from discrete.layout import Layout
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedTransformerConfig:
+    """Size of the network. rotary adds relative positions to the learned ones; time adds adaLN conditioning on t."""
+
+    kind: Literal["masked"] = "masked"
+    dim: int = 192
+    depth: int = 4
+    heads: int = 6
+    mlp_ratio: float = 4.0
+    rotary: bool = False
+    time: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "depth", "heads", "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.dim % self.heads:
+            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}; take heads that divide it")
+        if self.rotary and self.dim // self.heads % 4:
+            raise ValueError(
+                f"dim {self.dim} over {self.heads} heads is {self.dim // self.heads} per head; rotary positions of an "
+                "image need a multiple of 4"
+            )
+
+
+class SpanLogits(NamedTuple):
+    """Logits over each span's own tokens: text (B, Lt, text_vocab), image (B, Li, image_vocab) or None."""
+
+    text: Tensor
+    image: Tensor | None
+
+
+class MaskedTransformer(nn.Module):
+    """Predicts the tokens behind the masks of [text | image] from all visible ones."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: MaskedTransformerConfig, layout: Layout) -> None:
+        """layout: the image span is a square grid, row by row; raises ValueError where it is not."""
+        super().__init__()
+        side = round(layout.image_length**0.5)
+        if side * side != layout.image_length:
+            raise ValueError(f"layout.image_length is {layout.image_length}; the codes must form a square grid")
+        self.config, self.layout = config, layout
+        scale = config.dim**-0.5
+        self.tokens = nn.Embedding(layout.mask_id + 1, config.dim)
+        nn.init.normal_(self.tokens.weight, std=scale)
+        self.text_positions = nn.Parameter(scale * torch.randn(layout.text_length, config.dim))
+        self.rows = nn.Parameter(scale * torch.randn(side, 1, config.dim))
+        self.columns = nn.Parameter(scale * torch.randn(1, side, config.dim))
+        self.time = TimeEmbedding(config.dim) if config.time else None
+        cond_dim = config.dim if config.time else None
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, cond_dim=cond_dim, mlp_ratio=config.mlp_ratio) for _ in range(config.depth)
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.text_head = nn.Linear(config.dim, layout.text_vocab)
+        self.image_head = nn.Linear(config.dim, layout.image_vocab)
+        for head in (self.text_head, self.image_head):
+            nn.init.normal_(head.weight, std=0.02)
+            nn.init.zeros_(head.bias)
+        cos, sin = _rotary(layout.text_length, side, config.dim // config.heads) if config.rotary else (None, None)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    @torch.no_grad()
+    def initialise_codes(self, codebook: Tensor, generator: torch.Generator) -> None:
+        """Start the image tokens at a random projection of the codebook (K, d), so that like codes start alike."""
+        layout = self.layout
+        if len(codebook) != layout.image_vocab:
+            raise ValueError(
+                f"the codebook has {len(codebook)} codes, the layout {layout.image_vocab}; they must agree"
+            )
+        centred = codebook - codebook.mean(0)
+        centred = centred / centred.square().mean().sqrt().clamp_min(1e-8)
+        projection = torch.randn(codebook.shape[1], self.config.dim, generator=generator)
+        projection *= (codebook.shape[1] * self.config.dim) ** -0.5  # rows as long as the other tokens'
+        self.tokens.weight[layout.text_vocab : layout.mask_id] = centred @ projection.to(centred)
+
+    def forward(self, x_t: Tensor, t: Tensor | None = None) -> SpanLogits:
+        """x_t: (B, L) [text | image] or (B, text_length) text alone; t: () or (B,), read only with config.time."""
+        cut = self.layout.text_length
+        length = x_t.shape[1]
+        if length not in (cut, self.layout.length):
+            raise ValueError(f"the sequence has {length} tokens, expected {cut} (text) or {self.layout.length} (both)")
+        h = self.tokens(x_t) + self._positions()[:length]  # (B, L, D)
+        cond, rotary = self._condition(x_t, t), self._table(length)
+        for block in self.blocks:
+            h = block(h, cond, rotary=rotary)
+        h = self.norm(h)
+        return SpanLogits(self.text_head(h[:, :cut]), self.image_head(h[:, cut:]) if length > cut else None)
+
+    def logits(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
+        """The same over the whole vocabulary: (B, L, V + 1) float32, -inf where a position may not go."""
+        text, image = self(x_t, t)
+        cut, v = self.layout.text_length, self.layout.text_vocab
+        out = torch.full((*x_t.shape, self.layout.mask_id + 1), -torch.inf, device=x_t.device)
+        out[:, :cut, :v] = text.float()
+        if image is not None:
+            out[:, cut:, v:-1] = image.float()
+        return out
+
+    def _positions(self) -> Tensor:
+        return torch.cat([self.text_positions, (self.rows + self.columns).flatten(0, 1)])  # (L, D)
+
+    def _condition(self, x_t: Tensor, t: Tensor | None) -> Tensor | None:
+        if self.time is None:
+            return None
+        if t is None:
+            raise ValueError("this network was built with time conditioning; give it t")
+        return self.time(t.expand(len(x_t)))  # (B, D)
+
+    def _table(self, length: int) -> Rotary | None:
+        return Rotary(self.cos[:length], self.sin[:length]) if self.config.rotary else None
+
+
+def _rotary(text_length: int, side: int, head_dim: int) -> Rotary:
+    """Tables of both spans, one after the other; between the spans the learned positions speak."""
+    text, image = rotary_1d(text_length, head_dim), rotary_2d(side, side, head_dim)
+    return Rotary(torch.cat([text.cos, image.cos]), torch.cat([text.sin, image.sin]))

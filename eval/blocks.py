@@ -1,0 +1,208 @@
+"""What a report is made of: plain data without any knowledge of HTML. `eval.report` turns it into a page and JSON."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal, TypeAlias
+
+from PIL import Image
+
+from eval.interval import Interval
+
+Unit = Literal["share", "dB", "plain"]
+Better = Literal["higher", "lower"]
+RowKind = Literal["model", "floor", "ceiling", "judge"]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One number with the count behind it, its 95 % interval where there is one, and what made it."""
+
+    value: float
+    n: int
+    low: float | None = None
+    high: float | None = None
+    source: str = ""
+
+    @classmethod
+    def of(cls, interval: Interval, source: str) -> "Figure":
+        """The figure of an interval; an infinite end (one value alone has no spread) becomes no interval."""
+        return cls(interval.value, interval.n, interval.low, interval.high, source)
+
+    def interval(self) -> tuple[float, float] | None:
+        """Both ends, or None where either is missing or not finite."""
+        if self.low is None or self.high is None or not (math.isfinite(self.low) and math.isfinite(self.high)):
+            return None
+        return float(self.low), float(self.high)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """A figure that cannot be had, and why, in one sentence."""
+
+    reason: str
+
+
+def missing(reason: str) -> Missing:
+    """A figure that cannot be had. `reason` is a sentence that a reader of the report can act on."""
+    return Missing(reason)
+
+
+def why_not_finite(figure: Figure) -> str:
+    """The reason that stands in place of a value that is not a finite number."""
+    return f"the computation gave {float(figure.value)} over n = {figure.n}"
+
+
+Known: TypeAlias = Figure | Missing
+Cell: TypeAlias = str | int | float | Figure | Missing | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """A table column; `better` draws the arrow, `unit` formats numbers, `code` sets keys and hashes in monospace."""
+
+    name: str
+    unit: Unit = "plain"
+    better: Better | None = None
+    code: bool = False
+
+
+@dataclass(frozen=True)
+class Row:
+    """Cells of one table row; floors, ceilings and the judges' own rows are set apart from those of models.
+
+    `unit` overrides the columns' units where the rows of a table measure different things.
+    """
+
+    cells: Sequence[Cell]
+    kind: RowKind = "model"
+    unit: Unit | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """A sortable table. `warning` is the red note above it, `note` the quiet one below."""
+
+    title: str
+    columns: Sequence[Column | str]
+    rows: Sequence[Row | Sequence[Cell]]
+    note: str = ""
+    warning: str = ""
+    kind: ClassVar[str] = "table"
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures with their captions. An item shows one picture, or several side by side that `labels` name."""
+
+    title: str
+    items: Sequence[tuple[Image.Image | Sequence[Image.Image], str]]
+    columns: int = 8
+    note: str = ""
+    labels: Sequence[str] = ()
+    kind: ClassVar[str] = "gallery"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One line of a chart: x and y of equal length; a y that is not finite is a gap."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A line chart. `log` opens it on a logarithmic y axis; where every y is positive the page offers both."""
+
+    title: str
+    series: Sequence[Series]
+    x_label: str = "step"
+    y_label: str = "loss"
+    log: bool = False
+    note: str = ""
+    kind: ClassVar[str] = "curve"
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Rank-frequency chart of a codebook: how often each code was chosen over the whole split."""
+
+    title: str
+    counts: Sequence[int]
+    note: str = ""
+    kind: ClassVar[str] = "usage"
+
+
+@dataclass(frozen=True)
+class Dots:
+    """Figures with intervals as dots: rows[who][slice]; `reference` is the dashed line, such as chance."""
+
+    title: str
+    rows: Mapping[str, Mapping[str, Known]]
+    unit: Unit = "share"
+    reference: float | None = None
+    note: str = ""
+    kind: ClassVar[str] = "dots"
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Generated texts, each alone or as (label, text)."""
+
+    title: str
+    items: Sequence[str | tuple[str, str]]
+    note: str = ""
+    kind: ClassVar[str] = "texts"
+
+
+Block: TypeAlias = Table | Gallery | Curve | Usage | Dots | Texts
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of the report; without blocks it says `empty` in one sentence."""
+
+    title: str
+    blocks: Sequence[Block] = ()
+    lead: str = ""
+    empty: str = "Nothing to show: no stage of this recipe makes these figures."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What made the figures: enough to run the same thing again. wall_time in seconds per stage."""
+
+    commit: str | None
+    dirty: bool
+    recipe: str
+    recipe_hash: str
+    command: str
+    seeds: Mapping[str, int] = field(default_factory=dict)
+    artefacts: Mapping[str, str] = field(default_factory=dict)
+    data: Mapping[str, str] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
+    wall_time: Mapping[str, float] = field(default_factory=dict)
+    machine: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """All that `eval.report.write_report` needs. `highlights` names the figures of the tiles at the top."""
+
+    title: str
+    summary: str
+    provenance: Provenance
+    sections: Sequence[Section]
+    figures: Mapping[str, Known]
+    highlights: Sequence[str] = (
+        "vae.psnr",
+        "vqvae.psnr",
+        "latent.scene.colour",
+        "latent.scene.shape",
+        "mdlm.scene.colour",
+        "mdlm.scene.shape",
+        "caption.scene.colour",
+        "text.nats_per_token",
+    )

@@ -1,0 +1,257 @@
+"""Charts as inline SVG that obeys the page: no style attributes (the policy blocks them), two themes, equal bytes.
+
+matplotlib draws with the light palette; `css` maps each palette colour to its dark twin by attribute selectors.
+"""
+
+import io
+import math
+import re
+from collections.abc import Callable, Sequence
+from xml.etree import ElementTree
+
+import matplotlib
+import numpy as np
+from markupsafe import Markup
+from matplotlib import style as matplotlib_style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+from numpy.typing import NDArray
+
+from eval.blocks import Curve, Dots, Figure, Series, Usage
+
+PALETTE = {  # name: (light, dark)
+    "ink": ("#33383d", "#c9ced3"),
+    "muted": ("#71787f", "#8d959c"),
+    "grid": ("#e3e1db", "#2e3338"),
+    "k0": ("#2b5f8f", "#7fb2e0"),
+    "k1": ("#b4532a", "#e8976d"),
+    "k2": ("#46795a", "#86bf9b"),
+    "k3": ("#76569f", "#b89ade"),
+    "k4": ("#97801f", "#d6bd5c"),
+    "k5": ("#8f3f5e", "#dc8fac"),
+}
+LIGHT = {name: light for name, (light, _) in PALETTE.items()}
+SERIES = [LIGHT[f"k{i}"] for i in range(6)]
+DASHES: tuple[tuple[float, ...], ...] = ((), (5, 2), (1.5, 1.5), (6, 2, 1.5, 2), (3, 1), (8, 3))
+MARKERS = (  # matplotlib's sign and the same shape in a 12 x 12 key
+    ("o", "M6 2a4 4 0 1 0 .01 0z"),
+    ("s", "M2.5 2.5h7v7h-7z"),
+    ("D", "M6 1.2 10.8 6 6 10.8 1.2 6z"),
+    ("^", "M6 2l4.3 8H1.7z"),
+    ("v", "M6 10l4.3-8H1.7z"),
+    ("P", "M4.5 2h3v2.5H10v3H7.5V10h-3V7.500H2v-3h2.500z"),
+)
+POINTS = 400  # a line keeps at most this many points: longer ones are averaged in bins
+RC = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "palimpsest",
+    "text.parse_math": False,  # a series named "$x$" is text
+    "font.size": 9.5,
+    "text.color": LIGHT["ink"],
+    "axes.edgecolor": LIGHT["muted"],
+    "axes.labelcolor": LIGHT["muted"],
+    "xtick.color": LIGHT["muted"],
+    "ytick.color": LIGHT["muted"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.8,
+    "grid.color": LIGHT["grid"],
+    "grid.linewidth": 0.8,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+}
+
+
+def css() -> str:
+    """Rules that recolour every chart for a dark page."""
+    rules = [
+        f'svg [{kind}="{light}"]{{{kind}:{dark}}}' for light, dark in PALETTE.values() for kind in ("fill", "stroke")
+    ]
+    return "@media (prefers-color-scheme: dark){" + "".join(rules) + "}\n"
+
+
+def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
+    """Lines over steps. Returns an SVG whose ids begin with `prefix`."""
+
+    def draw(axes: Axes) -> None:
+        for index, series in enumerate(block.series):
+            x, y = thin(series)
+            axes.plot(x, y, color=_colour(index), linewidth=1.5, dashes=_dash(index))
+        axes.set_xlabel(block.x_label)
+        axes.set_ylabel(block.y_label)
+        if log:
+            axes.set_yscale("log")
+        _plain_ticks(axes)
+
+    return _svg(draw, (4.2, 2.4), f"{block.title}{' on a logarithmic scale' if log else ''}", prefix)
+
+
+def usage(block: Usage, prefix: str) -> Markup:
+    """Code frequencies in falling order beside the even share (dashed)."""
+    share = np.sort(np.asarray(block.counts, dtype=np.float64))[::-1]
+    share = share / max(share.sum(), 1)
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(share, np.arange(len(share) + 1), fill=True, color=LIGHT["k0"], alpha=0.85)
+        axes.axhline(1 / len(share), color=LIGHT["k1"], linewidth=1, dashes=(4, 3))
+        axes.set_xlim(0, len(share))
+        axes.set_ylim(0)
+        axes.set_xlabel("codes by rank")
+        axes.set_ylabel("share of all tokens")
+        _plain_ticks(axes)
+
+    return _svg(draw, (4.2, 2.4), block.title, prefix)
+
+
+def dots(block: Dots, prefix: str) -> Markup:
+    """One line per row; within it a dot with its interval per slice. Shares run over 0 to 100 %."""
+    rows, slices = list(block.rows), slice_names(block)
+
+    def draw(axes: Axes) -> None:
+        for line, who in enumerate(rows):
+            for index, name in enumerate(slices):
+                known = block.rows[who].get(name)
+                if isinstance(known, Figure) and math.isfinite(known.value):
+                    _dot(axes, known, line + (index - (len(slices) - 1) / 2) * 0.17, index)
+        if block.reference is not None:
+            axes.axvline(block.reference, color=LIGHT["ink"], linewidth=1, dashes=(4, 3))
+        axes.set_yticks(range(len(rows)), [clip(who) for who in rows])
+        axes.set_ylim(len(rows) - 0.45, -0.55)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(visible=False, axis="y")
+        if block.unit == "share":
+            axes.set_xlim(-0.02, 1.02)
+            axes.set_xticks(np.linspace(0, 1, 5), [f"{p} %" for p in (0, 25, 50, 75, 100)])
+        else:
+            axes.xaxis.set_major_formatter(lambda x, _: compact(x))
+
+    return _svg(draw, (4.2, 0.55 + max(len(slices) * 0.13, 0.3) * len(rows)), block.title, prefix)
+
+
+def slice_names(block: Dots) -> list[str]:
+    """Names of all slices in order of first appearance."""
+    return list(dict.fromkeys(name for figures in block.rows.values() for name in figures))
+
+
+def legend(names: Sequence[str], *, markers: bool = False) -> Markup:
+    """The key of a chart as HTML, so that long or hostile names wrap and escape like any other text."""
+    items = []
+    for index, name in enumerate(names):
+        dash = ",".join(f"{d * 1.5:g}" for d in DASHES[index % len(DASHES)]) or "none"
+        line = Markup('<path d="M0 6H22" stroke="{}" stroke-width="2" stroke-dasharray="{}"/>').format(
+            _colour(index), dash
+        )
+        mark = Markup('<path d="{}" fill="{}"/>').format(MARKERS[index % len(MARKERS)][1], _colour(index))
+        chip = Markup('<svg class="chip" viewBox="0 0 {0} 12" width="{0}" height="12" aria-hidden="true">{1}</svg>')
+        drawn = chip.format(12 if markers else 22, mark if markers else line)
+        items.append(Markup("<li>{}<bdi>{}</bdi></li>").format(drawn, name))
+    return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
+
+
+def thin(series: Series) -> tuple[NDArray, NDArray]:
+    """x and y in at most POINTS points: means over equal bins, so that spikes are averaged and not dropped."""
+    x, y = np.asarray(series.x, dtype=np.float64), np.asarray(series.y, dtype=np.float64)
+    if x.shape != y.shape:
+        raise ValueError(f"series {series.name!r} has {len(x)} x values and {len(y)} y values: they must agree")
+    y = np.where(np.isfinite(y), y, np.nan)
+    if len(x) <= POINTS:
+        return x, y
+    edges = np.linspace(0, len(x), POINTS + 1).astype(int)[:-1]
+    sizes = np.diff(np.append(edges, len(x)))
+    return np.add.reduceat(x, edges) / sizes, np.add.reduceat(y, edges) / sizes
+
+
+def positive(block: Curve) -> bool:
+    """Whether a logarithmic scale can show the whole curve."""
+    values = np.concatenate([np.asarray(s.y, dtype=np.float64) for s in block.series]) if block.series else np.zeros(1)
+    finite = values[np.isfinite(values)]
+    return bool(len(finite) and (finite > 0).all())
+
+
+def compact(x: float) -> str:
+    """A tick label without mathematics: 1500 -> 1.5k."""
+    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(x) >= size:
+            return f"{x / size:.3g}{sign}"
+    return f"{x:.3g}"
+
+
+def clip(text: str, longest: int = 30) -> str:
+    """A label short enough for an axis."""
+    flat = " ".join(text.split())
+    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
+
+
+def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
+    colour, ends = _colour(index), figure.interval()
+    if ends:
+        axes.plot(ends, (y, y), color=colour, linewidth=1.6, solid_capstyle="butt")
+    axes.plot([figure.value], [y], MARKERS[index % len(MARKERS)][0], color=colour, markersize=4.2, markeredgewidth=0)
+
+
+def _plain_ticks(axes: Axes) -> None:
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda x, _: compact(x))
+        axis.set_minor_formatter(lambda x, _: "")
+
+
+def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str, prefix: str) -> Markup:
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(), matplotlib_style.context(["default", RC]):
+        canvas = Canvas(figsize=inches, layout="constrained")
+        draw(canvas.subplots())
+        canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return inline(buffer.getvalue().decode(), title, prefix)
+
+
+def inline(svg: str, title: str, prefix: str) -> Markup:
+    """Matplotlib's SVG made fit for an HTML page: styles as attributes, ids unique to the page, nothing that loads."""
+    root = ElementTree.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", svg))
+    for parent in list(root.iter()):
+        for child in list(parent):
+            if _local(child.tag) in ("metadata", "style"):
+                parent.remove(child)
+    for element in root.iter():
+        element.tag = _local(element.tag)
+        attributes = {_local(name): value for name, value in element.attrib.items()}
+        element.attrib.clear()
+        element.attrib.update(_attributes(attributes, prefix))
+    size = root.get("viewBox", "0 0 0 0").split()
+    root.attrib.clear()
+    root.attrib.update({"class": "chart", "viewBox": " ".join(size), "role": "img", "aria-label": title})
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _attributes(attributes: dict[str, str], prefix: str) -> dict[str, str]:
+    """Presentation attributes from a style, and ids with the prefix; the page sets font families."""
+    made = {}
+    for name, value in attributes.items():
+        if name == "style":
+            made.update(_presentation(value))
+        elif name == "id":
+            made["id"] = prefix + value
+        elif name == "href":
+            made["href"] = "#" + prefix + value.removeprefix("#")
+        else:
+            made[name] = value.replace("url(#", f"url(#{prefix}")
+    return made
+
+
+def _presentation(style: str) -> dict[str, str]:
+    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
+    made = {name.strip(): value.strip() for name, value in pairs}
+    font = made.pop("font", None)
+    size = re.search(r"([\d.]+)px", font) if font else None
+    return made | ({"font-size": size[1]} if size else {})
+
+
+def _local(name: str) -> str:
+    return name.rsplit("}", 1)[-1]
+
+
+def _colour(index: int) -> str:
+    return SERIES[index % len(SERIES)]
+
+
+def _dash(index: int) -> tuple[float, ...]:
+    return DASHES[index % len(DASHES)] or (None, None)  # type: ignore[return-value]

@@ -1,0 +1,95 @@
+"""What every figure means in plain words: label, unit, direction and definition, looked up by the figure's name."""
+
+import re
+from dataclasses import dataclass
+
+from eval.blocks import Better, Unit
+
+SUBJECTS = {
+    "latent": "latent flow",
+    "ddpm": "latent DDPM",
+    "mdlm": "masked diffusion",
+    "caption": "captions",
+    "vae": "VAE",
+    "vqvae": "VQ-VAE",
+    "text": "text",
+    "real": "real pictures",
+    "recon.vae": "VAE reconstructions",
+    "recon.vqvae": "VQ-VAE reconstructions",
+    "shuffled": "shuffled captions",
+    "chance": "chance",
+}
+SLICES = {"": "all", "one": "one object", "two": "two objects", "three": "three objects", "unseen": "unseen pairs"}
+ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
+SCENE = re.compile(
+    r"(?P<subject>.+)\.scene\.(?P<attribute>[a-z_]+?)(?:\.(?P<slice>one|two|three|unseen))?",
+)
+
+
+@dataclass(frozen=True)
+class Definition:
+    """Label for tiles and tables, unit, which direction is better, and the definition in plain words."""
+
+    label: str
+    unit: Unit
+    better: Better | None
+    text: str
+
+
+RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
+    (r"vqvae\.patch_kmeans_psnr", "patch k-means PSNR", "dB", None,
+     "PSNR of a codec without a network: k-means on raw patches at the same number of bits. The VQ-VAE must beat it."),
+    (r".*\.psnr", "PSNR", "dB", "higher",
+     "Peak signal-to-noise ratio between a held-out picture and its reconstruction, 10 log10(1 / MSE) for values in "
+     "[0, 1] after clamping; one value per picture, then the mean. Three dB halve the squared error."),
+    (r".*\.ssim", "SSIM", "plain", "higher",
+     "Structural similarity (Wang 2004): 11-pixel Gaussian window, valid region, mean over pictures; 1 is identical."),
+    (r".*\.usage", "codes used", "share", "higher",
+     "Share of the codebook's codes that occur at least once over the whole split."),
+    (r".*\.perplexity", "code perplexity", "plain", "higher",
+     "exp of the entropy of the code frequencies over the whole split: how many codes are in even use."),
+    (r"caption\.scene\..*", "captions", "share", "higher",
+     "Share of generated captions, parsed by the grammar, that name this attribute rightly for all objects in order."),
+    (r".*\.scene\..*", "scene", "share", "higher",
+     "Share of pictures in which the scene judge reads this attribute as the caption asked. Attributes are bound to "
+     "their object and place: two swapped colours are wrong. With several objects all must be right."),
+    (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
+     "Squared distance between two Gaussians fitted to judge features of generated and of real pictures. The features "
+     "come from a judge trained on this data, so the number is not FID and compares only within this report."),
+    (r".*\.kid(\[.*\])?", "kernel distance", "plain", "lower",
+     "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features; it may be slightly negative."),
+    (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
+     "Cosine between the judge's embeddings of picture and caption, unscaled; mean within prompts, then over prompts."),
+    (r"text\.exact_nats_per_token", "exact entropy", "plain", None,
+     "Entropy of the grammar that wrote the captions, per token: no model can go below it but by chance."),
+    (r"text\.nats_per_token", "text NELBO", "plain", "lower",
+     "Upper bound on the model's negative log-likelihood of a held-out caption in nats, divided by its tokens and its "
+     "end token; padding does not count."),
+    (r"text\.bits_per_(char|byte)", "bits per character", "plain", "lower",
+     "The same bound in bits divided by characters (or UTF-8 bytes), so that it does not depend on the tokenizer."),
+    (r".*\.distinct_\d", "distinct n-grams", "share", "higher",
+     "Share of n-grams in the generated texts that are different."),
+    (r".*\.longest_copy", "longest copy", "plain", None, "Longest run of words copied from a training caption."),
+)  # fmt: skip
+
+
+def define(name: str) -> Definition:
+    """The definition that fits a figure's name; an unknown name is labelled by itself and says so."""
+    for pattern, label, unit, better, text in RULES:
+        if re.fullmatch(pattern, name):
+            return Definition(_label(name, label), unit, better, text)
+    return Definition(name, "plain", None, "No definition is written for this name; its source says what made it.")
+
+
+def _label(name: str, label: str) -> str:
+    found = SCENE.fullmatch(name)
+    if found:
+        part = f", {SLICES[found['slice']]}" if found["slice"] else ""
+        return f"{subject(found['subject'])}: {found['attribute']}{part}"
+    head = name.rsplit(".", 1)[0] if "[" not in name else name.split("[")[0].rsplit(".", 1)[0]
+    return f"{subject(head)} {label}" if head in SUBJECTS and head != "text" and "k-means" not in label else label
+
+
+def subject(key: str) -> str:
+    """The reader's word for the first part of a figure's name."""
+    return SUBJECTS.get(key, key)

@@ -1,0 +1,145 @@
+"""The report: one self-contained page and one JSON file from plain data (`eval.blocks`).
+
+`report.html` holds everything (pictures, charts, style) under a policy that lets nothing load or run but its own style
+and script. `report.json` holds every figure with its count, interval and source. Equal input gives equal bytes.
+"""
+
+import dataclasses
+import json
+import math
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from eval import charts
+from eval.blocks import (
+    Block,
+    Column,
+    Curve,
+    Dots,
+    Figure,
+    Gallery,
+    Known,
+    Missing,
+    Provenance,
+    Report,
+    Row,
+    Section,
+    Series,
+    Table,
+    Texts,
+    Usage,
+    missing,
+    why_not_finite,
+)
+from eval.definitions import define
+from eval.display import draw, grid, labelled, runs, seconds, show, usage_line
+from eval.headline import headline
+from eval.page import asset, data_uri, environment, render, write_whole
+
+SCHEMA = 1
+__all__ = [
+    "Block",
+    "Column",
+    "Curve",
+    "Dots",
+    "Figure",
+    "Gallery",
+    "Missing",
+    "Provenance",
+    "Report",
+    "Row",
+    "Section",
+    "Series",
+    "Table",
+    "Texts",
+    "Usage",
+    "headline",
+    "missing",
+    "to_html",
+    "to_json",
+    "write_report",
+]
+
+
+def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+    """Write `report.html` and `report.json` into `folder`, each whole or not at all. Returns both paths."""
+    page, figures = folder / "report.html", folder / "report.json"
+    write_whole(figures, json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(page, to_html(report))
+    return page, figures
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """The content of report.json; numbers are finite or null, and a null figure has a reason."""
+    blocks = [block for section in report.sections for block in section.blocks]
+    return {
+        "schema": SCHEMA,
+        "title": report.title,
+        "figures": {name: _figure_json(figure) for name, figure in report.figures.items()},
+        "provenance": _finite(dataclasses.asdict(report.provenance)),
+        "texts": [
+            {"title": block.title, "items": [text if isinstance(text, str) else list(text) for text in block.items]}
+            for block in blocks
+            if isinstance(block, Texts)
+        ],
+    }
+
+
+def to_html(report: Report) -> str:
+    """The page as text."""
+    made = environment()
+    numbers = count(1)
+    made.filters |= {"grid": grid, "picture": data_uri, "seconds": seconds, "runs": runs}
+    made.globals |= {
+        "draw": lambda block: draw(block, f"c{next(numbers)}-"),
+        "usage_line": usage_line,
+        "labelled": labelled,
+    }
+    style = asset("page.css") + asset("report.css") + charts.css()
+    highlights = [(name, report.figures[name]) for name in report.highlights if name in report.figures]
+    return render(
+        made,
+        "report.html",
+        style,
+        asset("report.js"),
+        report=report,
+        tiles=[(define(name), show(figure, define(name).unit)) for name, figure in highlights],
+        all_figures=_all_figures(report),
+        words=_words(report),
+    )
+
+
+def _all_figures(report: Report) -> Table:
+    """Every figure of report.json on one line, for the appendix."""
+    rows = []
+    for name, figure in report.figures.items():
+        about = (figure.n, figure.source) if isinstance(figure, Figure) else (None, figure.reason)
+        rows.append(Row([name, figure, *about], unit=define(name).unit))
+    return Table("Every figure", [Column("name", code=True), "value", "n", "source, or why it is missing"], rows)
+
+
+def _words(report: Report) -> list[tuple[str, list[str]]]:
+    """Definitions in plain words, each with the names of the figures that it covers."""
+    covered: dict[str, list[str]] = {}
+    for name in report.figures:
+        covered.setdefault(define(name).text, []).append(name)
+    return list(covered.items())
+
+
+def _figure_json(figure: Known) -> dict[str, Any]:
+    if isinstance(figure, Missing):
+        return {"value": None, "reason": figure.reason}
+    if not math.isfinite(figure.value):
+        return {"value": None, "reason": why_not_finite(figure), "n": int(figure.n), "source": figure.source}
+    low, high = figure.interval() or (None, None)
+    return {"value": float(figure.value), "n": int(figure.n), "low": low, "high": high, "source": figure.source}
+
+
+def _finite(value: Any) -> Any:
+    """JSON without NaN: a number that is not finite becomes its name."""
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

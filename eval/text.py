@@ -1,0 +1,132 @@
+"""Likelihood bounds of text, and how generated text looks: entropy, variety, duplicates, copies of the training set."""
+
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from eval.interval import Interval, cluster_bootstrap
+
+Tokens = Sequence[Hashable]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextBound:
+    """Upper bounds on the cost of text (print "<="); intervals are over texts, `monte_carlo_se` over a text's draws."""
+
+    nats_per_token: Interval
+    bits_per_character: Interval
+    bits_per_byte: Interval
+    perplexity: float  # exp(nats per token): never compared across tokenizers
+    monte_carlo_se: float  # of nats per token; NaN with a single draw per text
+
+
+def text_bound(nats: ArrayLike, tokens: ArrayLike, texts: Sequence[str], *, seed: int = 0) -> TextBound:
+    """Cost per token, character and UTF-8 byte over a set of texts: totals over totals, not a mean of ratios.
+
+    nats: (n,) or (n, draws), bound of each text in nats; tokens: (n,), end token included and padding not. Draws at
+    fixed strata of the mask count give no standard error of a single draw: average them first and pass (n,).
+    """
+    draws = np.asarray(nats, np.float64)
+    draws = draws[:, None] if draws.ndim == 1 else draws  # (n, draws)
+    costs, bits = draws.mean(1), draws.mean(1) / math.log(2)
+    per_token = _ratio(costs, tokens, seed)
+    repeats = draws.shape[1]
+    spread = draws.var(1, ddof=1).sum() / repeats if repeats > 1 else math.nan
+    return TextBound(
+        nats_per_token=per_token,
+        bits_per_character=_ratio(bits, [len(text) for text in texts], seed),
+        bits_per_byte=_ratio(bits, [len(text.encode()) for text in texts], seed),
+        perplexity=math.exp(per_token.value),
+        monte_carlo_se=float(np.sqrt(spread) / np.asarray(tokens, np.float64).sum()),
+    )
+
+
+def entropy(tokens: Tokens) -> float:
+    """Entropy of the token frequencies inside one text in nats; low values flatter a generative perplexity."""
+    counts = np.array(list(Counter(tokens).values()), dtype=np.float64)
+    if not len(counts):
+        return 0.0
+    p = counts / counts.sum()
+    return float(-(p * np.log(p)).sum()) + 0.0  # + 0.0: never "-0.0"
+
+
+def distinct(texts: Iterable[Tokens], n: int) -> float:
+    """Distinct n-grams over all n-grams of all texts (arXiv:1510.03055); NaN where no text has n tokens."""
+    grams = [gram for text in texts for gram in ngrams(text, n)]
+    return len(set(grams)) / len(grams) if grams else math.nan
+
+
+def duplicates(texts: Sequence[Hashable]) -> float:
+    """Share of texts that repeat an earlier one."""
+    return 1 - len(set(texts)) / len(texts)
+
+
+class Corpus:
+    """The n-grams of a training set, made once per length."""
+
+    def __init__(self, texts: Iterable[Tokens]) -> None:
+        self.texts = {tuple(text) for text in texts}
+        self._ngrams: dict[int, set[Tokens]] = {}
+
+    def holds(self, gram: Tokens) -> bool:
+        """Whether the tokens stand side by side somewhere in the set."""
+        n = len(gram)
+        if n not in self._ngrams:
+            self._ngrams[n] = {part for text in self.texts for part in ngrams(text, n)}
+        return tuple(gram) in self._ngrams[n]
+
+    def longest_copied(self, text: Tokens) -> int:
+        """Length of the longest run of tokens in `text` that the set holds."""
+        low, high = 0, len(text)  # a run that is held has every shorter run inside it: bisect
+        while low < high:
+            n = (low + high + 1) // 2
+            if any(self.holds(gram) for gram in ngrams(text, n)):
+                low = n
+            else:
+                high = n - 1
+        return low
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextVariety:
+    """How varied generated texts are, and how much of them stands in the training set word by word."""
+
+    entropy: float  # nats, mean over texts
+    distinct_1: float
+    distinct_2: float
+    distinct_4: float
+    duplicates: float  # share of texts equal to an earlier one
+    copied: float  # share of texts that stand in the training set as they are
+    longest_copied: int  # longest run of tokens that the training set holds
+    longest_copied_share: float  # mean over texts of (longest copied run / length)
+
+
+def variety(texts: Sequence[Tokens], train: Corpus) -> TextVariety:
+    """Figures of a set of texts, each a sequence of words or tokens, empty ones included."""
+    if not texts:
+        raise ValueError("variety needs at least one text")
+    rows = [tuple(text) for text in texts]
+    runs = [train.longest_copied(row) for row in rows]
+    return TextVariety(
+        entropy=float(np.mean([entropy(row) for row in rows])),
+        distinct_1=distinct(rows, 1),
+        distinct_2=distinct(rows, 2),
+        distinct_4=distinct(rows, 4),
+        duplicates=duplicates(rows),
+        copied=float(np.mean([row in train.texts for row in rows])),
+        longest_copied=max(runs),
+        longest_copied_share=float(np.mean([run / max(1, len(row)) for run, row in zip(runs, rows, strict=True)])),
+    )
+
+
+def ngrams(text: Tokens, n: int) -> list[Tokens]:
+    """All runs of n tokens of a text, in order."""
+    return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
+
+
+def _ratio(costs: NDArray[np.float64], units: ArrayLike, seed: int) -> Interval:
+    return cluster_bootstrap(costs, range(len(costs)), seed=seed, weights=units)

@@ -1,0 +1,144 @@
+"""What the network predicts, and how to read x and eps back from it.
+
+Every target in use is a linear form a x + b eps. Together with x_t = alpha x + sigma eps this is a 2x2 system, so one
+solve covers all predictions, and everything after it (samplers, guidance) sees only estimates of x and eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple, TypeVar, assert_never
+
+import torch
+from torch import Tensor
+
+from latent.schedule import Schedule, expand
+
+Prediction = Literal["x", "eps", "v", "velocity"]
+
+
+class Estimate(NamedTuple):
+    """Estimates of the clean sample x and the noise eps, both shaped like x_t, with x_t = alpha x + sigma eps."""
+
+    x: Tensor
+    eps: Tensor
+
+
+Cond = TypeVar("Cond", bound=tuple[Tensor, ...])
+"""A tuple (usually a NamedTuple) of tensors with the batch first."""
+
+Denoise = Callable[[Tensor, Tensor], Estimate]
+"""(x_t (B, ...), t ()) -> Estimate. Conditioning and guidance are already applied."""
+
+Model = Callable[[Tensor, Tensor, Cond], Estimate]
+"""(x_t (B, ...), t () or (B,), cond) -> Estimate."""
+
+Network = Callable[[Tensor, Tensor, Cond], Tensor]
+"""(x_t (B, ...), t (B,), cond) -> raw output (B, ...), whose meaning is a `Prediction`."""
+
+_SMALLEST_ALPHA = 1e-5
+"""Below this, dividing a float32 output by alpha leaves fewer than two digits."""
+
+
+def coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (a, b), shaped like t, such that the target is a x + b eps.
+
+    x: (1, 0);  eps: (0, 1);  v: (-sigma, alpha) (arXiv:2202.00512);  velocity: dx_t/dt = (alpha', sigma').
+    """
+    match prediction:
+        case "x":
+            return torch.ones_like(t), torch.zeros_like(t)
+        case "eps":
+            return torch.zeros_like(t), torch.ones_like(t)
+        case "v":
+            return -schedule.sigma(t), schedule.alpha(t)
+        case "velocity":
+            return schedule.rates(t)
+        case _:
+            assert_never(prediction)
+
+
+def gains(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return (d x / d output, d eps / d output), shaped like t: how an error of the output reaches each estimate.
+
+    They are (-sigma, alpha) / (alpha b - sigma a), with 0 / 0 at the ends of the path resolved.
+    """
+    alpha, sigma = schedule.alpha(t), schedule.sigma(t)
+    match prediction:
+        case "x":
+            return torch.ones_like(t), -alpha / sigma
+        case "eps":
+            return -sigma / alpha, torch.ones_like(t)
+        case "v" | "velocity":
+            a, b = coefficients(prediction, schedule, t)
+            determinant = alpha * b - sigma * a
+            return -sigma / determinant, alpha / determinant
+        case _:
+            assert_never(prediction)
+
+
+def corrupt(schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """x_t = alpha x + sigma eps. x, eps: (B, ...); t: () or (B,). Returns (B, ...), float32 or wider."""
+    return expand(schedule.alpha(t), x) * x + expand(schedule.sigma(t), x) * eps
+
+
+def target(prediction: Prediction, schedule: Schedule, x: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+    """Return a x + b eps, what the network should put out. x, eps: (B, ...); t: () or (B,). Returns (B, ...)."""
+    a, b = coefficients(prediction, schedule, t)
+    return expand(a, x) * x + expand(b, x) * eps
+
+
+def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Tensor, t: Tensor) -> Estimate:
+    """Solve x_t = alpha x + sigma eps, output = a x + b eps for x and eps.
+
+        x = (b x_t - sigma output) / d,   eps = (alpha output - a x_t) / d,   d = alpha b - sigma a
+
+    x_t, output: (B, ...); t: () or (B,), with sigma_t > 0, and alpha_t > 0 for eps. Returns float32 or wider.
+    """
+    a, b = coefficients(prediction, schedule, t)
+    determinant = schedule.alpha(t) * b - schedule.sigma(t) * a
+    x_gain, eps_gain = gains(prediction, schedule, t)
+    return Estimate(
+        x=expand(b / determinant, x_t) * x_t + expand(x_gain, x_t) * output,
+        eps=expand(eps_gain, x_t) * output - expand(a / determinant, x_t) * x_t,
+    )
+
+
+def check(prediction: Prediction, schedule: Schedule, start: float = 1.0) -> None:
+    """Raise ValueError where x cannot be read from the prediction at the first sampling time.
+
+    From eps alone, x = (x_t - sigma eps) / alpha: impossible at alpha = 0, the end of `Flow` and `Cosine`.
+    """
+    alpha = schedule.alpha(torch.tensor(start, dtype=torch.float64)).item()
+    if prediction == "eps" and alpha < _SMALLEST_ALPHA:
+        raise ValueError(
+            f"prediction 'eps' with {schedule} has alpha = {alpha:.1e} at t = {start}, so x cannot be read from it "
+            f"(expected alpha >= {_SMALLEST_ALPHA:g}); start sampling below t = {start}, such as 0.999, "
+            "or predict 'v', 'velocity' or 'x'"
+        )
+
+
+def as_model(network: Network[Cond], schedule: Schedule, prediction: Prediction) -> Model[Cond]:
+    """Turn a raw network into a model that returns estimates.
+
+    The network is given t as (B,) on the device of x_t in float32 or wider, also where it computes in half precision.
+    """
+
+    def model(x_t: Tensor, t: Tensor, cond: Cond) -> Estimate:
+        return estimate(prediction, schedule, x_t, network(x_t, per_item(t, x_t), cond), t)
+
+    return model
+
+
+def per_item(t: Tensor, x_t: Tensor) -> Tensor:
+    """Return t, () or (B,), as (B,) on the device of x_t in float32 or wider."""
+    return expand(t, x_t[:, None]).flatten().expand(len(x_t))
+
+
+def bind(model: Model[Cond], cond: Cond) -> Denoise:
+    """Fix the condition: Denoise = (x_t, t) -> model(x_t, t, cond)."""
+
+    def denoise(x_t: Tensor, t: Tensor) -> Estimate:
+        return model(x_t, t, cond)
+
+    return denoise

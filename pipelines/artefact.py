@@ -1,0 +1,166 @@
+"""Artefacts: folders that one stage writes and a later stage can trust.
+
+An artefact is `model.safetensors`, `ema.safetensors` (where the stage keeps an average) and `manifest.json`, which
+carries all that a later stage could get wrong. Everything is written to a temporary name and renamed, the manifest
+last: a folder without a manifest is an unfinished stage. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from pipelines.errors import PalimpsestError
+
+MANIFEST = "manifest.json"
+
+
+class ArtefactError(PalimpsestError):
+    """An artefact is missing, damaged or made for something else."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, flush it to disk and rename it over `path`.
+
+    Raises ArtefactError when the disk is full; what was there before stays intact.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with temporary.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    except Exception as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if _is_full(error, path.parent):
+            raise ArtefactError(
+                f"No space left while writing {path}; what was saved before is intact. "
+                "Free some space and run the same command again: it goes on from the last checkpoint."
+            ) from error
+        raise
+
+
+def _is_full(error: Exception, folder: Path) -> bool:
+    """Whether a failed write means a full disk; torch and safetensors report it as text only."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return True
+    text = str(error).lower()
+    if "no space left" in text or "os error 28" in text:
+        return True
+    unexpected = isinstance(error, RuntimeError) and ("write" in text or "file" in text)
+    return unexpected and shutil.disk_usage(folder).free < 1 << 20
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
+
+
+def _plain(value: Any) -> Any:
+    """Turn the values that stand in configurations and manifests into JSON."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.asdict(value)
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Tensor):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} does not belong into JSON: {value!r}")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or damaged one is an ArtefactError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is missing.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} is damaged ({error}). Delete its folder and run the stage again.") from error
+
+
+def digest(value: Any) -> str:
+    """Return the sha256 of the canonical JSON of `value`."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=_plain).encode()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Save tensors as safetensors, atomically."""
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+    write_atomically(path, lambda temporary: save_file(tensors, temporary))
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Load safetensors into a module; every name and shape must fit."""
+    try:
+        state = load_file(path)
+        module.load_state_dict(state, strict=True)
+    except FileNotFoundError as error:
+        raise ArtefactError(f"{path} is missing: train its stage first (`palimpsest run RECIPE`).") from error
+    except SafetensorError as error:
+        raise ArtefactError(f"{path} is damaged ({error}). Delete its folder and run the stage again.") from error
+    except RuntimeError as error:
+        raise ArtefactError(f"{path} does not fit {type(module).__name__}: {error}") from error
+
+
+def finish_artefact(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest, with the hash of every weight or tokenizer file, as the last act of a stage."""
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json") and p.name != MANIFEST)
+    complete = {**manifest, "files": {path.name: file_hash(path) for path in files if not path.name.startswith(".")}}
+    complete["hash"] = digest(complete["files"])
+    write_json(folder / MANIFEST, complete)
+    return complete
+
+
+def read_manifest(folder: Path, *, kind: str | None = None, remedy: str = "") -> dict[str, Any]:
+    """Read an artefact's manifest and check that its files are whole.
+
+    Raises ArtefactError if the stage has not finished, is of another kind, or a file does not match its hash.
+    """
+    if not (folder / MANIFEST).exists():
+        raise ArtefactError(f"{folder} holds no finished stage. {remedy or 'Train it first: `palimpsest run RECIPE`.'}")
+    manifest = read_json(folder / MANIFEST)
+    if kind is not None and manifest.get("kind") != kind:
+        raise ArtefactError(
+            f"{folder} is of kind {manifest.get('kind')!r}, expected {kind!r}: check `needs` in the recipe."
+        )
+    for name, expected in manifest.get("files", {}).items():
+        path = folder / name
+        if not path.exists() or file_hash(path) != expected:
+            state = "missing" if not path.exists() else "not the file that was trained (its hash differs)"
+            raise ArtefactError(f"{path} is {state}. Delete {folder} and run the stage again.")
+    return manifest
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Save training state (tensors and plain values), atomically."""
+    write_atomically(path, lambda temporary: torch.save(state, temporary))
+
+
+def load_state(path: Path) -> dict[str, Any] | None:
+    """Load training state with `weights_only`; None when the file cannot be read."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError):
+        return None

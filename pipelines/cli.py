@@ -1,0 +1,299 @@
+"""The `palimpsest` command: one verb per step of the pipeline.
+
+palimpsest run recipes/scenes.toml          every stage in order; run again after an interruption and it goes on
+palimpsest sample image "a red star ..."    a picture from a finished run
+palimpsest VERB --help                      what a verb takes
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tyro.extras import SubcommandApp
+
+from pipelines.errors import PalimpsestError
+
+Recipe = Annotated[Path, tyro.conf.Positional]
+Words = Annotated[str, tyro.conf.Positional]
+Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
+
+
+def run(
+    recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, budget: float | None = None, set_: Sets = ()
+) -> None:
+    """Run every stage of a recipe; finished stages are skipped and an interrupted one goes on.
+
+    Args:
+        recipe: a TOML file, such as recipes/scenes.toml.
+        out: where runs are kept; this one goes to OUT/<recipe name>.
+        data: folder of shards; needed where the recipe names none.
+        budget: minutes for the whole run; training times are scaled to fit.
+        set_: recipe values to change, such as stage.vae.training.minutes=5.
+    """
+    from pipelines.run import run_recipe, start_run, summary
+
+    opened = start_run(recipe, out=out, data=data, budget=budget, overrides=set_)
+    run_recipe(opened)
+    print(summary(opened))
+
+
+def train(name: Words, recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+    """Run one stage of a recipe, by its name. Its forerunners must be finished.
+
+    Args:
+        name: the stage, as the recipe names it, such as vae.
+        recipe: a TOML file, or the recipe.json of a run.
+        out: where runs are kept.
+        data: folder of shards.
+        set_: recipe values to change.
+    """
+    from pipelines.runs import open_run
+    from pipelines.stages import run_stage
+
+    run_stage(open_run(recipe, out=out, data=data, overrides=set_), name)
+
+
+def encode(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+    """Cache latents, image tokens, text tokens and text embeddings of all splits in shards.
+
+    Args:
+        recipe: a TOML file with a stage of kind encode.
+        out: where runs are kept.
+        data: folder of shards.
+        set_: recipe values to change.
+    """
+    _run_kind("encode", recipe, out, data, set_)
+
+
+def evaluate(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+    """Compute the figures and write report.html and report.json.
+
+    Args:
+        recipe: a TOML file with a stage of kind eval.
+        out: where runs are kept.
+        data: folder of shards.
+        set_: recipe values to change.
+    """
+    _run_kind("eval", recipe, out, data, set_)
+
+
+def _run_kind(kind: str, recipe: Path, out: Path, data: Path | None, overrides: tuple[str, ...]) -> None:
+    from pipelines.runs import open_run
+    from pipelines.stages import run_stage
+
+    opened = open_run(recipe, out=out, data=data, overrides=overrides)
+    names = [name for name, stage in opened.recipe.stage.items() if stage.kind == kind]
+    if not names:
+        raise PalimpsestError(
+            f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
+        )
+    for name in names:
+        run_stage(opened, name, again=True)
+
+
+def sample_image(
+    prompt: Words, run: Path = Path("runs/scenes"), model: str | None = None, out: Path = Path("samples"),
+    count: int = 1, seed: int = 0, guidance: float | None = None, steps: int | None = None, scale: int = 8,
+) -> None:  # fmt: skip
+    """Draw pictures for a prompt; a JSON file beside each says how it was made.
+
+    Args:
+        prompt: what to draw, such as "a large red star on a sky background".
+        run: folder of a finished run.
+        model: stage to draw with; the first latent model by default, else the masked one.
+        out: folder for the pictures.
+        count: how many.
+        seed: a picture depends on the prompt, the seed and its number alone.
+        guidance: classifier-free guidance scale; the run's own by default.
+        steps: sampling steps; the run's own by default.
+        scale: each pixel is drawn this wide.
+    """
+    from pipelines.generate import load
+
+    paths = load(run).save([prompt] * count, out, model=model, seed=seed, guidance=guidance, steps=steps, scale=scale)
+    print("\n".join(str(path) for path in paths))
+
+
+def sample_text(run: Path = Path("runs/scenes"), count: int = 5, seed: int = 0, steps: int | None = None) -> None:
+    """Write texts with the masked model, without any picture.
+
+    Args:
+        run: folder of a finished run.
+        count: how many.
+        seed: the texts depend on it and their number alone.
+        steps: sampling steps.
+    """
+    from pipelines.generate import load
+
+    print("\n".join(load(run).texts(count, seed=seed, steps=steps)))
+
+
+def sample_caption(
+    picture: Annotated[Path, tyro.conf.Positional], run: Path = Path("runs/scenes"), seed: int = 0
+) -> None:
+    """Describe a picture with the masked model.
+
+    Args:
+        picture: an image file; it is cropped to a square and resized to the run's size.
+        run: folder of a finished run.
+        seed: of the draws.
+    """
+    from pipelines.generate import load
+
+    print(load(run).caption_file(picture, seed=seed))
+
+
+def sample_infill(
+    picture: Annotated[Path, tyro.conf.Positional], caption: str = "", box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0),
+    run: Path = Path("runs/scenes"), out: Path = Path("samples/infill.png"), seed: int = 0, scale: int = 8,
+) -> None:  # fmt: skip
+    """Fill a hidden box of a picture, and the caption's words marked [mask], with the masked model.
+
+    Args:
+        picture: an image file.
+        caption: what the whole picture shows; words written as [mask] are filled in, and no caption leaves all of it open.
+        box: left, top, right, bottom of the hidden part, as shares of the side.
+        run: folder of a finished run.
+        out: where the picture goes.
+        seed: of the draws.
+        scale: each pixel is drawn this wide.
+    """
+    from pipelines.generate import load
+
+    print(load(run).infill_file(picture, caption, box, out, seed=seed, scale=scale))
+
+
+def data_scenes(out: Annotated[Path, tyro.conf.Positional], count: int = 20_000, size: int = 32, seed: int = 0) -> None:
+    """Render the built-in captioned scenes into shards: train, test and unseen splits.
+
+    Args:
+        out: folder for the shards; must not exist yet.
+        count: training scenes; a tenth is held out beside them, and a twentieth has unseen combinations.
+        size: side of the pictures in pixels, 32 (two objects at most) or 64 (three).
+        seed: of everything that is drawn.
+    """
+    from pipelines.data.scenes import write
+
+    manifest = write(out, count=count, size=size, seed=seed)
+    print(f"{out}: " + ", ".join(f"{number} {split}" for split, number in manifest["counts"].items()) + " scenes")
+
+
+def data_import(
+    src: Annotated[Path, tyro.conf.Positional],
+    out: Annotated[Path, tyro.conf.Positional],
+    size: int = 64,
+    test_share: float = 0.05,
+) -> None:
+    """Make shards from a folder of pictures with .txt captions, from a captions .csv or .jsonl, or from other shards.
+
+    Args:
+        src: a folder of pictures or shards, or a captions file.
+        out: folder for the shards.
+        size: pictures are resized so that the shorter side is SIZE, then cropped to the middle square.
+        test_share: share of the pictures that is held out.
+    """
+    from pipelines.data.importer import import_data
+
+    print(import_data(src, out, size=size, test_share=test_share).summary())
+
+
+def data_check(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Read every shard and say what is wrong; the exit code is 0 only if a training run would be safe.
+
+    Args:
+        folder: of shards.
+    """
+    from pipelines.data.check import check
+
+    report = check(folder)
+    print(report.summary())
+    if not report.ok:
+        sys.exit(1)
+
+
+def study_export(
+    run: Path, first: str, second: str, out: Path = Path("study"), prompts: int = 50, seed: int = 0,
+) -> None:  # fmt: skip
+    """Write a blinded page on which people compare two sets of pictures for the same prompts.
+
+    Args:
+        run: folder of a finished run.
+        first: a stage of kind generate.
+        second: another one: another model, or another guidance scale.
+        out: folder for study.html, and for key.sealed.json, which raters must not see.
+        prompts: how many prompts.
+        seed: of order and sides.
+    """
+    from pipelines.study import export_study
+
+    print(export_study(run, first, second, out, prompts=prompts, seed=seed))
+
+
+def study_import(
+    votes: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    key: Path = Path("study/key.sealed.json"),
+    out: Path = Path("study"),
+) -> None:
+    """Turn downloaded votes into win rates with intervals.
+
+    Args:
+        votes: the votes.json files of the raters.
+        key: the sealed key of the study.
+        out: folder for votes.csv and study.json.
+    """
+    from pipelines.study import import_study
+
+    print(import_study(votes, key, out))
+
+
+VERBS: dict[str, Callable[..., None]] = {"run": run, "train": train, "encode": encode, "eval": evaluate}
+GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
+    "sample": (
+        "Draw pictures, write texts, caption or infill a picture, from a finished run.",
+        {"image": sample_image, "text": sample_text, "caption": sample_caption, "infill": sample_infill},
+    ),
+    "data": (
+        "Render the built-in scenes, import your own pictures, check shards.",
+        {"scenes": data_scenes, "import": data_import, "check": data_check},
+    ),
+    "study": ("Blinded comparison of pictures by people.", {"export": study_export, "import": study_import}),
+}
+
+
+def application() -> SubcommandApp:
+    """Return the command with all its verbs."""
+    app = SubcommandApp()
+    for name, verb in VERBS.items():
+        app.command(name=name)(verb)
+    for name, (about, verbs) in GROUPS.items():
+        group = SubcommandApp()
+        for inner, verb in verbs.items():
+            group.command(name=inner)(verb)
+        app.command(name=name, help=about)(group)
+    return app
+
+
+def main() -> None:
+    """Run the command line; a mistake of the user's ends in one message and exit code 2."""
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    try:
+        application().cli(prog="palimpsest", description=__doc__)
+    except BrokenPipeError:
+        sys.stderr.close()
+    except (PalimpsestError, ValueError, OSError) as error:
+        print(f"palimpsest: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("palimpsest: stopped", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

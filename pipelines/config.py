@@ -1,0 +1,375 @@
+"""Recipes: one TOML file describes an experiment as a graph of named stages.
+
+Every table is a frozen dataclass beside its owner; this module composes them, checks them with pydantic (unknown keys are refused
+with the nearest right one) and answers questions about the graph.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic_core import ErrorDetails
+
+import discrete.schedule
+import latent.schedule
+from backbone.clip import TowerSizes
+from discrete.model import MaskedTransformerConfig
+from latent.dit import DiTConfig
+from latent.loss import TimeKind, Weighting
+from latent.predict import Prediction
+from pipelines.errors import PalimpsestError
+from pipelines.loop import Training
+from tokenizer.vae import VAEConfig
+from tokenizer.vqvae import VQVAEConfig
+
+
+class RecipeError(PalimpsestError):
+    """A recipe that cannot be run as it stands."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenesData:
+    """The built-in captioned scenes, rendered on first use."""
+
+    kind: Literal["scenes"] = "scenes"
+    size: int = 32
+    count: int = 20_000
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardData:
+    """WebDataset shards of captioned images; `--data DIR` says where they are."""
+
+    kind: Literal["shards"] = "shards"
+    path: str | None = None
+    size: int = 32
+    credit: str = ""  # the licence line that the report prints
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage has: the stages that it needs."""
+
+    needs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BPEStage(Stage):
+    """Byte-pair encoding trained on the captions of the training split."""
+
+    kind: Literal["bpe"] = "bpe"
+    vocab_size: int = 512
+    length: int = 18  # tokens per caption, the end token included
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEStage(Stage):
+    """Continuous autoencoder."""
+
+    kind: Literal["vae"] = "vae"
+    model: VAEConfig = field(default_factory=VAEConfig)
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEStage(Stage):
+    """Discrete autoencoder."""
+
+    kind: Literal["vqvae"] = "vqvae"
+    model: VQVAEConfig = field(default_factory=VQVAEConfig)
+    training: Training
+    revive_until: float = 0.8  # share of the training after which the codebook is left in peace
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipStage(Stage):
+    """Contrastive text and image towers whose text tower conditions stage two; or a pretrained folder at `pretrained`."""
+
+    kind: Literal["clip"] = "clip"
+    model: TowerSizes = field(default_factory=TowerSizes)
+    training: Training
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeStage(Stage):
+    """Contrastive towers that only judge: Frechet features and CLIP score."""
+
+    kind: Literal["judge"] = "judge"
+    model: TowerSizes = field(default_factory=TowerSizes)
+    training: Training
+    pretrained: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SceneJudgeStage(Stage):
+    """A small network that reads each object's attributes from a scene; it only judges."""
+
+    kind: Literal["scene_judge"] = "scene_judge"
+    widths: tuple[int, ...] = (48, 64, 96)  # channels per level
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeStage(Stage):
+    """Latents, image tokens, text tokens and text embeddings of every split, cached in shards."""
+
+    kind: Literal["encode"] = "encode"
+    batch: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStage(Stage):
+    """Latent flow matching or DDPM."""
+
+    kind: Literal["latent"] = "latent"
+    model: DiTConfig = field(default_factory=DiTConfig)
+    schedule: Annotated[
+        latent.schedule.Flow | latent.schedule.VP | latent.schedule.Cosine, Field(discriminator="kind")
+    ] = field(default_factory=latent.schedule.Flow)
+    prediction: Prediction = "velocity"
+    times: TimeKind = "logit_normal"
+    times_mean: float = 0.0
+    times_std: float = 1.0
+    weighting: Weighting = "none"
+    caption_dropout: float = 0.1
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class MdlmStage(Stage):
+    """Masked diffusion over one sequence of text and image tokens."""
+
+    kind: Literal["mdlm"] = "mdlm"
+    model: MaskedTransformerConfig = field(default_factory=MaskedTransformerConfig)
+    sampling_schedule: Annotated[discrete.schedule.Linear | discrete.schedule.Cosine, Field(discriminator="kind")] = (
+        field(default_factory=discrete.schedule.Cosine)
+    )
+    text_weight: float = 0.3
+    text_only: float = 0.2  # share of the batches that are captions alone, on the short sequence
+    task_mix: tuple[float, float, float] = (
+        0.5,
+        0.33,
+        0.17,
+    )  # of the other items: picture from caption, caption from picture, both
+    caption_dropout: float = 0.1  # share of the captions in picture-from-caption that are hidden
+    training: Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateStage(Stage):
+    """Pictures (and captions, from a masked model) for the held-out captions, ready to be judged."""
+
+    kind: Literal["generate"] = "generate"
+    count: int = 600  # held-out captions
+    unseen: int = 200  # captions of unseen compositions
+    texts: int = 200  # texts without a picture
+    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m", "ancestral", "confidence", "masked_ancestral"] = "euler"
+    steps: int = 25
+    guidance: float = 3.0
+    temperature: float = 1.0
+    batch: int = 50
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalStage(Stage):
+    """Figures and the report."""
+
+    kind: Literal["eval"] = "eval"
+    reconstructions: int = 1000  # held-out pictures behind PSNR, SSIM and codebook usage
+    pictures: int = 64  # in each grid
+
+
+AnyStage = (
+    BPEStage
+    | VAEStage
+    | VQVAEStage
+    | ClipStage
+    | JudgeStage
+    | SceneJudgeStage
+    | EncodeStage
+    | LatentStage
+    | MdlmStage
+    | GenerateStage
+    | EvalStage
+)
+FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do without
+    "clip": ("bpe",),
+    "judge": ("bpe",),
+    "encode": ("vae", "vqvae", "bpe", "clip"),
+    "latent": ("encode",),
+    "mdlm": ("encode",),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    data: Annotated[ScenesData | ShardData, Field(discriminator="kind")]
+    stage: dict[str, Annotated[AnyStage, Field(discriminator="kind")]]
+
+    def __post_init__(self) -> None:
+        """Check the graph: every need exists, nothing turns back, no forerunner is missing."""
+        for name, stage in self.stage.items():
+            for need in stage.needs:
+                if need not in self.stage:
+                    raise ValueError(
+                        f"stage.{name} needs {need!r}, which is no stage of the recipe{nearest(need, self.stage)}"
+                    )
+        self.order()
+        for name, stage in self.stage.items():
+            for kind in FORERUNNERS.get(stage.kind, ()):
+                if not self.of_kind(name, kind):
+                    raise ValueError(
+                        f"stage.{name} ({stage.kind}) needs a stage of kind {kind!r}: add its name to `needs`"
+                    )
+
+    def order(self) -> list[str]:
+        """Return the stage names so that every stage stands behind its needs. Raises ValueError on a circle."""
+        done: list[str] = []
+        while len(done) < len(self.stage):
+            ready = [n for n, s in self.stage.items() if n not in done and all(need in done for need in s.needs)]
+            if not ready:
+                circle = ", ".join(name for name in self.stage if name not in done)
+                raise ValueError(f"the stages {circle} need each other in a circle: take one of their `needs` away")
+            done += ready
+        return done
+
+    def forerunners(self, name: str) -> list[str]:
+        """Return all stages that `name` stands on, directly or not, the nearest first."""
+        found: list[str] = []
+        waiting = list(self.stage[name].needs)
+        while waiting:
+            need = waiting.pop(0)
+            if need not in found:
+                found.append(need)
+                waiting += self.stage[need].needs
+        return found
+
+    def of_kind(self, name: str, kind: str) -> list[str]:
+        """Return the forerunners of `name` that are of `kind`, the nearest first."""
+        return [need for need in self.forerunners(name) if self.stage[need].kind == kind]
+
+
+def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | Sequence[str]) -> str:
+    """Return '; did you mean X?' for the closest of the known words, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+Config = TypeVar("Config")
+
+
+def checked(kind: type[Config], plain: Any) -> Config:
+    """Build a configuration from plain values; unknown keys are refused at every level. Raises ValidationError."""
+    model = create_model("Checked", __config__=ConfigDict(extra="forbid"), value=(kind, ...))
+    return model.model_validate({"value": plain}).value  # type: ignore[attr-defined]
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and apply overrides such as `stage.vae.training.minutes=5` (values as in TOML).
+
+    Raises RecipeError with the place, the value and what was expected.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise RecipeError(f"There is no recipe at {path}. The built-in ones are in recipes/.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    raw.setdefault("name", path.stem)
+    for override in overrides:
+        _apply(raw, override)
+    return parse_recipe(raw, str(path))
+
+
+def parse_recipe(raw: Any, origin: str) -> Recipe:
+    """Check plain values against the recipe's types."""
+    try:
+        return checked(Recipe, raw)
+    except ValidationError as error:
+        problems = [_explain(detail) for detail in error.errors()]
+        raise RecipeError(f"{origin} cannot be used:\n" + "\n".join(f"  {problem}" for problem in problems)) from error
+
+
+def read_config(kind: type[Config], plain: dict[str, Any], origin: str) -> Config:
+    """Return a configuration dataclass from the plain values that a manifest carries."""
+    try:
+        return checked(kind, plain)
+    except ValidationError as error:
+        problems = "; ".join(_explain(detail) for detail in error.errors())
+        raise RecipeError(f"{origin} was made by another version: {problems}. Train the stage again.") from error
+
+
+def dump_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return the resolved recipe as plain JSON values."""
+    return TypeAdapter(Recipe).dump_python(recipe, mode="json")
+
+
+def _apply(raw: dict[str, Any], override: str) -> None:
+    """Write one `dotted.key=value` into a raw recipe."""
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise RecipeError(f"--set {override} lacks a value: write --set stage.vae.training.minutes=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.strip().split(".")
+    table = raw
+    for part in path:
+        table = table.setdefault(part, {})
+        if not isinstance(table, dict):
+            raise RecipeError(f"--set {override}: {part!r} holds a value, not a table")
+    table[last] = value
+
+
+def _explain(detail: ErrorDetails) -> str:
+    """Put one validation error into words."""
+    tags = {
+        "scenes",
+        "shards",
+        "flow",
+        "vp",
+        "cosine",
+        "linear",
+        *(k for s in typing.get_args(AnyStage) for k in _kinds(s)),
+    }
+    location = [str(part) for part in detail["loc"][1:]]
+    place = [part for i, part in enumerate(location) if not (part in tags and i > 0 and location[i - 1] != "stage")]
+    where = ".".join(place)
+    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        return f"unknown key {where}{nearest(location[-1], sorted(_field_names(Recipe, set())))}"
+    value = "" if isinstance(detail["input"], dict) else f" (given {detail['input']!r})"
+    return f"{where or 'recipe'}: {detail['msg'].removeprefix('Value error, ')}{value}"
+
+
+def _kinds(stage: type) -> tuple[str, ...]:
+    return typing.get_args(typing.get_type_hints(stage)["kind"])
+
+
+def _field_names(kind: Any, seen: set[Any]) -> set[str]:
+    """Return the names of all fields of a dataclass and of those inside it."""
+    if kind in seen:
+        return set()
+    seen.add(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        return set(hints).union(*(_field_names(hint, seen) for hint in hints.values()))
+    if typing.get_origin(kind) in (typing.Union, types.UnionType, dict, tuple, Annotated):
+        return set().union(*(_field_names(part, seen) for part in typing.get_args(kind)))
+    return set()

@@ -1,0 +1,124 @@
+"""Check: read every sample of every shard before a run does, and say whether the run would be safe."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipelines.data.decode import BrokenSample, EmptyCaption, caption, label, picture
+from pipelines.data.index import scan
+from pipelines.data.shard_writer import fingerprint, read_manifest
+from pipelines.data.shards import Split, shard_paths
+from pipelines.errors import DataError
+
+SPLITS = ("train", "test", "unseen")
+SHOWN = 10  # problems that a summary names
+Progress = Callable[[int], None]  # samples read
+
+
+@dataclass(kw_only=True)
+class CheckReport:
+    """What was read, and what is wrong.
+
+    problems would harm a run: damage, broken samples, missing captions, double keys, bytes that the manifest does not
+    know, no train or test split. notes would not: empty captions (skipped), other sizes (cropped).
+    """
+
+    folder: Path
+    samples: Counter[str] = field(default_factory=Counter)  # by split
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height) of the pictures
+    empty_captions: int = 0
+    problems: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        """Whether a training run on the folder would be safe."""
+        return not self.problems
+
+    def summary(self) -> str:
+        """A few lines for a person: the verdict first."""
+        counts = ", ".join(f"{number} {split}" for split, number in self.samples.items()) or "no samples"
+        verdict = "safe to train on" if self.ok else f"not safe to train on: {len(self.problems)} problems"
+        lines = [f"{self.folder}: {counts}; {verdict}"]
+        lines += [f"  problem: {sentence}" for sentence in self.problems[:SHOWN]]
+        if len(self.problems) > SHOWN:
+            lines.append(f"  and {len(self.problems) - SHOWN} more")
+        return "\n".join(lines + [f"  note: {sentence}" for sentence in self.notes])
+
+
+def check(folder: Path, *, progress: Progress | None = None) -> CheckReport:
+    """Read every shard of a folder; raises DataError when the folder or any shard at all is missing."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"No data folder {folder}: expected a folder of .tar shards.")
+    if not any(folder.glob("*.tar")):
+        raise DataError(
+            f"No shards in {folder}: expected .tar files; make some with `palimpsest data scenes {folder}`."
+        )
+    report = CheckReport(folder=folder)
+    _check_manifest(report, read_manifest(folder))
+    for split in SPLITS:
+        _check_split(report, split, progress)
+    for split in ("train", "test"):
+        if not report.samples[split]:
+            report.problems.append(f"no readable {split} samples: a run trains on train and measures on test")
+    _note_sizes(report)
+    if report.empty_captions:
+        report.notes.append(f"{report.empty_captions} captions are empty: training skips them")
+    return report
+
+
+def _check_manifest(report: CheckReport, manifest: dict[str, Any] | None) -> None:
+    if manifest is None:
+        report.notes.append("no manifest.json: the bytes of the shards cannot be verified")
+        return
+    for name, entry in manifest.get("shards", {}).items():
+        path = report.folder / Path(name).name
+        if not path.is_file():
+            report.problems.append(f"{name} is in the manifest but not in the folder")
+        elif fingerprint(path)["sha256"] != entry.get("sha256"):
+            report.problems.append(f"{name} is not the file that the manifest knows: its sha256 differs")
+    unknown = {path.name for path in report.folder.glob("*.tar")} - set(manifest.get("shards", {}))
+    report.notes += [f"{name} is not in the manifest" for name in sorted(unknown)]
+
+
+def _check_split(report: CheckReport, name: str, progress: Progress | None) -> None:
+    seen: dict[str, str] = {}
+    for path in shard_paths(report.folder, name):
+        shard = scan(path)  # from the bytes, not from the cached index
+        report.problems += [f"{path.name}: {sentence}" for sentence in shard.damage]
+        split = Split(name, [shard])
+        for number, key in enumerate(shard.keys):
+            if key in seen:
+                report.problems.append(f"the key {key} is in {seen[key]} and in {path.name}")
+            seen[key] = path.name
+            _check_sample(report, split, number)
+            if progress is not None:
+                progress(sum(report.samples.values()))
+
+
+def _check_sample(report: CheckReport, split: Split, number: int) -> None:
+    report.samples[split.name] += 1
+    try:
+        sample = split[number]
+        report.sizes[picture(sample).size] += 1
+        label(sample)
+        caption(sample)
+    except EmptyCaption:
+        report.empty_captions += 1
+    except BrokenSample as error:
+        report.problems.append(f"{split.name_of(number)}: {error}")
+
+
+def _note_sizes(report: CheckReport) -> None:
+    if len(report.sizes) <= 1:
+        return
+    (width, height), count = report.sizes.most_common(1)[0]
+    others = sum(report.sizes.values()) - count
+    uneven = sum(number for (w, h), number in report.sizes.items() if w != h)
+    report.notes.append(
+        f"{others} pictures are not {width}x{height} like the other {count} ({uneven} are not square): "
+        "they are resized and cropped at the centre"
+    )

@@ -1,0 +1,64 @@
+"""The rules by which any picture becomes a square RGB picture of a given side.
+
+No flip and no random crop: nothing that could make a caption false.
+"""
+
+from io import BytesIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
+
+
+class UnreadablePicture(ValueError):
+    """Bytes that are no picture, or only a part of one."""
+
+
+def open_picture(data: bytes) -> Image.Image:
+    """Decode the first frame completely; raises UnreadablePicture."""
+    try:
+        image = Image.open(BytesIO(data))
+        image.load()
+    except Exception as error:  # the decoders of Pillow raise many kinds for broken bytes
+        raise UnreadablePicture(f"unreadable picture ({type(error).__name__}: {error})") from error
+    return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Turn by the EXIF orientation, lay transparency on white, then to RGB.
+
+    Grey, palette and CMYK are converted by Pillow; 16-bit grey is scaled to 8 bits.
+    """
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, dtype=np.float64)
+        top = 255.0 if values.max(initial=0.0) <= 255 else 65535.0
+        image = Image.fromarray(np.clip(values / top * 255 + 0.5, 0, 255).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def fit(image: Image.Image, size: int) -> Image.Image:
+    """Square of size x size: the largest centred square, resized with antialiasing.
+
+    Equal to resizing the shorter side to `size` and cropping the centre. Lanczos when it shrinks, bicubic when it
+    grows; a picture that has the size already is left as it is.
+    """
+    width, height = image.size
+    if width == height == size:
+        return image
+    side = min(width, height)
+    left, top = (width - side) / 2, (height - side) / 2
+    method = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
+    return image.resize((size, size), method, box=(left, top, left + side, top + side))
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """RGB picture -> float32 (3, H, W) in [-1, 1]."""
+    pixels = torch.from_numpy(np.array(image, dtype=np.uint8))  # (H, W, 3)
+    return pixels.permute(2, 0, 1).float() / 127.5 - 1

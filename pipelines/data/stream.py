@@ -1,0 +1,190 @@
+"""Batches of a split as a function of (seed, cursor): a resumed stream gives what the uninterrupted one gives.
+
+Position p of the endless stream is sample order(n, seed, p // n)[p % n]; a batch is `batch` positions in a row, of
+which each rank reads its own slice; the cursor is the position after the batch. The place of a sample that is broken
+(or has an empty caption) goes to the next usable one, so that batches keep their size, ranks their step and cursors
+their meaning.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from itertools import count as count_from
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.filters import batched
+from webdataset.filters import map as each
+from webdataset.pipeline import DataPipeline
+
+from pipelines.data.decode import BrokenSample, Decode, Sample
+from pipelines.data.shards import Split, order
+from pipelines.data.skipped import Skip, Skipped, skip
+from pipelines.errors import DataError
+
+Batch = dict[str, Any]  # tensors (B, ...) and lists of B
+Made = tuple[Batch | None, tuple[Skip, ...]]  # None: no usable sample in a whole epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What travels through the stages: a position, and what has become of its sample so far."""
+
+    position: int
+    number: int  # of the sample in the split
+    sample: Sample | None = None
+    decoded: dict[str, Any] | None = None
+    skips: tuple[Skip, ...] = ()
+
+
+@dataclass(kw_only=True)
+class Stream:
+    """Endless shuffled batches of a split.
+
+    batch: samples of all ranks together, a multiple of `world`; max_broken: share of the split that may be broken
+    before the run fails; workers: processes that read ahead (0: none), which changes nothing in what is read.
+    `skipped` holds what was passed over so far.
+    """
+
+    split: Split
+    decode: Decode
+    batch: int
+    seed: int
+    rank: int = 0
+    world: int = 1
+    max_broken: float = 0.01
+    workers: int = 0
+    skipped: Skipped = field(init=False)
+    _unusable: dict[int, Skip] = field(init=False, default_factory=dict, repr=False)  # never read twice
+
+    def __post_init__(self) -> None:
+        """Check the batch size."""
+        self.skipped = Skipped(split=self.split, max_broken=self.max_broken)
+        if self.batch < 1 or self.batch % self.world:
+            raise DataError(f"A batch of {self.batch} does not divide over {self.world} processes: take a multiple.")
+
+    def batches(self, cursor: int = 0) -> Iterator[tuple[Batch, int]]:
+        """Yield (this rank's slice of the batch, cursor after it) from a cursor on, for ever.
+
+        Raises DataError once more than `max_broken` of the split is broken, or none of it is usable.
+        """
+        for number, (batch, skips) in enumerate(self._source(cursor), start=1):
+            for one in skips:
+                self.skipped.note(one)
+            if batch is None:
+                raise self.skipped.nothing_usable()
+            yield batch, cursor + number * self.batch
+
+    def stages(self, cursor: int, first: int = 0, step: int = 1) -> list[Any]:
+        """Stages of the pipeline: positions, reading, decoding and transforming, mending, batching.
+
+        first, step: which of the batches a data worker makes.
+        """
+        return [
+            lambda: self._positions(cursor, first, step),
+            each(self._read),
+            each(self._decode),
+            each(self._mend),
+            batched(self.batch // self.world, collation_fn=_made, partial=False),
+        ]
+
+    def _source(self, cursor: int) -> Iterable[Made]:
+        if not self.workers:
+            return DataPipeline(*self.stages(cursor))
+        return DataLoader(_Ahead(self, cursor), batch_size=None, num_workers=self.workers)
+
+    def _positions(self, cursor: int, first: int, step: int) -> Iterator[Drawn]:
+        local = self.batch // self.world
+        for number in count_from(first, step):
+            start = cursor + number * self.batch + self.rank * local
+            yield from (self._draw(position) for position in range(start, start + local))
+
+    def _draw(self, position: int) -> Drawn:
+        epoch, place = divmod(position, len(self.split))
+        return Drawn(position=position, number=int(_order(len(self.split), self.seed, epoch)[place]))
+
+    def _read(self, drawn: Drawn) -> Drawn:
+        if drawn.number in self._unusable:
+            return drawn
+        try:
+            return replace(drawn, sample=self.split[drawn.number])
+        except BrokenSample as error:
+            return self._skip(drawn, error)
+
+    def _decode(self, drawn: Drawn) -> Drawn:
+        if drawn.sample is None:
+            return drawn
+        try:
+            return replace(drawn, sample=None, decoded=self.decode(drawn.sample))
+        except BrokenSample as error:
+            return self._skip(drawn, error)
+
+    def _skip(self, drawn: Drawn, error: BrokenSample) -> Drawn:
+        one = self._unusable[drawn.number] = skip(self.split, drawn.number, error)
+        return replace(drawn, sample=None, skips=(one,))
+
+    def _mend(self, drawn: Drawn) -> Drawn:
+        """Give the place of an unusable sample to the next usable one; where a whole epoch has none, to nobody."""
+        skips = drawn.skips
+        for position in count_from(drawn.position + 1):
+            if drawn.decoded is not None or len(self._unusable) == len(self.split):
+                return replace(drawn, skips=skips)
+            drawn = self._decode(self._read(self._draw(position)))
+            skips += drawn.skips
+        raise AssertionError("counting ended")
+
+
+class _Ahead(IterableDataset[Made]):
+    """Every step-th batch in each data worker; the loader takes them in turn, so that the order stays."""
+
+    def __init__(self, stream: Stream, cursor: int) -> None:
+        self.stream = stream
+        self.cursor = cursor
+
+    def __iter__(self) -> Iterator[Made]:
+        info = get_worker_info()
+        first, step = (info.id, info.num_workers) if info else (0, 1)
+        yield from DataPipeline(*self.stream.stages(self.cursor, first, step))
+
+
+def once(
+    split: Split, decode: Decode, *, batch: int, count: int | None = None, max_broken: float = 0.01
+) -> Iterator[Batch]:
+    """Yield the first `count` usable samples (all when None) once, in the order of the shards.
+
+    The last batch is what is left. Raises DataError like Stream.
+    """
+    samples = islice(_usable(split, decode, max_broken), count)
+    yield from DataPipeline(lambda: samples, batched(batch, collation_fn=collate))
+
+
+def _usable(split: Split, decode: Decode, max_broken: float) -> Iterator[dict[str, Any]]:
+    skipped = Skipped(split=split, max_broken=max_broken)
+    for number in range(len(split)):
+        try:
+            yield decode(split[number])
+        except BrokenSample as error:
+            skipped.note(skip(split, number, error))
+    if len(skipped.broken) + len(skipped.empty) == len(split):
+        raise skipped.nothing_usable()
+
+
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack the tensors of samples to (B, ...); everything else becomes a list of B."""
+    columns = {name: [sample[name] for sample in samples] for name in samples[0]}
+    return {name: torch.stack(column) if isinstance(column[0], Tensor) else column for name, column in columns.items()}
+
+
+def _made(drawn: list[Drawn]) -> Made:
+    samples = [item.decoded for item in drawn if item.decoded is not None]
+    skips = tuple(one for item in drawn for one in item.skips)
+    return (collate(samples) if len(samples) == len(drawn) else None), skips
+
+
+@lru_cache(maxsize=4)
+def _order(n: int, seed: int, epoch: int) -> np.ndarray:
+    return order(n, seed, epoch)

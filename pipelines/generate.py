@@ -1,0 +1,214 @@
+"""Sampling from a finished run: pictures for captions, captions for pictures, texts, infilling.
+
+`load(run).sample(prompts, seed=...)` is the Python door. Every draw of an item comes from a generator keyed by (seed, prompt, how many
+equal prompts came before), so that a picture does not depend on the batch it is in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from pipelines.artefact import write_atomically, write_json
+from pipelines.config import GenerateStage
+from pipelines.data.decode import caption_only, image_and_caption
+from pipelines.data.picture import fit, open_picture, to_rgb
+from pipelines.data.stream import once
+from pipelines.errors import PalimpsestError
+from pipelines.latent_sampler import LatentSampler
+from pipelines.masked_sampler import MaskedSampler
+from pipelines.pictures import from_pil
+from pipelines.progress import meter
+from pipelines.runs import Run, reopen_run, stage_of
+from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """A finished run, ready to sample."""
+
+    run: Run
+
+    def stages(self, *kinds: str) -> list[str]:
+        """Return the finished stages of some kinds."""
+        return [n for n, s in self.run.recipe.stage.items() if s.kind in kinds and self.run.finished(n)]
+
+    def default(self, *kinds: str) -> str:
+        """Return the first finished stage of the first kind that has one."""
+        for kind in kinds:
+            if found := self.stages(kind):
+                return found[0]
+        raise PalimpsestError(
+            f"{self.run.folder} has no finished stage of kind {' or '.join(kinds)}: run `palimpsest run RECIPE` to its end first."
+        )
+
+    @cached_property
+    def masked(self) -> MaskedSampler:
+        """The masked model."""
+        return MaskedSampler.load(self.run, self.default("mdlm"))
+
+    def sampler(self, model: str) -> PictureSampler:
+        """Return the sampler of a stage."""
+        stage = stage_of(self.run, model)
+        if stage.kind == "latent":
+            return LatentSampler.load(self.run, model)
+        if stage.kind == "mdlm":
+            return MaskedSampler.load(self.run, model)
+        raise PalimpsestError(
+            f"stage {model!r} is of kind {stage.kind!r} and draws no pictures; name one of kind latent or mdlm."
+        )
+
+    def settings(self, model: str, **changes: Any) -> Settings:
+        """Return the settings that the recipe generates with from `model`, with those given instead."""
+        for stage in self.run.recipe.stage.values():
+            if isinstance(stage, GenerateStage) and model in stage.needs:
+                break
+        else:
+            stage = GenerateStage() if stage_of(self.run, model).kind == "latent" else MASKED_DEFAULTS
+        base = settings_of(stage)
+        return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})
+
+    def sample(
+        self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, batch: int = 50, **changes: Any
+    ) -> list[Image.Image]:
+        """Draw one picture per prompt; `changes` are fields of Settings, such as guidance=4.0.
+
+        Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
+        """
+        name = model or self.default("latent", "mdlm")
+        return draw(self.sampler(name), prompts, self.settings(name, **changes), seed=seed, batch=batch)
+
+    def save(
+        self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, scale: int = 1, **changes: Any
+    ) -> list[Path]:
+        """Draw pictures into a folder, each with a JSON file that says how it was made."""
+        name = model or self.default("latent", "mdlm")
+        settings = self.settings(name, **changes)
+        images = draw(self.sampler(name), prompts, settings, seed=seed)
+        made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
+        made_by |= {"seed": seed, **dataclasses.asdict(settings)}
+        paths = []
+        for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+            stem = hashlib.sha256(f"{prompt}/{seed}/{i}".encode("utf-8", "replace")).hexdigest()[:12]
+            size = (image.width * scale, image.height * scale)
+            paths.append(
+                save_picture(
+                    out, stem, image.resize(size, Image.Resampling.NEAREST), {"prompt": prompt, "number": i, **made_by}
+                )
+            )
+        return paths
+
+    def texts(self, count: int, *, seed: int, steps: int | None = None) -> list[str]:
+        """Write texts without a picture."""
+        settings = self.settings(self.default("mdlm"), steps=steps)
+        return self.masked.texts(generators([""] * count, seed), settings)
+
+    def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
+        """Describe pictures of the run's size."""
+        settings = self.settings(self.default("mdlm"))
+        return self.masked.captions(from_pil(images), generators([""] * len(images), seed), settings)
+
+    def open_picture(self, path: Path) -> Image.Image:
+        """Read any picture as the run sees it: RGB, cropped to its middle square, resized."""
+        try:
+            return fit(to_rgb(open_picture(path.read_bytes())), self.run.recipe.data.size)
+        except FileNotFoundError as error:
+            raise PalimpsestError(f"There is no picture at {path}.") from error
+        except ValueError as error:
+            raise PalimpsestError(
+                f"{path} cannot be read as a picture: {error}. Give a PNG, JPEG or WebP file."
+            ) from error
+
+    def caption_file(self, path: Path, *, seed: int) -> str:
+        """Describe a picture file."""
+        return self.captions([self.open_picture(path)], seed=seed)[0]
+
+    def infill_file(
+        self, path: Path, caption: str, box: tuple[float, float, float, float], out: Path, *, seed: int, scale: int = 1
+    ) -> str:
+        """Fill a hidden box of a picture file and the open words of its caption; returns the whole caption."""
+        settings = self.settings(self.default("mdlm"))
+        x = from_pil([self.open_picture(path)])
+        image, words = self.masked.infill(x, caption, box, generators([caption], seed), settings)
+        size = (image.width * scale, image.height * scale)
+        write_picture(out, image.resize(size, Image.Resampling.NEAREST))
+        return f"{out}: {words}"
+
+
+MASKED_DEFAULTS = GenerateStage(sampler="confidence", steps=16, guidance=2.5)
+
+
+def load(run: Path | str) -> Pipeline:
+    """Open a finished run for sampling: `load("runs/scenes").sample(["a red star on a sky background"], seed=0)`."""
+    return Pipeline(reopen_run(Path(run)))
+
+
+def settings_of(stage: GenerateStage) -> Settings:
+    """Return the sampling settings of a stage."""
+    return Settings(sampler=stage.sampler, steps=stage.steps, guidance=stage.guidance, temperature=stage.temperature)
+
+
+def write_picture(path: Path, image: Image.Image) -> None:
+    """Write a PNG, atomically."""
+    write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
+
+
+def save_picture(folder: Path, stem: str, image: Image.Image, made: dict[str, Any]) -> Path:
+    """Write a picture and its JSON sidecar."""
+    path = folder / f"{stem}.png"
+    write_picture(path, image)
+    write_json(path.with_suffix(".json"), made)
+    return path
+
+
+def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
+    """Make the pictures (and texts) of a generate stage: held-out and unseen captions, one picture each."""
+    model = next(n for n in run.recipe.forerunners(name) if run.recipe.stage[n].kind in ("latent", "mdlm"))
+    pipeline, settings = Pipeline(run), settings_of(stage)
+    sampler = pipeline.sampler(model)
+    made = {"model": model, "settings": dataclasses.asdict(settings), "seed": stage.seed}
+    counts: dict[str, int] = {}
+    for split, count in (("test", stage.count), ("unseen", stage.unseen)):
+        if split not in run.splits() or count < 1:
+            continue
+        decode = caption_only
+        batch = next(once(run.open(split), decode, batch=count))
+        images = draw(sampler, batch["caption"], settings, seed=stage.seed, batch=stage.batch, name=f"{name} {split}")
+        folder = run.stage_folder(name) / split
+        for key, caption, label, image in zip(batch["key"], batch["caption"], batch["label"], images, strict=True):
+            save_picture(folder, key, image, {"key": key, "prompt": caption, "label": label, **made})
+        counts[split] = len(images)
+    if isinstance(sampler, MaskedSampler):
+        counts |= _write_words(run, name, stage, sampler, settings)
+    return {**made, "counts": counts}
+
+
+def _write_words(
+    run: Run, name: str, stage: GenerateStage, sampler: MaskedSampler, settings: Settings
+) -> dict[str, int]:
+    """Caption the held-out pictures and write texts without any."""
+    batch = next(once(run.held_out(), image_and_caption(run.recipe.data.size), batch=stage.count))
+    captions: list[str] = []
+    pairs = list(zip(batch["image"], generators(batch["key"], stage.seed), strict=True))
+    with meter(f"{name} captions", len(pairs)) as shown:
+        for part in chunks(pairs, stage.batch):
+            x = torch.stack([image for image, _ in part])
+            captions += sampler.captions(x, [g for _, g in part], settings)
+            shown.advance(len(part))
+    texts = sampler.texts(generators([""] * stage.texts, stage.seed), settings)
+    folder = run.stage_folder(name)
+    rows = [
+        {"key": key, "label": label, "truth": truth, "caption": caption}
+        for key, label, truth, caption in zip(batch["key"], batch["label"], batch["caption"], captions, strict=True)
+    ]
+    write_json(folder / "captions.json", rows)
+    write_json(folder / "texts.json", texts)
+    return {"captions": len(captions), "texts": len(texts)}

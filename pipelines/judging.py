@@ -1,0 +1,88 @@
+"""What the judges say: pictures in, features, captions' features and verdicts on scenes out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backbone.clip import contrastive_hash, image_features, load_contrastive
+from eval.features import Tower
+from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
+from eval.interval import Interval
+from pipelines.loop import device_of
+from pipelines.models import device, load_scene_judge
+from pipelines.pictures import from_uint8
+from pipelines.runs import Run
+from tokenizer.embed import TextEncoder, load_text_encoder
+
+Pictures = NDArray[np.uint8]  # (n, H, W, 3)
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class Judges:
+    """The judges of a run; either may be missing."""
+
+    tower: Tower | None  # features for distances and CLIP score
+    text: TextEncoder | None  # its text side
+    scene: SceneJudge | None
+
+    @classmethod
+    def load(cls, run: Run, name: str) -> Judges:
+        """Load the judges that stage `name` needs."""
+        contrastive, scene = (run.recipe.of_kind(name, kind) for kind in ("judge", "scene_judge"))
+        tower, text = _contrastive(run, contrastive[0]) if contrastive else (None, None)
+        return cls(tower, text, load_scene_judge(run, scene[0]) if scene else None)
+
+    @torch.no_grad()
+    def verdicts(self, pictures: Pictures) -> list[Canonical]:
+        """Read scenes."""
+        assert self.scene is not None
+        found: list[Canonical] = []
+        for start in range(0, len(pictures), BATCH):
+            x = from_uint8(pictures[start : start + BATCH]).to(device_of(self.scene))
+            found += read(self.scene(x), self.scene.config)
+        return found
+
+    def caption_features(self, captions: Sequence[str]) -> NDArray[np.float64]:
+        """Pooled text features (n, P) of the judge."""
+        assert self.text is not None
+        return self.text.embed(captions).pooled.double().cpu().numpy()
+
+
+def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
+    folder = run.stage_folder(name)
+    run.manifest(name)
+    model = load_contrastive(folder).to(device())
+    text = load_text_encoder(folder).to(device())
+    size = model.visual.image_size  # type: ignore[union-attr]
+    side = size if isinstance(size, int) else size[0]
+    tower = Tower(
+        name="indomain-openclip",
+        sha256=contrastive_hash(folder),
+        dim=text.pooled_width,
+        size=side,
+        network=lambda x: image_features(model, x),
+        how="none" if side == run.recipe.data.size else "clean",
+        device=str(device()),
+    )
+    return tower, text
+
+
+def scene_figures(
+    judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]], *, seed: int
+) -> dict[str, Interval]:
+    """Shares of pictures as asked, by attribute and number of objects; labels are what was asked for."""
+    return scored(
+        [score(found, label) for found, label in zip(judges.verdicts(pictures), labels, strict=True)], labels, seed=seed
+    )
+
+
+def scored(scores: Sequence[Scores], labels: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Interval]:
+    """Sum verdicts up."""
+    return summarise(scores, [len(label["objects"]) for label in labels], seed=seed)

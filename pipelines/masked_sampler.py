@@ -1,0 +1,168 @@
+"""One mask-based call for everything a masked model does: text to image, captioning, texts, infilling in either modality.
+
+What is known stands in the sequence, what is not is masked, and one sampler fills it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from discrete import sample
+from discrete.guide import Condition, classifier_free, conditional, hide
+from discrete.layout import Layout
+from discrete.model import MaskedTransformer
+from discrete.predict import denoiser
+from discrete.schedule import Schedule
+from latent.grid import uniform as uniform_times
+from pipelines.artefact import ArtefactError
+from pipelines.cache import open_cache
+from pipelines.config import MdlmStage
+from pipelines.loop import device_of
+from pipelines.models import load_bpe, load_masked, load_vqvae
+from pipelines.pictures import to_pil
+from pipelines.runs import Run
+from pipelines.sampling import Settings
+from tokenizer.text import BPE
+from tokenizer.vqvae import VQVAE
+
+OPEN = "[mask]"  # a word of a caption that is to be filled in
+
+
+@dataclass(frozen=True)
+class MaskedSampler:
+    """A masked model with its tokenizers."""
+
+    network: MaskedTransformer
+    schedule: Schedule
+    layout: Layout
+    bpe: BPE
+    vqvae: VQVAE
+
+    @classmethod
+    def load(cls, run: Run, name: str, network: MaskedTransformer | None = None) -> Self:
+        """Load the stage `name`, or take a network that is being trained for it."""
+        stage = run.recipe.stage[name]
+        assert isinstance(stage, MdlmStage)
+        made = open_cache(run, name).manifest
+        bpe_name, vqvae = (run.need(name, kind)[0] for kind in ("bpe", "vqvae"))
+        bpe = load_bpe(run, bpe_name)
+        if bpe.hash != made["tokenizer"]:
+            raise ArtefactError(
+                f"{run.stage_folder(bpe_name)} is the tokenizer {bpe.hash[:12]}, but {name} was trained with "
+                f"{made['tokenizer'][:12]}. Train {name} again, or put the old tokenizer back."
+            )
+        layout = Layout(**made["layout"])
+        return cls(
+            network or load_masked(run, name, layout), stage.sampling_schedule, layout, bpe, load_vqvae(run, vqvae)
+        )
+
+    def pictures(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
+    ) -> list[Image.Image]:
+        """Draw one picture per prompt."""
+        text = self.bpe.encode(prompts).tokens
+        x = self.layout.join(text, None).to(self.device)
+        known = self.layout.is_text().to(self.device).expand_as(x)
+        _, codes = self.layout.split(self.fill(x, known, generators, settings))
+        return self.decode(codes)
+
+    def captions(self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
+        """Describe pictures (B, 3, H, W) in [-1, 1]."""
+        codes = self.encode(images)
+        x = self.layout.join(None, codes)
+        known = ~self.layout.is_text().to(self.device).expand_as(x)
+        text, _ = self.layout.split(self.fill(x, known, generators, settings, guided=False))
+        return self.bpe.decode(text)
+
+    def texts(self, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
+        """Write texts on the short sequence, which means that there is no picture."""
+        x = self.layout.masked(len(generators), self.device)[:, self.layout.text]
+        filled = self.fill(x, torch.zeros_like(x, dtype=torch.bool), generators, settings, guided=False)
+        return self.bpe.decode(filled)
+
+    def infill(
+        self, images: Tensor, caption: str, box: tuple[float, float, float, float],
+        generators: Sequence[torch.Generator], settings: Settings,
+    ) -> tuple[Image.Image, str]:  # fmt: skip
+        """Fill a box (left, top, right, bottom as shares of the side) of one picture (1, 3, H, W) and the open words of its caption."""
+        text, text_known = self._open_words(caption)
+        x = self.layout.join(text.to(self.device), self.encode(images))
+        known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
+        x = torch.where(known, x, self.layout.mask_id)
+        words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False))
+        return self.decode(codes)[0], self.bpe.decode(words)[0]
+
+    def _open_words(self, caption: str) -> tuple[Tensor, Tensor]:
+        """Tokens (1, L) of a caption and which of them are known: each word that reads [mask] is one open token."""
+        if not caption.strip():
+            return torch.zeros(1, self.layout.text_length, dtype=torch.int64), torch.zeros(
+                1, self.layout.text_length
+            ).bool()
+        pieces: list[tuple[list[int], bool]] = []
+        for word in caption.split():
+            ids = self.bpe.encode([word])
+            own = ids.tokens[0, : int(ids.lengths[0]) - 1].tolist()
+            pieces.append(([0], False) if word == OPEN else (own, True))
+        flat = [(token, known) for ids, known in pieces for token in ids][: self.layout.text_length - 1]
+        flat.append((self.bpe.end_id, True))
+        flat += [(self.bpe.pad_id, True)] * (self.layout.text_length - len(flat))
+        tokens, known = zip(*flat, strict=True)
+        return torch.tensor([tokens]), torch.tensor([known])
+
+    def hidden_box(self, box: tuple[float, float, float, float]) -> Tensor:
+        """Which codes a box touches, (image_length,) bool. Raises ValueError for a box outside the picture."""
+        left, top, right, bottom = box
+        if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
+            raise ValueError(
+                f"box {box}, expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1, as shares of the side"
+            )
+        side = round(self.layout.image_length**0.5)
+        near, far = torch.arange(side) / side, (torch.arange(side) + 1) / side
+        columns, rows = (near < right) & (far > left), (near < bottom) & (far > top)
+        return (rows[:, None] & columns).flatten().to(self.device)
+
+    @torch.no_grad()
+    def fill(
+        self,
+        x: Tensor,
+        known: Tensor,
+        generators: Sequence[torch.Generator],
+        settings: Settings,
+        *,
+        guided: bool = True,
+    ) -> Tensor:
+        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: push away from what the hidden caption gives."""
+        cond = Condition(x, known)
+        model = conditional(self.network.logits)
+        scale = settings.guidance if guided else 1.0
+        logits = classifier_free(model, cond, hide(cond, self.layout.mask_id), scale)
+        denoise = denoiser(logits, mask_id=self.layout.mask_id, temperature=settings.temperature)
+        times = uniform_times(settings.steps)
+        arguments = {"mask_id": self.layout.mask_id, "generator": generators, "known": known}
+        if settings.sampler == "confidence":
+            return sample.confidence(denoise, self.schedule, x, times, **arguments)
+        if settings.sampler == "masked_ancestral":
+            return sample.ancestral(denoise, self.schedule, x, times, **arguments)
+        raise ValueError(f"a masked model samples with confidence or masked_ancestral, not {settings.sampler!r}")
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Codes (B, h, w) of pictures (B, 3, H, W)."""
+        return self.vqvae.codes(images.to(self.device))
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> list[Image.Image]:
+        """Pictures of codes (B, h w)."""
+        side = round(codes.shape[1] ** 0.5)
+        return to_pil(self.vqvae.decode_codes(codes.unflatten(1, (side, side))))
+
+    @property
+    def device(self) -> torch.device:
+        """Where the network is."""
+        return device_of(self.network)

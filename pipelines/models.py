@@ -1,0 +1,84 @@
+"""Trained models from their artefacts: configuration and statistics from the manifest, weights from safetensors."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from discrete.layout import Layout
+from discrete.model import MaskedTransformer, MaskedTransformerConfig
+from eval.scene import SceneJudge, SceneJudgeConfig
+from latent.dit import DiT, DiTConfig
+from pipelines.artefact import ArtefactError, load_weights
+from pipelines.config import read_config
+from pipelines.runs import Run
+from tokenizer.text import BPE
+from tokenizer.vae import VAE, VAEConfig
+from tokenizer.vqvae import VQVAE, VQVAEConfig
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def device() -> torch.device:
+    """Return the device that models run on: a GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def best_weights(folder: Path) -> Path:
+    """Return the averaged weights of a stage that keeps an average, else the last ones."""
+    average = folder / "ema.safetensors"
+    return average if average.exists() else folder / "model.safetensors"
+
+
+def plain(config: Any) -> dict[str, Any]:
+    """Return a configuration as plain values, for a manifest."""
+    return dataclasses.asdict(config)
+
+
+def _load(run: Run, name: str, kind: type[Any], build: Callable[[Any], Module]) -> Module:
+    folder, manifest = run.stage_folder(name), run.manifest(name)
+    module = build(read_config(kind, manifest["model"], str(folder)))
+    load_weights(module, best_weights(folder))
+    return module.to(device()).eval().requires_grad_(False)
+
+
+def load_bpe(run: Run, name: str) -> BPE:
+    """Load the text tokenizer of stage `name`."""
+    run.manifest(name)
+    return BPE.load(run.stage_folder(name) / "bpe.json")
+
+
+def load_vae(run: Run, name: str) -> VAE:
+    """Load the VAE of stage `name`."""
+    return _load(run, name, VAEConfig, VAE)
+
+
+def load_vqvae(run: Run, name: str) -> VQVAE:
+    """Load the VQ-VAE of stage `name`."""
+    return _load(run, name, VQVAEConfig, VQVAE)
+
+
+def load_dit(run: Run, name: str) -> DiT:
+    """Load the latent model of stage `name`."""
+    return _load(run, name, DiTConfig, DiT)
+
+
+def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
+    """Load the masked model of stage `name`; its vocabulary layout must be the one given."""
+    made = run.manifest(name)["layout"]
+    if made != plain(layout):
+        raise ArtefactError(
+            f"{run.stage_folder(name)} was trained with the vocabulary layout {made}, but the cache has {plain(layout)}. "
+            f"Delete {run.stage_folder(name)} and train {name} again."
+        )
+    return _load(run, name, MaskedTransformerConfig, lambda config: MaskedTransformer(config, layout))
+
+
+def load_scene_judge(run: Run, name: str) -> SceneJudge:
+    """Load the judge of scenes of stage `name`."""
+    return _load(run, name, SceneJudgeConfig, SceneJudge)

@@ -1,0 +1,55 @@
+"""Between tensors in [-1, 1] and pictures that people look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+GAP = 2  # pixels between the pictures of a grid
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """Quantise pictures (B, 3, H, W) in [-1, 1] by rounding to (B, H, W, 3) uint8."""
+    levels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round()
+    return levels.to(torch.uint8).movedim(1, -1).cpu().numpy()
+
+
+def from_uint8(pictures: np.ndarray) -> Tensor:
+    """Return pictures (B, H, W, 3) uint8 as (B, 3, H, W) float32 in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(pictures)).movedim(-1, 1).float() / 127.5 - 1
+
+
+def to_pil(x: Tensor) -> list[Image.Image]:
+    """Return pictures (B, 3, H, W) in [-1, 1] as PIL images."""
+    return [Image.fromarray(picture) for picture in to_uint8(x)]
+
+
+def from_pil(images: Sequence[Image.Image]) -> Tensor:
+    """Return PIL images of one size as (B, 3, H, W) float32 in [-1, 1]."""
+    return from_uint8(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+
+
+def grid(images: Sequence[Image.Image], columns: int | None = None, scale: int = 1) -> Image.Image:
+    """Lay pictures of one size out in rows, about square unless `columns` is given; each pixel `scale` wide."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    width, height = (side * scale for side in images[0].size)
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
+    for i, image in enumerate(images):
+        place = (i % columns * (width + GAP), i // columns * (height + GAP))
+        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
+    return sheet
+
+
+def side_by_side(x: Tensor, x_hat: Tensor) -> Image.Image:
+    """Lay originals (top rows of each pair) over their reconstructions, both (B, 3, H, W) in [-1, 1]."""
+    pairs = list(zip(to_pil(x[: len(x_hat)]), to_pil(x_hat), strict=True))
+    columns = math.ceil(math.sqrt(2 * len(pairs)))
+    rows = [pairs[i : i + columns] for i in range(0, len(pairs), columns)]
+    ordered = [picture for row in rows for part in (0, 1) for picture in (pair[part] for pair in row)]
+    return grid(ordered, columns)

@@ -1,0 +1,210 @@
+"""A run: one recipe, its folder and its data; what every stage asks for where things are."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.artefact import MANIFEST, ArtefactError, digest, finish_artefact, read_json, read_manifest, write_json
+from pipelines.config import AnyStage, Recipe, ScenesData, dump_recipe, load_recipe, parse_recipe
+from pipelines.data.shards import Split, open_split, shard_paths
+from pipelines.errors import PalimpsestError
+
+VERSION = "0.1.0"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A recipe, the folder of its results and the folder of its data."""
+
+    recipe: Recipe
+    folder: Path
+    data: Path
+
+    def stage_folder(self, name: str) -> Path:
+        """Return the folder of a stage's artefact."""
+        return self.folder / name
+
+    def open(self, split: str) -> Split:
+        """Open a split of the data."""
+        return open_split(self.data, split)
+
+    def splits(self) -> list[str]:
+        """Return the splits that the data has: train, and test and unseen where they exist."""
+        return [split for split in ("train", "test", "unseen") if shard_paths(self.data, split)]
+
+    def held_out(self) -> Split:
+        """Open the split that judges: test where there is one, else train."""
+        return self.open("test" if "test" in self.splits() else "train")
+
+    def data_manifest(self) -> dict[str, Any]:
+        """Return the manifest of the data, empty where there is none."""
+        path = self.data / MANIFEST
+        return read_json(path) if path.exists() else {}
+
+    def need(self, name: str, kind: str) -> tuple[str, dict[str, Any]]:
+        """Return (name, manifest) of the forerunner of `kind` that stage `name` stands on, checked."""
+        found = self.recipe.of_kind(name, kind)
+        if not found:
+            raise ArtefactError(
+                f"stage.{name} needs a stage of kind {kind!r}: add its name to stage.{name}.needs in the recipe."
+            )
+        return found[0], self.manifest(found[0])
+
+    def manifest(self, name: str) -> dict[str, Any]:
+        """Return the manifest of a finished stage, after checking files, configuration and forerunners."""
+        stage = self.recipe.stage[name]
+        manifest = read_manifest(
+            self.stage_folder(name), kind=stage.kind, remedy=f"Train it first: `palimpsest train {name} RECIPE`."
+        )
+        self.check_identity(name, manifest)
+        return manifest
+
+    def identity(self, name: str) -> dict[str, Any]:
+        """Return what a stage's result depends on: its configuration, the data and its forerunners' hashes."""
+        needs = {}
+        for need in self.recipe.stage[name].needs:
+            folder = self.stage_folder(need)
+            read_manifest(folder, remedy=f"stage.{name} needs it: `palimpsest train {need} RECIPE`.")
+            needs[need] = read_json(folder / MANIFEST)["hash"]
+        stage = plain_stage(self.recipe, name)
+        return {"stage": stage, "seed": self.recipe.seed, "data": self.data_hash(), "needs": needs}
+
+    def check_identity(self, name: str, manifest: dict[str, Any]) -> None:
+        """Refuse an artefact that was made by another configuration, other data or other forerunners."""
+        folder = self.stage_folder(name)
+        remedy = f"Give another --out, or delete {folder} (and what was built on it) to make it anew."
+        made, wanted = manifest["identity"], self.identity(name)
+        for key, now in flatten(wanted).items():
+            before = flatten(made).get(key)
+            if before != now:
+                raise ArtefactError(
+                    f"{folder} does not match the recipe: {key} was {before!r} and is now {now!r}. {remedy}"
+                )
+
+    def finished(self, name: str) -> bool:
+        """Whether a stage stands finished and matches the recipe; a mismatch raises ArtefactError."""
+        if not (self.stage_folder(name) / MANIFEST).exists():
+            return False
+        self.manifest(name)
+        return True
+
+    def begin(self, name: str) -> dict[str, Any]:
+        """Note what an unfinished stage is being made from; refuses to go on with another configuration."""
+        folder, identity = self.stage_folder(name), self.identity(name)
+        started = folder / ".identity"
+        if started.exists():
+            self.check_identity(name, {"identity": read_json(started)})
+        write_json(started, identity)
+        return identity
+
+    def finish(self, name: str, identity: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+        """Write the manifest of a stage that is done."""
+        manifest = {"kind": self.recipe.stage[name].kind, "name": name, "version": code_version(), "identity": identity}
+        return finish_artefact(self.stage_folder(name), {**manifest, **facts})
+
+    def recipe_hash(self) -> str:
+        """Return the hash of the resolved recipe."""
+        return digest(dump_recipe(self.recipe))[:16]
+
+    def data_hash(self) -> str:
+        """Return the hash of the data: its manifest where there is one, else names and sizes of its shards."""
+        manifest = self.data / MANIFEST
+        if manifest.exists():
+            return digest(read_json(manifest))[:16]
+        return digest([[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))])[:16]
+
+
+def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
+    """Return a stage's configuration as plain values, without what cannot change its result."""
+    plain = dump_recipe(recipe)["stage"][name]
+    for key in ("save_seconds", "compile"):
+        plain.get("training", {}).pop(key, None)
+    return plain
+
+
+def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return nested dictionaries as one with dotted keys."""
+    if not isinstance(value, dict):
+        return {prefix: value}
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
+    return flat
+
+
+def open_run(
+    recipe_path: Path,
+    *,
+    out: Path,
+    data: Path | None,
+    overrides: tuple[str, ...] = (),
+    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+) -> Run:
+    """Open (or start) the run of a recipe: results in `out/<recipe>`, data in `data` or where the recipe says.
+
+    change: a last change to the recipe, such as a budget.
+    """
+    if recipe_path.suffix == ".json":  # the recipe.json of a run
+        recipe = parse_recipe(read_json(recipe_path)["recipe"], str(recipe_path))
+    else:
+        recipe = change(load_recipe(recipe_path, overrides))
+    run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
+    run.folder.mkdir(parents=True, exist_ok=True)
+    write_json(run.folder / "recipe.json", {"recipe": dump_recipe(recipe), "data": str(run.data.resolve())})
+    return run
+
+
+def reopen_run(folder: Path) -> Run:
+    """Open a run from its folder alone, for sampling and studies."""
+    if not (folder / "recipe.json").exists():
+        raise PalimpsestError(
+            f"{folder} is no run: it holds no recipe.json. Give the folder that `palimpsest run` made, such as runs/scenes."
+        )
+    saved = read_json(folder / "recipe.json")
+    recipe = parse_recipe(saved["recipe"], str(folder / "recipe.json"))
+    return Run(recipe=recipe, folder=folder, data=Path(saved["data"]))
+
+
+def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:
+    """Return where the data of a recipe lies."""
+    if given is not None:
+        return given
+    if isinstance(recipe.data, ScenesData):
+        return out / "data" / f"scenes-{recipe.data.size}-{recipe.data.count}-{recipe.data.seed}"
+    if recipe.data.path is None:
+        raise PalimpsestError(f"The recipe {recipe.name} reads your own shards: say where they are with --data DIR.")
+    return Path(recipe.data.path)
+
+
+def code_version() -> str:
+    """Return the version and, in a checkout, the commit with a mark for uncommitted changes."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return VERSION
+    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
+            cwd=root, env=environment, capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.CalledProcessError):
+        return VERSION
+    return f"{VERSION}+{described.stdout.strip()}"
+
+
+def stage_of(run: Run, name: str) -> AnyStage:
+    """Return a stage of the recipe. Raises PalimpsestError with the known names."""
+    if name not in run.recipe.stage:
+        known = ", ".join(run.recipe.stage)
+        raise PalimpsestError(f"The recipe {run.recipe.name} has no stage {name!r}; it has {known}.")
+    return run.recipe.stage[name]
+
+
+def model_dict(config: object) -> dict[str, Any]:
+    """Return a model's configuration for its manifest."""
+    return asdict(config)  # type: ignore[call-overload]

@@ -1,0 +1,76 @@
+"""What all samplers share: settings, generators that tie a picture to its prompt, and drawing in batches."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+import torch
+from PIL import Image
+
+from pipelines.errors import PalimpsestError
+from pipelines.progress import meter
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to sample."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        if self.steps < 1:
+            raise PalimpsestError(f"steps is {self.steps}, expected at least 1; 25 is usual for pictures")
+        if self.temperature <= 0:
+            raise PalimpsestError(
+                f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
+            )
+
+
+class PictureSampler(Protocol):
+    """What draws pictures: a latent or a masked model."""
+
+    def pictures(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
+    ) -> list[Image.Image]:
+        """Return one picture per prompt."""
+        ...
+
+
+def generators(prompts: Sequence[str], seed: int) -> list[torch.Generator]:
+    """Return one generator per prompt, a function of (seed, prompt, number of equal prompts before it)."""
+    seen: Counter[str] = Counter()
+    made = []
+    for prompt in prompts:
+        key = hashlib.sha256(f"{seed}/{seen[prompt]}/{prompt}".encode("utf-8", "replace")).digest()
+        made.append(torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1))
+        seen[prompt] += 1
+    return made
+
+
+def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """Cut a sequence into pieces of `size`."""
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+def draw(
+    sampler: PictureSampler, prompts: Sequence[str], settings: Settings, *, seed: int, batch: int = 50, name: str = ""
+) -> list[Image.Image]:
+    """Draw one picture per prompt, in batches."""
+    images: list[Image.Image] = []
+    pairs = list(zip(prompts, generators(prompts, seed), strict=True))
+    with meter(name or "pictures", len(pairs)) as shown:
+        for part in chunks(pairs, batch):
+            images += sampler.pictures([p for p, _ in part], [g for _, g in part], settings)
+            shown.advance(len(part), "pictures")
+    return images

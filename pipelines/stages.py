@@ -1,0 +1,139 @@
+"""From a stage's kind to the function that makes it, and what every stage shares: lock, data, clock, manifest."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, assert_never
+
+import torch
+
+from pipelines.artefact import MANIFEST
+from pipelines.config import (
+    BPEStage,
+    ClipStage,
+    EncodeStage,
+    EvalStage,
+    GenerateStage,
+    JudgeStage,
+    LatentStage,
+    MdlmStage,
+    SceneJudgeStage,
+    ScenesData,
+    VAEStage,
+    VQVAEStage,
+)
+from pipelines.data.scenes import write as write_scenes
+from pipelines.errors import PalimpsestError
+from pipelines.loop import drop_checkpoints
+from pipelines.progress import meter
+from pipelines.runs import Run, stage_of
+
+
+def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
+    """Make the artefact of one stage, unless it stands already; returns its manifest.
+
+    again: make it anew even then. Raises PalimpsestError where a forerunner is missing or does not match.
+    """
+    stage_of(run, name)
+    folder = run.stage_folder(name)
+    prepare_process()
+    ensure_data(run)
+    if run.finished(name) and not again:
+        print(f"{name} is finished: {folder}")
+        return run.manifest(name)
+    with lock(folder, name):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        identity = run.begin(name)
+        started = time.monotonic()
+        facts = make(run, name)
+        manifest = run.finish(name, identity, {**facts, "wall_seconds": round(time.monotonic() - started, 1)})
+        drop_checkpoints(folder)
+    return manifest
+
+
+def make(run: Run, name: str) -> dict[str, Any]:
+    """Do the work of one stage and return the facts for its manifest."""
+    stage = stage_of(run, name)
+    match stage:
+        case BPEStage():
+            from pipelines.stage_one import train_bpe
+
+            return train_bpe(run, name, stage)
+        case VAEStage():
+            from pipelines.stage_one import train_vae
+
+            return train_vae(run, name, stage)
+        case VQVAEStage():
+            from pipelines.stage_one import train_vqvae
+
+            return train_vqvae(run, name, stage)
+        case ClipStage() | JudgeStage():
+            from pipelines.stage_one import train_contrastive
+
+            return train_contrastive(run, name, stage)
+        case SceneJudgeStage():
+            from pipelines.stage_one import train_scene_judge
+
+            return train_scene_judge(run, name, stage)
+        case EncodeStage():
+            from pipelines.cache import encode
+
+            return encode(run, name, stage)
+        case LatentStage():
+            from pipelines.stage_two import train_latent
+
+            return train_latent(run, name, stage)
+        case MdlmStage():
+            from pipelines.stage_two import train_mdlm
+
+            return train_mdlm(run, name, stage)
+        case GenerateStage():
+            from pipelines.generate import generate
+
+            return generate(run, name, stage)
+        case EvalStage():
+            from pipelines.evaluate import evaluate
+
+            return evaluate(run, name, stage)
+        case _:
+            assert_never(stage)
+
+
+def prepare_process() -> None:
+    """Set what a process needs once: no denormals (Adam's moments fill with them), and the threads it was given."""
+    torch.set_flush_denormal(True)
+    if threads := os.environ.get("OMP_NUM_THREADS"):
+        torch.set_num_threads(int(threads))
+
+
+def ensure_data(run: Run) -> None:
+    """Render the built-in scenes where a recipe asks for them and they are not there yet."""
+    data = run.recipe.data
+    if not isinstance(data, ScenesData) or run.data.exists():
+        return
+    with lock(run.folder, "data"), meter("scenes", 1) as shown:
+
+        def tick(done: int, total: int) -> None:
+            shown.total = total
+            shown.advance(done - shown.done)
+
+        write_scenes(run.data, count=data.count, size=data.size, seed=data.seed, progress=tick)
+
+
+@contextmanager
+def lock(folder: Path, name: str) -> Iterator[None]:
+    """Hold a folder for this process; a second one is refused with a sentence. The system frees it when a process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise PalimpsestError(
+                f"Another process is working on {name} in {folder}. Wait for it, or give this run another --out."
+            ) from error
+        yield

@@ -1,0 +1,55 @@
+"""How well a masked model knows captions: the bound on their negative log-likelihood, with low variance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from discrete.corrupt import mask_exact_count
+from discrete.layout import Layout
+from discrete.loss import exact_count_nelbo
+from discrete.model import MaskedTransformer
+from discrete.predict import subs
+from pipelines.loop import device_of, step_generator
+
+BATCH = 256
+
+
+@dataclass(frozen=True)
+class CaptionBound:
+    """Upper bounds on -log p of each caption: `nats` (N,) float64, end token and padding included; `tokens` (N,), without padding."""
+
+    nats: Tensor
+    tokens: Tensor
+
+    @property
+    def per_token(self) -> float:
+        """Nats per token: all nats over all caption and end tokens. The padding is a function of the end, so its nats belong there."""
+        return float(self.nats.sum() / self.tokens.sum())
+
+
+@torch.no_grad()
+def caption_bound(
+    network: MaskedTransformer, layout: Layout, text: Tensor, pad_id: int, *, rounds: int | None = None, seed: int = 0
+) -> CaptionBound:
+    """Average the exact-count estimator over `rounds` counts spread evenly over 1..L (all L of them by default).
+
+    text: (N, L) token ids. The captions stand alone, without a picture.
+    """
+    length = layout.text_length
+    rounds = length if rounds is None else rounds
+    device, totals = device_of(network), []
+    for number, part in enumerate(text.split(BATCH)):
+        x = part.to(device)
+        estimates = torch.zeros(len(x), dtype=torch.float64, device=device)
+        for k in range(rounds):
+            generator = step_generator(seed, number, k)
+            low, high = 1 + k * length // rounds, (k + 1) * length // rounds  # the k-th stratum of counts
+            count = torch.randint(low, high + 1, (len(x),), generator=generator).to(device)
+            x_t = mask_exact_count(x, count, mask_id=layout.mask_id, generator=generator)
+            log_probs = subs(network.logits(x_t), x_t, layout.mask_id)
+            estimates += exact_count_nelbo(log_probs, x, x_t, mask_id=layout.mask_id).double() / rounds
+        totals.append(estimates.cpu())
+    return CaptionBound(torch.cat(totals), (text != pad_id).sum(1))

@@ -1,0 +1,102 @@
+import pytest
+import torch
+
+from discrete.layout import Layout
+from discrete.model import MaskedTransformer, MaskedTransformerConfig
+from discrete.predict import denoiser
+from discrete.sample import confidence
+from discrete.schedule import Linear
+
+LAYOUT = Layout(text_length=5, image_length=9, text_vocab=11, image_vocab=7)
+
+
+def network(**options) -> MaskedTransformer:
+    torch.manual_seed(0)
+    model = MaskedTransformer(MaskedTransformerConfig(dim=16, depth=2, heads=2, **options), LAYOUT)
+    for p in model.parameters():  # blocks start as the identity; make every path count
+        torch.nn.init.normal_(p, std=0.3)
+    return model.eval()
+
+
+def tokens(batch: int = 4) -> torch.Tensor:
+    g = torch.Generator().manual_seed(1)
+    x = LAYOUT.join(torch.randint(0, 11, (batch, 5), generator=g), torch.randint(0, 7, (batch, 9), generator=g))
+    return torch.where(torch.rand(x.shape, generator=g) < 0.5, LAYOUT.mask_id, x)
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"time": True}])
+def test_logits_are_finite_exactly_where_the_layout_allows(options: dict):
+    logits = network(**options).logits(tokens(), torch.tensor(0.5))
+    assert logits.shape == (4, LAYOUT.length, LAYOUT.mask_id + 1) and logits.dtype == torch.float32
+    assert torch.equal(torch.isfinite(logits), LAYOUT.allowed().expand_as(logits))
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary": True}])
+def test_text_alone_runs_and_differs_from_text_beside_a_hidden_image(options: dict):
+    model, x = network(**options), tokens()
+    alone, none = model(x[:, LAYOUT.text])
+    assert alone.shape == (4, 5, 11) and none is None
+    x[:, LAYOUT.image] = LAYOUT.mask_id
+    assert not torch.allclose(alone, model(x).text)
+
+
+def test_every_position_reads_every_other_one():
+    model, x = network(), tokens(1)
+    text, image = model(x)
+    for i in range(LAYOUT.length):
+        changed = x.clone()
+        changed[:, i] = (x[:, i] + 1) % 11
+        other = model(changed)
+        assert (other.text != text).all() and (other.image != image).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"rotary": True}])
+def test_positions_are_told_apart_even_when_all_are_masked(options: dict):
+    logits = network(**options)(LAYOUT.masked(1))
+    assert len(logits.text[0].detach().unique(dim=0)) == 5 and len(logits.image[0].detach().unique(dim=0)) == 9
+
+
+def test_time_is_read_only_where_asked():
+    x, early, late = tokens(), torch.tensor(0.1), torch.full((4,), 0.9)
+    assert torch.equal(network().logits(x, early), network().logits(x, late))
+    timed = network(time=True)
+    assert not torch.allclose(timed.logits(x, early), timed.logits(x, late))
+    with pytest.raises(ValueError, match="give it t"):
+        timed(x)
+
+
+def test_image_tokens_start_in_the_geometry_of_the_codebook():
+    model = network()
+    codebook = torch.randn(7, 3, generator=torch.Generator().manual_seed(2))
+    codebook[1] = codebook[0] + 1e-4
+    model.initialise_codes(codebook, torch.Generator().manual_seed(0))
+    rows = model.tokens.weight[11:18]
+    distances = torch.cdist(rows, rows) + torch.eye(7) * 9
+    assert distances.argmin(1)[:2].tolist() == [1, 0] and distances[0, 1] < 0.01 * distances[0, 2:].min()
+    with pytest.raises(ValueError, match="6 codes, the layout 7"):
+        model.initialise_codes(codebook[:6], torch.Generator())
+
+
+def test_a_length_that_is_neither_text_nor_both_is_named():
+    with pytest.raises(ValueError, match=r"7 tokens, expected 5 \(text\) or 14"):
+        network()(tokens()[:, :7])
+
+
+def test_sizes_that_do_not_fit_are_named():
+    with pytest.raises(ValueError, match="dim 16 is not a multiple of heads 3"):
+        MaskedTransformerConfig(dim=16, heads=3)
+    with pytest.raises(ValueError, match="image_length is 8"):
+        MaskedTransformer(
+            MaskedTransformerConfig(), Layout(text_length=5, image_length=8, text_vocab=11, image_vocab=7)
+        )
+
+
+def test_one_call_fills_in_either_modality():
+    model, x = network(), tokens()
+    known = x != LAYOUT.mask_id
+    denoise = denoiser(model.logits, mask_id=LAYOUT.mask_id, allowed=LAYOUT.allowed())
+    out = confidence(
+        denoise, Linear(), x, torch.linspace(1, 0, 5), mask_id=LAYOUT.mask_id, generator=torch.Generator(), known=known
+    )
+    assert torch.equal(out[known], x[known])
+    LAYOUT.split(out)  # raises where a mask is left

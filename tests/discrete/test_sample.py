@@ -1,0 +1,160 @@
+import pytest
+import torch
+from torch import Tensor
+
+from discrete.layout import Layout
+from discrete.predict import denoiser, subs
+from discrete.sample import ancestral, confidence, draw, invert
+from discrete.schedule import Cosine, Linear
+from tests.discrete.oracle import Joint
+
+JOINT = Joint(vocab=3, length=3)
+SAMPLERS = [ancestral, confidence]
+ONE_BY_ONE = torch.linspace(1, 0, 4)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def all_masked(count: int, joint: Joint = JOINT) -> Tensor:
+    return torch.full((count, joint.states.shape[1]), joint.mask_id)
+
+
+def naive_draw(log_probs: Tensor, g: torch.Generator) -> Tensor:
+    """The counterexample: Gumbel-max in float32, as it stands in well-known code."""
+    u = torch.rand(log_probs.shape, generator=g)
+    return (log_probs.float() - torch.log(-torch.log(u))).argmax(-1)
+
+
+def test_draw_hits_the_tail_and_float32_gumbel_does_not():
+    rare, rows, p = 5000, 500, 2e-8  # 200 rounds of 500 draws: 10 tail hits expected
+    log_probs = torch.full((rare + 1,), p, dtype=torch.float64).log()
+    log_probs[0] = torch.log1p(torch.tensor(-rare * p, dtype=torch.float64))
+    g, hits, naive = generator(3), 0, 0
+    for _ in range(200):
+        hits += int((draw(log_probs.expand(1, rows, -1), g) > 0).sum())
+        naive += int((naive_draw(log_probs.expand(rows, -1), g) > 0).sum())
+    low, high = 3, 20  # Poisson(10) leaves them with probability 0.4 %
+    assert low <= hits <= high
+    assert naive < low  # none at all could be drawn if the common token's noise were never negative
+
+
+def test_draw_never_returns_a_token_without_probability():
+    log_probs = torch.tensor([-torch.inf, 0.0, -torch.inf, -1.0, -torch.inf]).expand(1, 6, 5)
+    u = torch.tensor([0, 1e-300, 0.5, 1 - 2**-53, 0.999999, 0.7310585786300049], dtype=torch.float64)
+    assert set(invert(log_probs[0], u).tolist()) <= {1, 3}
+    assert set(draw(log_probs.expand(500, 6, 5), generator()).unique().tolist()) == {1, 3}
+
+
+def test_ancestral_reproduces_the_exact_joint():
+    x = ancestral(JOINT, Linear(), all_masked(20_000), torch.linspace(1, 0, 201), mask_id=3, generator=generator(1))
+    assert JOINT.chi_square(x) > 1e-3
+
+
+def test_ancestral_in_one_step_gives_the_product_of_marginals():
+    x = ancestral(JOINT, Linear(), all_masked(40_000), torch.tensor([1.0, 0.0]), mask_id=3, generator=generator())
+    assert JOINT.chi_square(x) < 1e-6  # the test above can fail
+    marginal = JOINT(all_masked(1))[0].exp()
+    seen = torch.nn.functional.one_hot(x, 4).double().mean(0)
+    torch.testing.assert_close(seen, marginal, atol=0.012, rtol=0)
+
+
+def test_one_token_at_a_time_in_random_order_reproduces_the_exact_joint():
+    # a huge temperature turns confidence order into a random order, independent of the guesses
+    x = confidence(JOINT, Linear(), all_masked(40_000), ONE_BY_ONE, mask_id=3, generator=generator(), temperature=1e9)
+    # the last step has no noise left, but then a single token is left too
+    assert JOINT.chi_square(x) > 1e-3
+
+
+def test_confidence_order_prefers_what_the_model_is_sure_of():
+    x = confidence(JOINT, Linear(), all_masked(20_000), ONE_BY_ONE, mask_id=3, generator=generator())
+    assert JOINT.chi_square(x) < 1e-6  # the known bias of the heuristic
+    log_p = JOINT.posterior(x).max(-1).indices
+    assert JOINT.p[log_p].log().mean() > -JOINT.entropy() + 0.05
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_infilling_keeps_known_tokens_and_follows_the_conditional(sampler):
+    given = torch.tensor([3, 1, 3])
+    x = given.expand(20_000, 3)
+    times = torch.linspace(1, 0, 101)
+    options = {"temperature": 1e9} if sampler is confidence else {}
+    known = (given != 3).expand_as(x)
+    out = sampler(JOINT, Linear(), x, times, mask_id=3, generator=generator(), known=known, **options)
+    assert (out[:, 1] == 1).all()
+    assert JOINT.chi_square(out, given) > 1e-3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("times", [[1.0, 0.0], [1.0, 0.5, 0.2], [0.7, 0.3, 1e-3], [1.0, 0.9, 0.8, 0.0]])
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
+def test_no_mask_is_left_whatever_the_grid_and_however_much_was_filled_in(sampler, times, schedule):
+    x = torch.randint(0, 4, (64, 3), generator=generator())
+    visible = x != 3
+    known = (torch.rand(64, 3, generator=generator(1)) < 0.5) & visible
+    out = sampler(JOINT, schedule, x, torch.tensor(times), mask_id=3, generator=generator(2), known=known)
+    assert (out < 3).all() and (out >= 0).all()
+    assert torch.equal(out[visible], x[visible])
+
+
+def test_a_known_token_stays_even_where_it_is_a_mask():
+    x = torch.full((8, 3), 3)
+    known = torch.tensor([True, False, False]).expand_as(x)
+    for sampler in SAMPLERS:
+        out = sampler(JOINT, Linear(), x, ONE_BY_ONE, mask_id=3, generator=generator(), known=known)
+        assert (out[:, 0] == 3).all() and (out[:, 1:] < 3).all()
+
+
+def test_the_quota_counts_unknown_positions_only():
+    # 12 positions, 8 known: after half of the time 2 of the 4 unknown ones stand, not 6 - 8 < 0 of them
+    seen = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append((x_t == 5).sum(-1))
+        return subs(torch.zeros(*x_t.shape, 6), x_t, 5)
+
+    x = torch.full((3, 12), 5)
+    x[:, :8] = 0
+    confidence(denoise, Linear(), x, torch.linspace(1, 0, 5), mask_id=5, generator=generator(), known=x == 0)
+    assert torch.stack(seen).tolist() == [[4] * 3, [3] * 3, [2] * 3, [1] * 3]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_an_item_does_not_depend_on_the_batch_it_is_in(sampler):
+    x = torch.tensor([[3, 3, 3], [3, 1, 3], [0, 3, 3]])
+    known = x != 3
+    seeds = [11, 22, 33]
+
+    def sample(items: list[int]) -> Tensor:
+        generators = [generator(seeds[i]) for i in items]
+        return sampler(JOINT, Cosine(), x[items], ONE_BY_ONE, mask_id=3, generator=generators, known=known[items])
+
+    together = sample([0, 1, 2])
+    for i in range(3):
+        assert torch.equal(sample([i])[0], together[i])
+    assert torch.equal(sample([2, 0])[1], together[0])
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_same_seed_repeats_and_another_does_not(sampler):
+    def sample(seed: int) -> Tensor:
+        return sampler(JOINT, Linear(), all_masked(50), ONE_BY_ONE, mask_id=3, generator=generator(seed))
+
+    assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_the_denoiser_is_called_once_per_step(sampler):
+    joint = Joint(vocab=2, length=4)
+    sampler(joint, Linear(), all_masked(4, joint), torch.linspace(1, 0, 8), mask_id=2, generator=generator())
+    assert joint.calls == 7
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_samples_stay_in_the_allowed_ranges(sampler):
+    layout = Layout(text_length=3, image_length=4, text_vocab=5, image_vocab=4)
+    denoise = denoiser(lambda x, t: torch.zeros(*x.shape, 10), mask_id=9, allowed=layout.allowed())
+    x = sampler(denoise, Linear(), layout.masked(200), torch.linspace(1, 0, 4), mask_id=9, generator=generator())
+    text, codes = layout.split(x)
+    assert text.unique().tolist() == [0, 1, 2, 3, 4] and codes.unique().tolist() == [0, 1, 2, 3]

@@ -1,0 +1,102 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.interval import Interval, cluster_bootstrap, mean_interval, paired, share_interval, wilson
+
+
+def width(interval: Interval) -> float:
+    return interval.high - interval.low
+
+
+def test_wilson_golden_for_sixty_of_a_hundred():
+    found = wilson(60, 100)
+    assert (round(found.low, 4), round(found.high, 4)) == (0.5020, 0.6906)
+    assert (found.value, found.n) == (0.6, 100)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 7), (7, 7), (1, 500), (333, 500)])
+def test_wilson_agrees_with_scipy(successes, n):
+    oracle = stats.binomtest(successes, n).proportion_ci(method="wilson")
+    found = wilson(successes, n)
+    assert [found.low, found.high] == pytest.approx([oracle.low, oracle.high], abs=1e-12)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 0), (-1, 5), (6, 5)])
+def test_wilson_refuses_impossible_counts(successes, n):
+    with pytest.raises(ValueError, match="share"):
+        wilson(successes, n)
+
+
+def test_mean_interval_is_students_t():
+    x = np.random.RandomState(0).randn(40)
+    found = mean_interval(x)
+    oracle = stats.ttest_1samp(x, 0).confidence_interval()
+    assert [found.low, found.high] == pytest.approx([oracle.low, oracle.high], abs=1e-12)
+
+
+def test_one_value_has_no_finite_interval():
+    assert mean_interval([3.0]) == Interval(3.0, -np.inf, np.inf, 1)
+
+
+def test_bootstrap_agrees_with_students_t_on_independent_values():
+    x = np.random.RandomState(1).randn(400)
+    assert width(cluster_bootstrap(x, range(400))) == pytest.approx(width(mean_interval(x)), rel=0.06)
+
+
+def test_repeated_votes_of_a_prompt_add_no_certainty():
+    x = np.random.RandomState(2).rand(100) < 0.6
+    once, votes, prompts = wilson(x.sum(), 100), np.repeat(x, 5), np.repeat(np.arange(100), 5)
+    clustered, naive = share_interval(votes, prompts), share_interval(votes)
+    assert width(clustered) == pytest.approx(width(once), rel=0.1)
+    assert width(naive) < 0.5 * width(once)  # what happens when the clusters are forgotten
+    assert clustered.n == 100
+
+
+def test_bootstrap_is_a_function_of_its_seed():
+    x, prompts = np.random.RandomState(3).rand(60), np.repeat(np.arange(20), 3)
+    assert mean_interval(x, prompts, seed=4) == mean_interval(x, prompts, seed=4)
+    assert mean_interval(x, prompts, seed=4) != mean_interval(x, prompts, seed=5)
+
+
+def test_cluster_names_do_not_matter():
+    x = np.random.RandomState(3).rand(6)
+    assert mean_interval(x, list("bbaacc")) == mean_interval(x, [7, 7, 1, 1, 3, 3])
+
+
+def test_all_right_keeps_a_lower_end_below_one():
+    found = share_interval([True] * 20, np.repeat(np.arange(10), 2))
+    assert (found.low, found.high) == (wilson(10, 10).low, 1.0)
+    assert found.low < 0.75
+
+
+def test_single_prompts_get_wilson():
+    assert share_interval([1, 1, 0], ["a", "b", "c"]) == wilson(2, 3)
+
+
+def test_ratio_weights_totals():
+    found = cluster_bootstrap([2.0, 6.0], ["a", "b"], weights=[1, 3])
+    assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_pairing_removes_what_both_share():
+    rng = np.random.RandomState(5)
+    difficulty = rng.randn(200)
+    a, b = difficulty + 0.1 * rng.randn(200) + 0.05, difficulty + 0.1 * rng.randn(200)
+    assert paired(a, b).low > 0
+    assert width(paired(a, b)) < 0.2 * width(paired(a, rng.permutation(b)))  # the twin that lost its pairs
+
+
+def test_bad_values_are_refused():
+    for values, clusters, words in [
+        ([], None, "at least one"),
+        ([np.nan, 1], None, "finite"),
+        ([1, 2], ["a"], "cluster ids"),
+        (["1", "2"], ["a"], "cluster ids"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            mean_interval(values, clusters)
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        share_interval([0.5, 2])
+    with pytest.raises(ValueError, match="equal lengths"):
+        paired([1, 2], [1])

@@ -1,0 +1,71 @@
+import numpy as np
+import pytest
+import torch
+
+from backbone.clip import cure_torchvision
+from eval.kernel import kernel_distance, mmd2
+
+cure_torchvision()
+
+
+@pytest.fixture(scope="module")
+def golden():
+    rng = np.random.RandomState(0)
+    x, y = rng.randn(2000, 64), rng.randn(2000, 64) * 1.5 + 0.25
+    return x, y[:500]
+
+
+def test_golden_of_one_full_subset(golden):
+    x, b = golden
+    assert kernel_distance(x[:500], b).value == pytest.approx(0.3404313236602, abs=1e-12)
+
+
+def test_samples_of_one_distribution_may_be_negative(golden):
+    x, _ = golden
+    assert kernel_distance(x[:500], x[500:1000]).value == pytest.approx(-0.000828925, abs=1e-9)
+
+
+def test_a_set_against_itself_is_below_zero(golden):
+    x, _ = golden
+    assert kernel_distance(x[:500], x[:500]).value == pytest.approx(-0.0279646, abs=1e-7)
+
+
+def test_agrees_with_torch_fidelity(golden):
+    fidelity = pytest.importorskip("torch_fidelity.metric_kid")
+    a, b = golden[0][:500], golden[1]
+    found = fidelity.kid_features_to_metric(
+        torch.from_numpy(a), torch.from_numpy(b), kid_subsets=1, kid_subset_size=500, verbose=False
+    )
+    assert kernel_distance(a, b).value == pytest.approx(found["kernel_inception_distance_mean"], abs=1e-12)
+
+
+def test_kernel_matrix_in_blocks_equals_the_whole():
+    rng = np.random.RandomState(3)
+    x, y = rng.randn(1500, 8), rng.randn(1300, 8) + 0.1  # more rows than one block, unequal sets
+    xx, yy, xy = ((a @ b.T / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    for k in (xx, yy):
+        np.fill_diagonal(k, 0)
+    whole = xx.sum() / (1500 * 1499) + yy.sum() / (1300 * 1299) - 2 * xy.mean()
+    assert mmd2(x, y) == pytest.approx(whole, abs=1e-12)
+
+
+def test_interval_covers_the_true_distance_of_nought():
+    rng = np.random.RandomState(4)
+    hits = 0
+    for _ in range(100):
+        found = kernel_distance(rng.randn(200, 4), rng.randn(200, 4)).interval()
+        hits += found.low <= 0 <= found.high
+    assert hits >= 90
+
+
+def test_standard_error_has_the_size_of_the_spread():
+    rng = np.random.RandomState(5)
+    found = [kernel_distance(rng.randn(200, 4), rng.randn(200, 4) + 0.5) for _ in range(100)]
+    assert np.mean([f.se for f in found]) == pytest.approx(np.std([f.value for f in found]), rel=0.4)
+
+
+def test_block_size_too_large_names_the_argument(golden):
+    with pytest.raises(ValueError, match="block_size=400"):
+        kernel_distance(golden[0][:500], golden[1], block_size=400)
+    with pytest.raises(ValueError, match="block_size=2"):
+        kernel_distance(golden[0][:3], golden[1])

@@ -1,0 +1,137 @@
+from typing import NamedTuple
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from latent.predict import as_model, bind, check, coefficients, corrupt, estimate, gains, target
+from latent.schedule import VP, Cosine, Flow
+from tests.latent.oracle import PREDICTIONS, SCHEDULES, double, name, randn
+
+every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+
+
+class Words(NamedTuple):
+    tokens: Tensor
+
+
+@every_prediction
+@every_schedule
+@given(times=st.lists(st.floats(0.01, 0.99), min_size=3, max_size=3), seed=st.integers(0, 2**31))
+@settings(max_examples=20, deadline=None)
+def test_estimate_inverts_target(prediction, schedule, times, seed):
+    t = double(*times)
+    x, eps = randn(3, 2, 4, seed=seed), randn(3, 2, 4, seed=seed + 1)
+    x_t = corrupt(schedule, x, eps, t)
+    found = estimate(prediction, schedule, x_t, target(prediction, schedule, x, eps, t), t)
+    torch.testing.assert_close(found.x, x, rtol=0, atol=1e-9)
+    torch.testing.assert_close(found.eps, eps, rtol=0, atol=1e-9)
+
+
+@every_prediction
+@every_schedule
+def test_estimate_of_any_output_satisfies_the_path(prediction, schedule):
+    t = double(0.3, 0.9)
+    x_t, output = randn(2, 5), randn(2, 5, seed=1)
+    found = estimate(prediction, schedule, x_t, output, t)
+    torch.testing.assert_close(corrupt(schedule, found.x, found.eps, t), x_t, rtol=0, atol=1e-10)
+
+
+@every_schedule
+def test_velocity_is_the_time_derivative_of_the_path(schedule):
+    x, eps, t = randn(4), randn(4, seed=1), double(0.37, 0.5, 0.8, 0.99)
+    derivative = torch.func.jvp(lambda u: corrupt(schedule, x, eps, u), (t,), (torch.ones_like(t),))[1]
+    torch.testing.assert_close(target("velocity", schedule, x, eps, t), derivative)
+
+
+def test_velocity_on_the_straight_path_is_noise_minus_data():
+    x, eps = randn(2, 3), randn(2, 3, seed=1)
+    torch.testing.assert_close(target("velocity", Flow(), x, eps, double(0.1, 0.9)), eps - x)
+
+
+@pytest.mark.parametrize("schedule", [VP(), Cosine()], ids=name)
+def test_v_matches_diffusers(schedule):
+    diffusers = pytest.importorskip("diffusers")
+    t = torch.arange(1, 11, dtype=torch.float64) / 10
+    ddpm = diffusers.DDPMScheduler(num_train_timesteps=10)
+    ddpm.alphas_cumprod = schedule.alpha(t) ** 2
+    x, eps = randn(10, 3), randn(10, 3, seed=1)
+    expected = ddpm.get_velocity(x, eps, torch.arange(10))
+    torch.testing.assert_close(target("v", schedule, x, eps, t), expected, rtol=0, atol=1e-7)
+
+
+@every_prediction
+@every_schedule
+def test_gains_are_the_derivatives_of_the_estimate(prediction, schedule):
+    t, x_t, output = double(0.2, 0.7), randn(2, 1), randn(2, 1, seed=1)
+    base = estimate(prediction, schedule, x_t, output, t)
+    moved = estimate(prediction, schedule, x_t, output + 1, t)
+    for gain, before, after in zip(gains(prediction, schedule, t), base, moved, strict=True):
+        torch.testing.assert_close(gain, (after - before).flatten(), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Cosine(offset=0.008)], ids=name)
+@pytest.mark.parametrize("prediction", ["x", "v", "velocity"])
+def test_estimates_are_finite_in_pure_noise(prediction, schedule):
+    x_t = randn(2, 3)
+    found = estimate(prediction, schedule, x_t, randn(2, 3, seed=1), torch.ones(2, dtype=torch.float64))
+    assert found.x.isfinite().all()
+    torch.testing.assert_close(found.eps, x_t)
+
+
+@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Cosine(offset=0.008)], ids=name)
+def test_eps_on_a_path_to_pure_noise_is_refused_at_one_with_a_remedy(schedule):
+    with pytest.raises(ValueError, match=r"eps.*t = 1\.0.*start sampling below"):
+        check("eps", schedule)
+    check("eps", schedule, start=0.999)
+
+
+@every_prediction
+@every_schedule
+def test_every_other_pair_passes_the_check(prediction, schedule):
+    if prediction != "eps" or schedule.kind in ("vp", "ve", "edm"):
+        check(prediction, schedule)
+
+
+@every_prediction
+def test_half_precision_outputs_give_wide_estimates(prediction):
+    x_t = randn(2, 3).bfloat16()
+    for t in (double(0.5)[0], double(0.5, 0.25)):
+        assert {part.dtype for part in estimate(prediction, VP(), x_t, x_t, t)} == {torch.float32}
+
+
+@every_prediction
+def test_a_model_gives_the_network_a_time_per_item_and_reads_its_output(prediction):
+    seen = []
+
+    def network(x_t, t, cond):
+        seen.append((t, cond))
+        return 0.5 * x_t + cond.tokens[:, None]
+
+    x_t, cond = randn(3, 4).float(), Words(torch.arange(3.0))
+    t = torch.tensor(0.3, dtype=torch.float64)
+    found = bind(as_model(network, VP(), prediction), cond)(x_t, t)
+    times, given_cond = seen[0]
+    assert given_cond is cond
+    assert times.shape == (3,)
+    assert times.dtype == torch.float32
+    expected = estimate(prediction, VP(), x_t, 0.5 * x_t + torch.arange(3.0)[:, None], t)
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_network_in_half_precision_still_gets_exact_times():
+    def network(x_t, t, cond):
+        assert t.dtype == torch.float32
+        torch.testing.assert_close(t, torch.full((2,), 0.999), rtol=0, atol=1e-7)
+        return x_t
+
+    as_model(network, VP(), "eps")(randn(2, 3).bfloat16(), double(0.999)[0], (torch.zeros(2),))
+
+
+def test_coefficients_have_the_shape_of_t():
+    for prediction in PREDICTIONS:
+        for t in (torch.tensor(0.5), torch.rand(4) * 0.5 + 0.1):
+            assert {part.shape for part in coefficients(prediction, VP(), t)} == {t.shape}

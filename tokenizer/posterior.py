@@ -1,0 +1,63 @@
+"""Diagonal Gaussian posterior, and the moments of its samples over a data set.
+
+Float32 whatever the network runs in: the exponential of a half-precision log-variance overflows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from backbone.noise import Randomness, noise_like
+
+LOG_VAR_RANGE = (-20.0, 10.0)
+"""Bounds of the posterior's log-variance: standard deviations from 5e-5 to 148."""
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Diagonal posterior q(z | x): mean and log_var, both (B, c, h, w) float32."""
+
+    mean: Tensor
+    log_var: Tensor
+
+    @staticmethod
+    def of(features: Tensor) -> Gaussian:
+        """Mean and clamped log-variance from an encoder's output: (B, 2 c, h, w)."""
+        mean, log_var = features.float().chunk(2, dim=1)
+        return Gaussian(mean, log_var.clamp(*LOG_VAR_RANGE))
+
+    def sample(self, generator: Randomness) -> Tensor:
+        """z = mean + exp(log_var / 2) eps, differentiable in both (arXiv:1312.6114, sec. 2.4)."""
+        return self.mean + torch.exp(self.log_var / 2) * noise_like(self.mean, generator)
+
+    def kl(self) -> Tensor:
+        """KL(q || N(0, 1)) in nats, summed over each item: (B,) (arXiv:1312.6114, app. B)."""
+        terms = self.mean.square() + self.log_var.exp() - 1 - self.log_var
+        return terms.flatten(1).sum(1) / 2
+
+
+@dataclass
+class LatentMoments:
+    """Mean and standard deviation per channel of posterior samples over a whole data set, without drawing any.
+
+    E z = E mean;   Var z = E (mean^2 + exp(log_var)) - (E z)^2, in float64.
+    """
+
+    count: int = 0
+    first: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    second: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+
+    def update(self, posterior: Gaussian) -> None:
+        """Add a batch: (B, c, h, w)."""
+        mean, log_var = posterior.mean.detach().double().cpu(), posterior.log_var.detach().double().cpu()
+        self.count += mean.numel() // mean.shape[1]
+        self.first = self.first + mean.sum((0, 2, 3))  # (c,)
+        self.second = self.second + (mean.square() + log_var.exp()).sum((0, 2, 3))
+
+    def result(self) -> tuple[Tensor, Tensor]:
+        """Return mean and standard deviation, (c,) float64 each."""
+        mean = self.first / self.count
+        return mean, (self.second / self.count - mean.square()).clamp_min(0).sqrt()

@@ -1,0 +1,100 @@
+"""VQ-VAE (arXiv:1711.00937): images to a grid of codes, and back.
+
+It trains in two phases: first without quantisation, until the encoder's vectors have a shape worth clustering; then the
+codebook starts from them by k-means. A codebook that starts at random collapses to a dozen codes within 300 steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from backbone.conv import Decoder, Encoder, check_sizes
+from tokenizer.loss import Reconstruction
+from tokenizer.quantize import Quantized, QuantizerConfig, VectorQuantizer, channels_last
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQVAEConfig:
+    """Sizes, loss and phases of a VQ-VAE. factor: side of the pixel square that one code stands for."""
+
+    kind: Literal["vqvae"] = "vqvae"
+    factor: int = 4
+    channels: int = 96
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    reconstruction: Reconstruction = "mixed"
+    beta: float = 0.25  # weight of the commitment term
+    unquantised: float = 0.15  # share of the steps before the codebook starts
+    initial_vectors: int = 24_576  # encoder vectors that the codebook starts from
+    revive_every: int = 20  # steps
+
+    def __post_init__(self) -> None:
+        check_sizes(self.factor, self.channels, self.encoder_blocks, self.decoder_blocks)
+        if not 0 <= self.beta < float("inf"):
+            raise ValueError(f"beta is {self.beta}, expected 0 or a positive number. Use 0.25.")
+        if not 0 <= self.unquantised < 1:
+            raise ValueError(f"unquantised is {self.unquantised}, expected 0 <= unquantised < 1. Use 0.15.")
+        if self.initial_vectors < self.quantizer.codes:
+            raise ValueError(
+                f"initial_vectors is {self.initial_vectors}, expected at least one per code ({self.quantizer.codes}). "
+                f"Use {48 * self.quantizer.codes}."
+            )
+        if self.revive_every < 1:
+            raise ValueError(f"revive_every is {self.revive_every}, expected at least 1 step. Use 20.")
+
+
+class VQVAEOutput(NamedTuple):
+    """One pass: the reconstruction (B, 3, H, W), and what the quantiser did (None where it was left out)."""
+
+    x_hat: Tensor
+    quantized: Quantized | None
+
+
+class VQVAE(nn.Module):
+    """Encoder to vectors (B, d, H/factor, W/factor), quantiser, and a decoder from codewords."""
+
+    def __init__(self, config: VQVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.factor, config.channels, config.encoder_blocks, config.quantizer.dim)
+        self.quantizer = VectorQuantizer(config.quantizer)
+        self.decoder = Decoder(config.factor, config.channels, config.decoder_blocks, config.quantizer.dim)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side."""
+        return self.config.factor
+
+    def encode(self, x: Tensor) -> Tensor:
+        """x: (B, 3, H, W) in [-1, 1] -> (B, d, h, w) float32, not quantised. Raise ValueError on odd sizes."""
+        return self.encoder(x).float()
+
+    def codes(self, x: Tensor) -> Tensor:
+        """x: (B, 3, H, W) in [-1, 1] -> codes (B, h, w) int64."""
+        return self.quantizer.codes(self.encode(x))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z: (B, d, h, w) -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
+        return self.decoder(z).float()
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """codes: (B, h, w) int64 -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
+        return self.decode(self.quantizer.lookup(codes))
+
+    def forward(self, x: Tensor, quantise: bool = True) -> VQVAEOutput:
+        """Encode, quantise unless it is too early for that, and decode."""
+        z = self.encode(x)
+        if not quantise:
+            return VQVAEOutput(self.decode(z), None)
+        quantized = self.quantizer(z)
+        return VQVAEOutput(self.decode(quantized.z), quantized)
+
+    @torch.no_grad()
+    def vectors(self, x: Tensor) -> Tensor:
+        """Encoder vectors of images, as the quantiser's `initialise` and `revive` take them: (B h w, d)."""
+        return channels_last(self.encode(x)).flatten(0, 2)
