@@ -6,10 +6,10 @@ matplotlib draws with the light palette; `css` maps each palette colour to its d
 import io
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from xml.etree import ElementTree
 
-import matplotlib
 import numpy as np
 from markupsafe import Markup
 from matplotlib import style as matplotlib_style
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from eval.blocks import Curve, Dots, Figure, Series, Usage
+from eval.page import printable
 
 PALETTE = {  # name: (light, dark)
     "ink": ("#33383d", "#c9ced3"),
@@ -77,8 +78,8 @@ def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
         for index, series in enumerate(block.series):
             x, y = thin(series)
             axes.plot(x, y, color=_colour(index), linewidth=1.5, dashes=_dash(index))
-        axes.set_xlabel(block.x_label)
-        axes.set_ylabel(block.y_label)
+        axes.set_xlabel(clip(block.x_label))
+        axes.set_ylabel(clip(block.y_label))
         if log:
             axes.set_yscale("log")
         _plain_ticks(axes)
@@ -144,7 +145,7 @@ def legend(names: Sequence[str], *, markers: bool = False) -> Markup:
         mark = Markup('<path d="{}" fill="{}"/>').format(MARKERS[index % len(MARKERS)][1], _colour(index))
         chip = Markup('<svg class="chip" viewBox="0 0 {0} 12" width="{0}" height="12" aria-hidden="true">{1}</svg>')
         drawn = chip.format(12 if markers else 22, mark if markers else line)
-        items.append(Markup("<li>{}<bdi>{}</bdi></li>").format(drawn, name))
+        items.append(Markup("<li>{}<bdi>{}</bdi></li>").format(drawn, printable(name)))
     return Markup('<ul class="legend">{}</ul>').format(Markup("").join(items))
 
 
@@ -178,7 +179,7 @@ def compact(x: float) -> str:
 
 def clip(text: str, longest: int = 30) -> str:
     """A label short enough for an axis."""
-    flat = " ".join(text.split())
+    flat = " ".join(printable(text).split())
     return flat if len(flat) <= longest else flat[: longest - 1] + "…"
 
 
@@ -197,7 +198,8 @@ def _plain_ticks(axes: Axes) -> None:
 
 def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str, prefix: str) -> Markup:
     buffer = io.BytesIO()
-    with matplotlib.rc_context(), matplotlib_style.context(["default", RC]):
+    with matplotlib_style.context(["default", RC]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the reader's browser has the font
         canvas = Canvas(figsize=inches, layout="constrained")
         draw(canvas.subplots())
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -218,7 +220,7 @@ def inline(svg: str, title: str, prefix: str) -> Markup:
         element.attrib.update(_attributes(attributes, prefix))
     size = root.get("viewBox", "0 0 0 0").split()
     root.attrib.clear()
-    root.attrib.update({"class": "chart", "viewBox": " ".join(size), "role": "img", "aria-label": title})
+    root.attrib.update({"class": "chart", "viewBox": " ".join(size), "role": "img", "aria-label": printable(title)})
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 

@@ -58,15 +58,20 @@ def asset(name: str) -> str:
 
 
 def visible(value: object) -> object:
-    """Replace what HTML cannot hold (control characters, lone surrogates) by U+FFFD; other values pass unchanged."""
-    if not isinstance(value, str) or isinstance(value, Markup):
-        return value
-    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in value)
+    """What a template prints: text without what HTML cannot hold; markup and other values unchanged."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def printable(text: str) -> str:
+    """The text with control characters and lone surrogates replaced by U+FFFD."""
+    return "".join("\ufffd" if unicodedata.category(c) in ("Cc", "Cs") and c not in "\n\t" else c for c in text)
 
 
 def bare(image: Image.Image) -> Image.Image:
     """The same pixels as RGB on white, upright, without anything else that the file carried (EXIF, text, profiles)."""
-    upright = ImageOps.exif_transpose(image)
+    upright = image
+    with contextlib.suppress(SyntaxError, ValueError):  # a damaged EXIF block says nothing about the orientation
+        upright = ImageOps.exif_transpose(image)
     if upright.has_transparency_data:
         rgba = upright.convert("RGBA")
         upright = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)

@@ -147,8 +147,8 @@ def _outcome_table(result: StudyResult) -> Table:
     names = ["wins", "ties", "losses", "prompts won / tied / lost", "sign test p", "p (Holm)"]
     columns = [Column("criterion"), Column(f"win rate of {result.model_a}", "share"), *map(Column, names)]
     note = (
-        f"{result.raters} raters. A tie counts half. Intervals resample prompts; the exact sign test counts a prompt once, "
-        "by its majority, and drops tied prompts."
+        f"{result.raters} raters. A tie counts half. Intervals resample prompts; the exact sign test counts a prompt "
+        "once, by its majority, and drops tied prompts."
     )
     return Table(f"{result.model_a} against {result.model_b}", columns, rows, note)
 

@@ -18,7 +18,7 @@ TimeKind = Literal["uniform", "logit_normal"]
 Weighting = Literal["none", "simple", "min_snr"]
 
 _NEAREST = 2.0**-53
-"""Training times keep this distance from 0, where rates may be infinite."""
+"""Training times keep this distance from 0 and 1, where rates and logits may be infinite."""
 
 
 def sample_times(
@@ -40,7 +40,7 @@ def sample_times(
     per item.
     """
     u = _spread(shape, generator) if low_discrepancy else uniform(shape, generator)
-    u = u.clamp(min=_NEAREST)
+    u = u.clamp(_NEAREST, 1 - _NEAREST)
     match kind:
         case "uniform":
             return u

@@ -57,14 +57,14 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def _is_full(error: Exception, folder: Path) -> bool:
-    """Whether a failed write means a full disk; torch and safetensors report it as text only."""
+    """Whether a failed write means a full disk; torch and safetensors say so in words only."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
     text = str(error).lower()
     if "no space left" in text or "os error 28" in text:
         return True
-    unexpected = isinstance(error, RuntimeError) and ("write" in text or "file" in text)
-    return unexpected and shutil.disk_usage(folder).free < 1 << 20
+    short = isinstance(error, RuntimeError) and ("unexpected pos" in text or "failed writing" in text)  # torch's words
+    return short or (isinstance(error, RuntimeError | SafetensorError) and shutil.disk_usage(folder).free < 1 << 20)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -1,8 +1,8 @@
 """`palimpsest encode`: what the frozen stages make of the data, cached in shards.
 
 Each split becomes tars with `KEY.latent.npy` (2, c, h, w) float16 mean and log-variance, `KEY.codes.npy` (h, w) int32,
-`KEY.text.npy` token ids, `KEY.txt` and `KEY.json`; text embeddings are kept once per distinct caption. The folder is named by the hash
-of what made it, so that a changed encoder or changed data never meets an old cache.
+`KEY.text.npy` token ids, `KEY.txt` and `KEY.json`; text embeddings are kept once per distinct caption. The folder is
+named by the hash of what made it, so that a changed encoder or changed data never meets an old cache.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def open_cache(run: Run, name: str) -> Cache:
     folder = run.folder / "cache" / manifest["folder"]
     if not (folder / "manifest.json").exists():
         raise ArtefactError(
-            f"The cache {folder} is gone. Run `palimpsest train {encode} RECIPE` again after deleting {run.stage_folder(encode)}."
+            f"The cache {folder} is gone. Delete {run.stage_folder(encode)} and run `palimpsest encode RECIPE` again."
         )
     return Cache(folder, read_json(folder / "manifest.json"))
 

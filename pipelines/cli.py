@@ -7,6 +7,7 @@ palimpsest VERB --help                      what a verb takes
 
 from __future__ import annotations
 
+import errno
 import logging
 import sys
 import warnings
@@ -150,14 +151,15 @@ def sample_caption(
 
 
 def sample_infill(
-    picture: Annotated[Path, tyro.conf.Positional], caption: str = "", box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0),
+    picture: Annotated[Path, tyro.conf.Positional], caption: str = "",
+    box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0),
     run: Path = Path("runs/scenes"), out: Path = Path("samples/infill.png"), seed: int = 0, scale: int = 8,
 ) -> None:  # fmt: skip
     """Fill a hidden box of a picture, and the caption's words marked [mask], with the masked model.
 
     Args:
         picture: an image file.
-        caption: what the whole picture shows; words written as [mask] are filled in, and no caption leaves all of it open.
+        caption: what the whole picture shows; words that read [mask] are filled in, none leaves all open.
         box: left, top, right, bottom of the hidden part, as shares of the side.
         run: folder of a finished run.
         out: where the picture goes.
@@ -275,7 +277,7 @@ def application() -> SubcommandApp:
         group = SubcommandApp()
         for inner, verb in verbs.items():
             group.command(name=inner)(verb)
-        app.command(name=name, help=about)(group)
+        app.command(group, name=name, help=about)
     return app
 
 
@@ -288,7 +290,9 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
     except (PalimpsestError, ValueError, OSError) as error:
-        print(f"palimpsest: {error}", file=sys.stderr)
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
+        print(f"palimpsest: {error}{remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("palimpsest: stopped", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Recipes: one TOML file describes an experiment as a graph of named stages.
 
-Every table is a frozen dataclass beside its owner; this module composes them, checks them with pydantic (unknown keys are refused
-with the nearest right one) and answers questions about the graph.
+Every table is a frozen dataclass beside its owner; this module composes them, checks them with pydantic (unknown keys
+are refused with the nearest right one) and answers questions about the graph.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ import discrete.schedule
 import latent.schedule
 from backbone.clip import TowerSizes
 from discrete.model import MaskedTransformerConfig
+from discrete.task import TaskMix
 from latent.dit import DiTConfig
 from latent.loss import TimeKind, Weighting
-from latent.predict import Prediction
+from latent.predict import Prediction, check
 from pipelines.errors import PalimpsestError
 from pipelines.loop import Training
 from tokenizer.vae import VAEConfig
@@ -92,23 +93,31 @@ class VQVAEStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipStage(Stage):
-    """Contrastive text and image towers whose text tower conditions stage two; or a pretrained folder at `pretrained`."""
+class ContrastiveStage(Stage):
+    """Contrastive towers: trained here, or taken from the local open_clip folder `pretrained`."""
 
-    kind: Literal["clip"] = "clip"
     model: TowerSizes = field(default_factory=TowerSizes)
-    training: Training
+    training: Training | None = None
     pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        """Ask for one of the two ways."""
+        if (self.training is None) == (self.pretrained is None):
+            raise ValueError("a contrastive stage needs either [training] or pretrained = FOLDER")
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeStage(Stage):
-    """Contrastive towers that only judge: Frechet features and CLIP score."""
+class ClipStage(ContrastiveStage):
+    """The text tower that conditions stage two."""
+
+    kind: Literal["clip"] = "clip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeStage(ContrastiveStage):
+    """Towers that only judge: features for distances, and CLIP score."""
 
     kind: Literal["judge"] = "judge"
-    model: TowerSizes = field(default_factory=TowerSizes)
-    training: Training
-    pretrained: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,6 +154,12 @@ class LatentStage(Stage):
     caption_dropout: float = 0.1
     training: Training
 
+    def __post_init__(self) -> None:
+        """Refuse a prediction from which the path's first step cannot be read, and shares that are none."""
+        check(self.prediction, self.schedule)
+        if not 0 <= self.caption_dropout < 1:
+            raise ValueError(f"caption_dropout is {self.caption_dropout}, expected a share below 1; 0.1 is usual")
+
 
 @dataclass(frozen=True, kw_only=True)
 class MdlmStage(Stage):
@@ -155,14 +170,7 @@ class MdlmStage(Stage):
     sampling_schedule: Annotated[discrete.schedule.Linear | discrete.schedule.Cosine, Field(discriminator="kind")] = (
         field(default_factory=discrete.schedule.Cosine)
     )
-    text_weight: float = 0.3
-    text_only: float = 0.2  # share of the batches that are captions alone, on the short sequence
-    task_mix: tuple[float, float, float] = (
-        0.5,
-        0.33,
-        0.17,
-    )  # of the other items: picture from caption, caption from picture, both
-    caption_dropout: float = 0.1  # share of the captions in picture-from-caption that are hidden
+    tasks: TaskMix = field(default_factory=TaskMix)
     training: Training
 
 

@@ -42,7 +42,6 @@ from eval.report import headline, write_report
 from eval.scene import chance, score_caption
 from eval.text import Corpus, text_bound, variety
 from pipelines.artefact import read_json
-from pipelines.cache import open_cache
 from pipelines.config import EvalStage, GenerateStage, ScenesData
 from pipelines.data.decode import image_and_caption
 from pipelines.data.grammar import for_size
@@ -113,7 +112,7 @@ class Evaluation:
 
 def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     """Compute all figures and write report.html and report.json beside the manifest."""
-    real = read_set(run, "test" if "test" in run.splits() else "train", stage.reconstructions)
+    real = read_set(run, run.held_out_name(), stage.reconstructions)
     e = Evaluation(run, name, stage, Judges.load(run, name), real, read_set(run, "train", KMEANS_TRAIN))
     reconstructions(e)
     judged_real(e)
@@ -220,19 +219,18 @@ def judged_generated(e: Evaluation, generate: str, model: str) -> None:
     stage, folder = e.run.manifest(generate), e.run.stage_folder(generate)
     settings = stage["settings"]
     how = f"{settings['sampler']}, {settings['steps']} steps, guidance {settings['guidance']:g}, seed {stage['seed']}"
-    first = folder / ("test" if (folder / "test").exists() else "train")
-    held_out = read_generated(first)
-    for split in ("test", "unseen"):
+    held_out = read_generated(folder / e.run.held_out_name())
+    for split in (e.run.held_out_name(), "unseen"):
         if e.judges.scene is None or split not in stage["counts"]:
             continue
-        pictures = held_out if split == "test" else read_generated(folder / "unseen")
+        pictures = read_generated(folder / "unseen") if split == "unseen" else held_out
         if not pictures.labelled:
             continue
         source = (
-            f"{generate} ({how}), {len(pictures)} {'held-out' if split == 'test' else 'unseen'} captions, scene judge"
+            f"{generate} ({how}), {len(pictures)} {'unseen' if split == 'unseen' else 'held-out'} captions, scene judge"
         )
         for attribute, interval in scene_figures(e.judges, pictures.pictures, pictures.labels, seed=e.seed).items():
-            if split == "test":
+            if split != "unseen":
                 e.note(f"{model}.scene.{attribute}", interval, source)
             elif "." not in attribute:
                 e.note(f"{model}.scene.{attribute}.unseen", interval, source)
@@ -251,7 +249,7 @@ def distances(e: Evaluation) -> None:
         )
         return
     sets = {
-        f"{generate} ({model})": (model, read_generated(_held_out_folder(e, generate)))
+        f"{generate} ({model})": (model, read_generated(e.run.stage_folder(generate) / e.run.held_out_name()))
         for generate, model in e.generated().items()
     }
     n = min([len(e.real), *(len(made) for _, made in sets.values())])
@@ -315,13 +313,8 @@ def _distance_row(
     return Row([label, frechet, kd, measured.precision, measured.recall, keys["fd"]], kind)  # type: ignore[arg-type]
 
 
-def _held_out_folder(e: Evaluation, generate: str) -> Path:
-    folder = e.run.stage_folder(generate)
-    return folder / ("test" if (folder / "test").exists() else "train")
-
-
 def words(e: Evaluation) -> None:
-    """Captions of held-out pictures, texts without pictures, and the bound on held-out captions against the exact entropy."""
+    """Captions, texts without pictures, and the bound on held-out captions against the exact entropy."""
     blocks: list[Texts | Table] = []
     for generate, model in e.generated().items():
         folder = e.run.stage_folder(generate)
@@ -452,7 +445,10 @@ def report_of(e: Evaluation) -> Report:
         machine=machine(),
     )
     credit = getattr(recipe.data, "credit", "")
-    summary = f"{len(manifests)} stages on {recipe.data.kind} at {recipe.data.size} pixels, judged on {len(e.real)} held-out pictures. {credit}"
+    summary = (
+        f"{len(manifests)} stages on {recipe.data.kind} at {recipe.data.size} pixels, "
+        f"judged on {len(e.real)} held-out pictures. {credit}"
+    )
     sections = [headline(e.figures), *e.sections]
     return Report(
         title=f"Palimpsest: {recipe.name}",

@@ -1,7 +1,7 @@
 """Sampling from a finished run: pictures for captions, captions for pictures, texts, infilling.
 
-`load(run).sample(prompts, seed=...)` is the Python door. Every draw of an item comes from a generator keyed by (seed, prompt, how many
-equal prompts came before), so that a picture does not depend on the batch it is in.
+`load(run).sample(prompts, seed=...)` is the Python door. Every draw of an item comes from a generator keyed by (seed,
+prompt, how many equal prompts came before), so that a picture does not depend on the batch it is in.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Pipeline:
             if found := self.stages(kind):
                 return found[0]
         raise PalimpsestError(
-            f"{self.run.folder} has no finished stage of kind {' or '.join(kinds)}: run `palimpsest run RECIPE` to its end first."
+            f"{self.run.folder} has no finished stage of kind {' or '.join(kinds)}: run `palimpsest run RECIPE` first."
         )
 
     @cached_property
@@ -176,7 +176,7 @@ def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
     sampler = pipeline.sampler(model)
     made = {"model": model, "settings": dataclasses.asdict(settings), "seed": stage.seed}
     counts: dict[str, int] = {}
-    for split, count in (("test", stage.count), ("unseen", stage.unseen)):
+    for split, count in ((run.held_out_name(), stage.count), ("unseen", stage.unseen)):
         if split not in run.splits() or count < 1:
             continue
         decode = caption_only

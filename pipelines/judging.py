@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from backbone.clip import contrastive_hash, image_features, load_contrastive
 from eval.features import Tower
-from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
 from eval.interval import Interval
+from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
 from pipelines.loop import device_of
 from pipelines.models import device, load_scene_judge
 from pipelines.pictures import from_uint8
@@ -60,8 +60,8 @@ def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
     run.manifest(name)
     model = load_contrastive(folder).to(device())
     text = load_text_encoder(folder).to(device())
-    size = model.visual.image_size  # type: ignore[union-attr]
-    side = size if isinstance(size, int) else size[0]
+    size: Any = model.visual.image_size  # type: ignore[union-attr]
+    side = size if isinstance(size, int) else int(size[0])
     tower = Tower(
         name="indomain-openclip",
         sha256=contrastive_hash(folder),

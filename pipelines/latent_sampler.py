@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbone.noise import noise_like
 from latent import grid, sample
@@ -26,8 +26,6 @@ from pipelines.runs import Run
 from pipelines.sampling import Settings
 from tokenizer.embed import TextEncoder, load_text_encoder
 from tokenizer.vae import VAE
-
-EPS_START = 0.999  # where a path ends in pure noise, eps says nothing about x; samplers of eps models start here
 
 
 @dataclass(frozen=True)
@@ -77,13 +75,10 @@ class LatentSampler:
         model = as_model(self.network, self.schedule, self.prediction)
         denoise = classifier_free(model, cond, null, settings.guidance)
         start = torch.zeros(len(prompts), len(self.mean), self.size, self.size, device=self.mean.device)
-        times = self._times(settings.steps)
+        times = grid.uniform(settings.steps)
         x = noise_like(start, generators) * self.schedule.sigma(times[0]).to(start)
         z = self._sample(settings.sampler, denoise, x, times, generators)
         return to_pil(self.vae.decode(z * self.std + self.mean))
-
-    def _times(self, steps: int) -> Tensor:
-        return grid.uniform(steps, start=EPS_START if self.prediction == "eps" else 1.0)
 
     def _sample(
         self, sampler: str, denoise: Any, x: Tensor, times: Tensor, generators: Sequence[torch.Generator]

@@ -2,14 +2,15 @@
 
 A stage gives a `Task` (a network, batches, a loss) and the loop gives it the rest: budget, schedule, clipping, EMA,
 validation, pictures, curves, checkpoints and exact resume. All draws of a step come from a generator keyed by
-(seed, rank, step) and the data order from (seed, epoch, cursor), so that a checkpoint holds no random state and an interrupted
-run ends with the same weights as an uninterrupted one.
+(seed, rank, step) and the data order from (seed, epoch, cursor), so that a checkpoint holds no random state and an
+interrupted run ends with the same weights as an uninterrupted one.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -105,6 +106,7 @@ class Task(ABC):
 
     def before(self, step: int, steps: int, generator: torch.Generator) -> None:
         """Do what a stage needs ahead of a step (codebooks start and revive here)."""
+        del step, steps, generator
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Return figures on held-out data at fixed times and noise."""
@@ -188,8 +190,8 @@ def decay_at(ema: float, step: int) -> float:
 @torch.no_grad()
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average, kept in float32, towards the network; buffers are copied."""
-    pairs = list(zip(average.parameters(), network.parameters(), strict=True))
-    torch._foreach_lerp_([a.data for a, _ in pairs], [p.data for _, p in pairs], 1 - decay)
+    for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)
 
@@ -205,7 +207,7 @@ def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
 
 
 def orphaned() -> bool:
-    """Whether the `palimpsest run` that started this stage is gone; then nobody waits for it and a second run may start."""
+    """Whether the `palimpsest run` that started this stage is gone: nobody waits for it, and another may start."""
     parent = os.environ.get(PARENT_VARIABLE)
     return parent is not None and os.getppid() != int(parent)
 
@@ -227,7 +229,7 @@ class Loop:
         task.network.to(self.device)
         if training.compile and can_compile():
             for part in task.compiled_parts():
-                part.compile()
+                part.compile(dynamic=False)
         average = copy.deepcopy(task.network).requires_grad_(False) if training.ema else None
         optimizer = torch.optim.AdamW(
             [p for p in task.network.parameters() if p.requires_grad],
@@ -278,7 +280,6 @@ class Loop:
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
             shown.advance(1, f"loss {loss:.4f}  {rate:.0f} {self.task.unit}/s")
             self._watch(steps, loss, scalars)
-        batches.close()
 
     def _step(self, batch: Batch, steps: int, rank: int) -> tuple[float, dict[str, Tensor]]:
         """One optimiser step; returns the loss and the scalars to plot. A loss that is not finite changes nothing."""
@@ -296,6 +297,9 @@ class Loop:
             return value, {}
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip)
+        if norm is not None and not torch.isfinite(norm):
+            state.skipped += 1
+            return math.nan, {}
         self.optimizer.step()
         if state.average is not None:
             update_average(state.average, state.network, decay_at(training.ema or 0.0, state.step))
@@ -321,7 +325,7 @@ class Loop:
                 f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
             )
 
-    def _with_average(self, view: Any) -> Any:  # noqa: ANN401
+    def _with_average(self, view: Any) -> Any:
         network = self.state.average if self.state.average is not None else self.state.network
         network.eval()
         with torch.no_grad():
@@ -349,18 +353,15 @@ class Loop:
 
     def _plan(self) -> int:
         """Return the number of steps, decided once and saved."""
-        path = self.folder / "plan.json"
-        if path.exists():
-            return int(read_json(path)["steps"])
-        if self.training.steps is not None:
-            steps, seconds = self.training.steps, None
-        else:
-            steps, seconds = self._rehearse(60 * (self.training.minutes or 0))
-        write_json(path, {"steps": steps, "seconds_per_step": seconds, "minutes": self.training.minutes})
-        return steps
+        path, training = self.folder / "plan.json", self.training
+        if self.accelerator.is_main_process and not path.exists():
+            steps, seconds = (training.steps, None) if training.steps else self._rehearse(60 * (training.minutes or 0))
+            write_json(path, {"steps": steps, "seconds_per_step": seconds, "minutes": training.minutes})
+        self.accelerator.wait_for_everyone()
+        return int(read_json(path)["steps"])
 
     def _rehearse(self, budget: float) -> tuple[int, float]:
-        """Time a few steps on a copy of the weights, and return (steps that fit into `budget` seconds, seconds per step)."""
+        """Time a few steps that change nothing; return (steps that fit into `budget` seconds, seconds per step)."""
         begun = time.monotonic()
         kept = copy.deepcopy(self.task.network.state_dict())
         batches = self.task.batches(0, 0, 1)
@@ -434,7 +435,7 @@ def has_bf16(device: torch.device) -> bool:
 def can_compile() -> bool:
     """Whether torch.compile can work here: on CPU it needs a C++ compiler, on CUDA it needs Triton."""
     if torch.cuda.is_available():
-        return torch.utils._triton.has_triton()
+        return importlib.util.find_spec("triton") is not None
     return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))
 
 

@@ -1,4 +1,4 @@
-"""One mask-based call for everything a masked model does: text to image, captioning, texts, infilling in either modality.
+"""One mask-based call for all that a masked model does: text to image, captions, texts, infilling in either modality.
 
 What is known stands in the sequence, what is not is masked, and one sampler fills it in.
 """
@@ -90,7 +90,7 @@ class MaskedSampler:
         self, images: Tensor, caption: str, box: tuple[float, float, float, float],
         generators: Sequence[torch.Generator], settings: Settings,
     ) -> tuple[Image.Image, str]:  # fmt: skip
-        """Fill a box (left, top, right, bottom as shares of the side) of one picture (1, 3, H, W) and the open words of its caption."""
+        """Fill a box (left, top, right, bottom, as shares) of a picture (1, 3, H, W) and its caption's open words."""
         text, text_known = self._open_words(caption)
         x = self.layout.join(text.to(self.device), self.encode(images))
         known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
@@ -137,7 +137,7 @@ class MaskedSampler:
         *,
         guided: bool = True,
     ) -> Tensor:
-        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: push away from what the hidden caption gives."""
+        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from what a hidden caption gives."""
         cond = Condition(x, known)
         model = conditional(self.network.logits)
         scale = settings.guidance if guided else 1.0

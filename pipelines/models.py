@@ -73,7 +73,8 @@ def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
     made = run.manifest(name)["layout"]
     if made != plain(layout):
         raise ArtefactError(
-            f"{run.stage_folder(name)} was trained with the vocabulary layout {made}, but the cache has {plain(layout)}. "
+            f"{run.stage_folder(name)} was trained with the vocabulary layout {made}, "
+            f"but the cache has {plain(layout)}. "
             f"Delete {run.stage_folder(name)} and train {name} again."
         )
     return _load(run, name, MaskedTransformerConfig, lambda config: MaskedTransformer(config, layout))

@@ -1,7 +1,7 @@
 """Progress: a bar on a terminal, plain lines in a log, and a status file that a parent process can show.
 
-The stages of one recipe run as processes side by side; each writes its status to a small JSON file, and `palimpsest run` draws
-one bar per stage from those files. Run alone, a stage draws its own bar.
+The stages of one recipe run as processes side by side; each writes its status to a small JSON file, and `palimpsest
+run` draws one bar per stage from those files. Run alone, a stage draws its own bar.
 """
 
 from __future__ import annotations

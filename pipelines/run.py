@@ -1,7 +1,7 @@
 """`palimpsest run`: every stage of a recipe in order, side by side where they do not need each other.
 
-Each stage is a process of its own, so that an interrupted stage resumes alone and each has its own threads. On a CPU two
-one-threaded stages use two cores better than one stage with two threads; on a GPU they go one at a time.
+Each stage is a process of its own, so that an interrupted stage resumes alone and each has its own threads. On a CPU
+two one-threaded stages use two cores better than one stage with two threads; on a GPU they go one at a time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
 from pipelines.config import AnyStage, Recipe, ScenesData
@@ -40,7 +40,7 @@ class Worker:
     process: subprocess.Popen[bytes]
     status: Path
     log: Path
-    bar: int
+    bar: TaskID
 
 
 def minutes_of(stage: AnyStage) -> float:
@@ -50,7 +50,7 @@ def minutes_of(stage: AnyStage) -> float:
 
 
 def path_minutes(recipe: Recipe) -> dict[str, float]:
-    """Return for each stage the minutes from its start to the end of everything that waits for it (the critical path)."""
+    """Return the minutes from each stage's start to the end of all that waits for it (the critical path)."""
     longest: dict[str, float] = {}
     for name in reversed(recipe.order()):
         after = [longest[other] for other, stage in recipe.stage.items() if name in stage.needs]
@@ -96,7 +96,7 @@ def _scaled(recipe: Recipe, factor: float) -> Recipe:
         training: Training | None = getattr(stage, "training", None)
         if training is not None and training.minutes is not None:
             shorter = dataclasses.replace(training, minutes=round(max(1e-3, training.minutes * factor), 3))
-            stage = dataclasses.replace(stage, training=shorter)  # type: ignore[call-arg]  # noqa: PLW2901
+            stage = dataclasses.replace(stage, training=shorter)  # type: ignore[call-arg]
         stages[name] = stage
     return dataclasses.replace(recipe, stage=stages)
 
@@ -173,7 +173,7 @@ def _harvest(running: list[Worker], bar: Progress) -> set[str]:
                 f"{worker.name} failed (exit {code}):\n{tail(worker.log)}\nThe whole log: {worker.log}"
             )
         bar.update(worker.bar, total=1, completed=1, note="done")
-        bar.stop_task(worker.bar)  # type: ignore[arg-type]
+        bar.stop_task(worker.bar)
         finished.add(worker.name)
         console.log(f"{worker.name} finished")
     return finished
@@ -233,9 +233,7 @@ def summary(run: Run) -> str:
         if stage.kind == "generate":
             lines.append(f"  pictures           {folder / name}/")
             if (folder / name / "texts.json").exists():
-                lines.append(
-                    f"  generated texts    {folder / name / 'texts.json'}, captions in {folder / name / 'captions.json'}"
-                )
+                lines.append(f"  generated texts    {folder / name / 'texts.json'} and captions.json")
     picture = next((path for path in sorted(folder.glob("*/test/*.png"))), None)
     prompt = "a large red star on a sky background" if isinstance(recipe.data, ScenesData) else "a photo of a cat"
     lines += [

@@ -37,9 +37,13 @@ class Run:
         """Return the splits that the data has: train, and test and unseen where they exist."""
         return [split for split in ("train", "test", "unseen") if shard_paths(self.data, split)]
 
+    def held_out_name(self) -> str:
+        """Return the split that judges: test where there is one, else train."""
+        return "test" if "test" in self.splits() else "train"
+
     def held_out(self) -> Split:
-        """Open the split that judges: test where there is one, else train."""
-        return self.open("test" if "test" in self.splits() else "train")
+        """Open the split that judges."""
+        return self.open(self.held_out_name())
 
     def data_manifest(self) -> dict[str, Any]:
         """Return the manifest of the data, empty where there is none."""
@@ -163,7 +167,7 @@ def reopen_run(folder: Path) -> Run:
     """Open a run from its folder alone, for sampling and studies."""
     if not (folder / "recipe.json").exists():
         raise PalimpsestError(
-            f"{folder} is no run: it holds no recipe.json. Give the folder that `palimpsest run` made, such as runs/scenes."
+            f"{folder} is no run (no recipe.json): give a folder that `palimpsest run` made, such as runs/scenes."
         )
     saved = read_json(folder / "recipe.json")
     recipe = parse_recipe(saved["recipe"], str(folder / "recipe.json"))

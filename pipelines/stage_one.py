@@ -2,27 +2,40 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
-from backbone.clip import ContrastiveConfig, contrastive_loss, caption_groups, image_features, save_contrastive
+from backbone.clip import (
+    CONFIG,
+    ContrastiveConfig,
+    TowerSizes,
+    caption_groups,
+    contrastive_loss,
+    find_weights,
+    image_features,
+    load_contrastive,
+    save_contrastive,
+)
 from eval.reconstruction import psnr
 from eval.scene import SceneJudge, SceneJudgeConfig, degrade, encode_label, scene_loss
 from pipelines.artefact import load_weights
 from pipelines.config import BPEStage, ClipStage, JudgeStage, SceneJudgeStage, VAEStage, VQVAEStage
 from pipelines.data.decode import image_and_caption
-from pipelines.data.shards import Split
 from pipelines.data.stream import Stream, once
 from pipelines.errors import PalimpsestError
-from pipelines.loop import Batch, Task, device_of, seeded, train
+from pipelines.loop import Batch, Task, Training, device_of, seeded, train
 from pipelines.models import best_weights, plain
 from pipelines.pictures import side_by_side, to_uint8
 from pipelines.progress import track
 from pipelines.runs import Run
+from tokenizer.embed import TOKENIZER
 from tokenizer.loss import reconstruction_loss, vae_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
 from tokenizer.quantize import code_counts, perplexity, usage
@@ -61,7 +74,7 @@ class VAETask(ImageTask):
     def __init__(self, run: Run, stage: VAEStage) -> None:
         super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
         self.stage = stage
-        self.network = seeded(run.recipe.seed, lambda: VAE(stage.model)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = seeded(run.recipe.seed, lambda: VAE(stage.model))
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted negative ELBO of one draw."""
@@ -89,7 +102,7 @@ class VQVAETask(ImageTask):
     def __init__(self, run: Run, stage: VQVAEStage) -> None:
         super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
         self.stage = stage
-        self.network = seeded(run.recipe.seed, lambda: VQVAE(stage.model)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.network = seeded(run.recipe.seed, lambda: VQVAE(stage.model))
         self.quantise = False
 
     def before(self, step: int, steps: int, generator: torch.Generator) -> None:
@@ -151,11 +164,11 @@ class VQVAETask(ImageTask):
 class ContrastiveTask(ImageTask):
     """Text and image towers by contrast; equal captions are positives of each other."""
 
-    def __init__(self, run: Run, stage: ClipStage | JudgeStage, bpe: BPE, seed: int) -> None:
-        super().__init__(run, stage.training.batch, shuffle_seed=seed)
+    def __init__(self, run: Run, sizes: TowerSizes, training: Training, bpe: BPE, seed: int) -> None:
+        super().__init__(run, training.batch, shuffle_seed=seed)
         self.bpe = bpe
         self.config = ContrastiveConfig(
-            **vars(stage.model), image_size=self.size, vocab_size=bpe.vocab_size, context_length=bpe.length,
+            **vars(sizes), image_size=self.size, vocab_size=bpe.vocab_size, context_length=bpe.length,
             end_id=bpe.end_id, pad_id=bpe.pad_id,
         )  # fmt: skip
         self.network = Towers(self.config.build(seed=seed))
@@ -256,18 +269,33 @@ def train_vqvae(run: Run, name: str, stage: VQVAEStage) -> dict[str, Any]:
 
 
 def train_contrastive(run: Run, name: str, stage: ClipStage | JudgeStage) -> dict[str, Any]:
-    """Train text and image towers and leave them in open_clip's layout with their tokenizer."""
+    """Train text and image towers, or copy pretrained ones: open_clip's layout, with their tokenizer."""
+    if stage.pretrained is not None:
+        return _copy_towers(Path(stage.pretrained), run.stage_folder(name))
+    assert stage.training is not None
     bpe_name, _ = run.need(name, "bpe")
     bpe = BPE.load(run.stage_folder(bpe_name) / "bpe.json")
     seed = run.recipe.seed + (0 if stage.kind == "clip" else 1000)  # the judge never shares a draw with the conditioner
-    task, folder = ContrastiveTask(run, stage, bpe, seed), run.stage_folder(name)
+    task, folder = ContrastiveTask(run, stage.model, stage.training, bpe, seed), run.stage_folder(name)
     facts = train(task, stage.training, folder, seed=seed, name=name)
     load_weights(task.network, best_weights(folder))
-    save_contrastive(folder, task.config, task.network.model)  # type: ignore[arg-type]
-    for extra in ("model.safetensors", "ema.safetensors"):
-        (folder / extra).unlink(missing_ok=True)
-    bpe.save(folder / "bpe.json")
+    PartialState().wait_for_everyone()  # all ranks have read the weights
+    if PartialState().is_main_process:
+        save_contrastive(folder, task.config, task.network.model)  # type: ignore[arg-type]
+        bpe.save(folder / "bpe.json")
+        for extra in ("model.safetensors", "ema.safetensors"):
+            (folder / extra).unlink(missing_ok=True)
     return facts
+
+
+def _copy_towers(source: Path, folder: Path) -> dict[str, Any]:
+    """Copy a pretrained open_clip folder into a stage, once it is seen to load."""
+    load_contrastive(source)
+    weights = find_weights(source)
+    for path, name in ((source / CONFIG, CONFIG), (weights, weights.name), (source / TOKENIZER, TOKENIZER)):
+        if path.exists():
+            shutil.copyfile(path, folder / name)
+    return {"pretrained": str(source)}
 
 
 def train_scene_judge(run: Run, name: str, stage: SceneJudgeStage) -> dict[str, Any]:

@@ -11,21 +11,20 @@ from PIL import Image
 from torch import Tensor, nn
 
 from backbone.noise import noise_like, uniform
-from discrete.corrupt import draw_count, mask_exact_count
 from discrete.layout import Layout
-from discrete.loss import masked_cross_entropy
 from discrete.model import MaskedTransformer
+from discrete.task import losses
 from latent.dit import Condition, DiT, DiTConfig
 from latent.loss import Objective, diffusion_loss, sample_times
 from pipelines.cache import Cache, open_cache
 from pipelines.config import LatentStage, MdlmStage
 from pipelines.latent_sampler import LatentSampler
-from pipelines.loop import Batch, Task, device_of, seeded, step_generator, train
+from pipelines.loop import Batch, Task, device_of, seeded, step_generator, to_device, train
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe, load_vqvae, plain
 from pipelines.pictures import grid
-from pipelines.sampling import PictureSampler, Settings, draw
 from pipelines.runs import Run
+from pipelines.sampling import PictureSampler, Settings, draw
 from pipelines.text_bound import caption_bound
 
 HELD_OUT = 256
@@ -81,8 +80,7 @@ class LatentTask(Task):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss on held-out latents at fixed, evenly spread times and fixed noise."""
         device, generator = device_of(network), step_generator(0, 0, 0)
-        batch = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.held_out.items()}
-        batch |= {k: v.to(device) for k, v in self.text.rows(batch["caption"])._asdict().items()}
+        batch = to_device({**self.held_out, **self.text.rows(self.held_out["caption"])._asdict()}, device)
         z = self._draw(batch["latent"], generator)
         t = (torch.arange(len(z), device=device) + 0.5) / len(z)
         losses = self._losses(
@@ -124,11 +122,7 @@ def latent_config(stage: LatentStage, cache: Cache) -> DiTConfig:
 
 
 class MdlmTask(Task):
-    """Masked diffusion over [text | image tokens]: several tasks, one network.
-
-    A share of the batches is text alone, on the short sequence. In the others each item draws its own task: picture from
-    caption, caption from picture, or both at separate times; a share of the captions is hidden, for guidance.
-    """
+    """Masked diffusion over [text | image tokens]: several tasks, one network (discrete.task)."""
 
     unit = "sequences"
 
@@ -156,57 +150,19 @@ class MdlmTask(Task):
         return stream.batches(cursor)
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean cross-entropy per masked token, that of the text weighted."""
+        """Weighted cross-entropies of the task mix."""
         x = self.layout.join(batch["text"], batch["codes"].long())  # (B, L)
-        if float(uniform((1,), generator)) < self.stage.text_only:
-            x = x[:, self.layout.text]
-            known = torch.zeros_like(x, dtype=torch.bool)
-            return self._loss(network, x, known, known, generator)
-        tasks = torch.multinomial(torch.tensor(self.stage.task_mix), len(x), replacement=True, generator=generator)
-        hidden = uniform((len(x),), generator) < self.stage.caption_dropout
-        is_text, tasks = self.layout.is_text().to(x.device), tasks.to(x.device)[:, None]
-        known = torch.where(is_text, tasks == 0, tasks == 1)  # (B, L)
-        return self._loss(network, x, known, known & is_text & hidden.to(x.device)[:, None], generator)
-
-    def _loss(
-        self, network: nn.Module, x: Tensor, known: Tensor, hidden: Tensor, generator: torch.Generator
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mask each span by its own exact count, and ask for what is masked and not known."""
-        layout, cut = self.layout, self.layout.text_length
-        spans = [x[:, layout.text], x[:, layout.image]]
-        masked = [
-            self._mask(span, known[:, part], generator)
-            for span, part in zip(spans, (layout.text, layout.image), strict=True)
-        ]
-        asked = torch.cat(masked, 1)  # (B, L)
-        logits = network(x.masked_fill(asked | hidden, layout.mask_id))
-        text_count, image_count = (part.sum(1, keepdim=True).clamp_min(1) for part in masked)
-        text = masked_cross_entropy(logits.text, x[:, :cut], masked[0] / text_count)
-        parts = {"text": text[masked[0].any(1)].mean() if masked[0].any() else text.sum()}
-        if logits.image is not None:
-            image = masked_cross_entropy(logits.image, x[:, cut:] - layout.text_vocab, masked[1] / image_count)
-            parts["image"] = image[masked[1].any(1)].mean() if masked[1].any() else image.sum()
-        total = self.stage.text_weight * parts["text"] + parts.get("image", 0.0)
-        return total, {name: value.detach() for name, value in parts.items()}
-
-    @staticmethod
-    def _mask(span: Tensor, known: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw which unknown tokens of a span (B, n) are masked: an exact count, uniform from 1 to their number."""
-        unknown = (~known).sum(1)
-        if not span.shape[1]:
-            return known
-        count = draw_count(unknown, generator).clamp_max(unknown)
-        return (
-            mask_exact_count(torch.zeros_like(span), count, mask_id=1, generator=generator, known=known) == 1
-        ) & ~known
+        total, *parts = losses(network, x, self.layout, self.stage.tasks, generator)
+        return total, {name: part.detach() for name, part in zip(("image", "text", "text_alone"), parts, strict=True)}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Bound on held-out captions in nats per token, and cross-entropy of the picture given its caption."""
-        text = caption_bound(network, self.layout, self.held_out["text"], self.pad_id, rounds=2)
-        x = self.layout.join(self.held_out["text"], self.held_out["codes"].long()).to(device_of(network))
-        known = self.layout.is_text().to(x.device).expand_as(x)
-        _, parts = self._loss(network, x, known, torch.zeros_like(known), step_generator(0, 0, 0))
-        return {"nats_per_token": text.per_token, "image": float(parts["image"])}
+        """Bound on held-out captions in nats per token, and the losses of the task mix, at fixed masks."""
+        model: MaskedTransformer = network  # type: ignore[assignment]
+        text = caption_bound(model, self.layout, self.held_out["text"], self.pad_id, rounds=3)
+        batch = {key: self.held_out[key].to(device_of(network)) for key in ("text", "codes")}
+        total, parts = self.loss(network, batch, step_generator(0, 0, 0))
+        values = {name: float(value) for name, value in parts.items()}
+        return {"nats_per_token": text.per_token, "loss": float(total), **values}
 
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""

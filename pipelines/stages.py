@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, assert_never
 
 import torch
+from accelerate import PartialState
 
 from pipelines.artefact import MANIFEST
 from pipelines.config import (
@@ -42,6 +43,10 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     stage_of(run, name)
     folder = run.stage_folder(name)
     prepare_process()
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    if not processes.is_main_process:  # a rank of a distributed run: it trains, the main process does all else
+        processes.wait_for_everyone()
+        return make(run, name) if getattr(run.recipe.stage[name], "training", None) else {}
     ensure_data(run)
     if run.finished(name) and not again:
         print(f"{name} is finished: {folder}")
@@ -49,6 +54,7 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     with lock(folder, name):
         (folder / MANIFEST).unlink(missing_ok=True)
         identity = run.begin(name)
+        processes.wait_for_everyone()
         started = time.monotonic()
         facts = make(run, name)
         manifest = run.finish(name, identity, {**facts, "wall_seconds": round(time.monotonic() - started, 1)})
@@ -127,7 +133,7 @@ def ensure_data(run: Run) -> None:
 
 @contextmanager
 def lock(folder: Path, name: str) -> Iterator[None]:
-    """Hold a folder for this process; a second one is refused with a sentence. The system frees it when a process dies."""
+    """Hold a folder for this process and refuse a second one; the system frees it when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
         try:

@@ -19,14 +19,14 @@ BATCH = 256
 
 @dataclass(frozen=True)
 class CaptionBound:
-    """Upper bounds on -log p of each caption: `nats` (N,) float64, end token and padding included; `tokens` (N,), without padding."""
+    """Upper bounds on -log p of each caption: `nats` (N,) float64, padding included; `tokens` (N,), without it."""
 
     nats: Tensor
     tokens: Tensor
 
     @property
     def per_token(self) -> float:
-        """Nats per token: all nats over all caption and end tokens. The padding is a function of the end, so its nats belong there."""
+        """All nats over caption and end tokens. Padding follows from the end: its nats count, its tokens do not."""
         return float(self.nats.sum() / self.tokens.sum())
 
 

@@ -23,7 +23,7 @@ from eval.scene import (
     score_caption,
     summarise,
 )
-from eval.scene_augment import ABSENT, mirror, recolour, scramble
+from eval.scene_augment import ABSENT, mirror, transplant
 
 ATTRIBUTES = {
     "background": ("sky", "grass", "sand"),
@@ -178,11 +178,11 @@ def test_summary_counts_by_number_of_objects_and_clusters_by_prompt():
 
 def test_random_guesses_score_at_chance():
     rng = np.random.RandomState(1)
-    asked = [random_label(rng, 2) for _ in range(3000)]
-    found = summarise([score(canonical(random_label(rng, 2)), p) for p in asked], [2] * 3000)
+    asked = [random_label(rng, 2) for _ in range(1000)]
+    found = summarise([score(canonical(random_label(rng, 2)), p) for p in asked], [2] * 1000)
     levels = chance(CONFIG)
     for name in ("background", "shape", "colour", "size"):
-        assert found[name].value == pytest.approx(levels[name], abs=0.03)
+        assert found[name].value == pytest.approx(levels[name], abs=0.05)
     assert found["relation"].value < levels["relation"]  # guesses that fit both orders prove none
 
 
@@ -229,7 +229,7 @@ def scenes():
     data = pytest.importorskip("pipelines.data.scenes")
     from pipelines.data.grammar import ATTRIBUTES as REAL
 
-    config = SceneJudgeConfig(attributes=REAL, slots=2, widths=(16, 32))
+    config = SceneJudgeConfig(attributes=REAL, slots=2, widths=(16, 24))
     labels = [data.scene(32, 0, "train", i)[0] for i in range(48)]
     pictures = np.stack([np.asarray(data.render(x, 32)) for x in labels])
     x = torch.from_numpy(pictures).permute(0, 3, 1, 2) / 127.5 - 1
@@ -252,29 +252,37 @@ def test_mirrored_pictures_keep_true_labels(scenes):
             pytest.fail("a mirrored picture is none of the four mirror images")
 
 
-def test_views_silence_what_they_destroy_and_keep_the_rest(scenes):
-    _, _, x, targets = scenes
-    generator = torch.Generator().manual_seed(0)
-    for view, silent in ((recolour, {"background", "colour"}), (scramble, {"shape", "size"})):
-        seen, found = view(x, targets, generator, 0.5)
-        changed = (seen != x).flatten(1).any(1)
-        assert 8 < int(changed.sum()) < 40
-        for name, target in targets.items():
-            hidden = (found[name] != target).flatten(1).any(1)
-            assert torch.equal(hidden, changed) if name in silent else not hidden.any(), name
-        assert (found["colour"][changed] == ABSENT).all() == (view is recolour)
+def test_transplanted_pictures_are_what_the_renderer_draws(scenes):
+    config, labels, x, targets = scenes
+    data = pytest.importorskip("pipelines.data.scenes")
+    painted, found = transplant(x, targets, torch.Generator().manual_seed(0))
+    changed = (painted != x).flatten(1).any(1)
+    assert 10 < int(changed.sum()) < 40
+    for name in ("shape", "size", "axis", "count"):
+        assert torch.equal(found[name], targets[name])
+    for i, told in enumerate(labels):
+        wanted = copy.deepcopy(told)
+        wanted["background"] = config.attributes["background"][found["background"][i]]
+        slots = wanted["objects"] if told["relation"] in ("left of", "above", None) else wanted["objects"][::-1]
+        for item, colour in zip(slots, found["colour"][i], strict=False):
+            item["colour"] = config.attributes["colour"][colour]
+        drawn = torch.from_numpy(np.array(data.render(wanted, 32))).permute(2, 0, 1) / 127.5 - 1
+        assert torch.allclose(painted[i], drawn, atol=2.5 / 127.5), told  # two roundings to uint8
 
 
-def test_scrambling_keeps_colours_and_recolouring_keeps_edges(scenes):
-    _, _, x, targets = scenes
-    generator = torch.Generator().manual_seed(0)
-    scrambled, _ = scramble(x, targets, generator, 1.0)
-    for before, after in zip(x, scrambled, strict=True):
-        palette = {tuple(p) for p in before.flatten(1).T.tolist()}
-        assert {tuple(p) for p in after.flatten(1).T.tolist()} <= palette
-    recoloured, _ = recolour(x, targets, generator, 1.0)
-    edges = [v.diff(dim=-1).square().sum(1) for v in (x, recoloured)]
-    assert torch.allclose(*edges, atol=1e-5)
+def test_transplants_bring_pairs_that_training_never_shows(scenes):
+    config, labels, x, targets = scenes
+    pairs = set()
+    for seed in range(30):
+        _, found = transplant(x, targets, torch.Generator().manual_seed(seed))
+        pairs |= {
+            (config.attributes["colour"][c], config.attributes["shape"][s])
+            for c, s in zip(found["colour"].flatten(), found["shape"].flatten(), strict=True)
+            if c != ABSENT
+        }
+    shown = {(o["colour"], o["shape"]) for y in labels for o in y["objects"]}
+    assert ("red", "triangle") in pairs - shown
+    assert len(pairs) == 8 * 6
 
 
 def test_degraded_pictures_stay_in_range_and_some_stay_untouched(scenes):
@@ -289,7 +297,7 @@ def test_judge_learns_real_scenes_and_shuffled_labels_do_not_fit(scenes):
     torch.manual_seed(0)
     judge = SceneJudge(config)
     optimizer = torch.optim.AdamW(judge.parameters(), lr=5e-3)
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         scene_loss(judge(x), targets).backward()
         optimizer.step()

@@ -1,0 +1,85 @@
+"""Charts: valid SVG without styles or loads, equal bytes, text that stays text, honest thinning."""
+
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from eval import charts
+from eval.blocks import Curve, Dots, Figure, Series, Usage, missing
+
+
+def curve(**changes):
+    x = np.arange(1, 50)
+    series = [Series("train", x, 1 / x), Series("validation", [1, 49], [1.0, 0.1])]
+    return Curve(**({"title": "loss", "series": series} | changes))
+
+
+DOTS = Dots("colour", {"flow": {"all": Figure(0.5, 9, 0.4, 0.6), "unseen": missing("none")}}, reference=0.1)
+DRAWN = [
+    lambda prefix="p-": charts.curve(curve(), prefix, log=False),
+    lambda prefix="p-": charts.curve(curve(), prefix, log=True),
+    lambda prefix="p-": charts.usage(Usage("codes", [5, 3, 0, 1]), prefix),
+    lambda prefix="p-": charts.dots(DOTS, prefix),
+]
+
+
+@pytest.mark.parametrize("draw", DRAWN, ids=["linear", "log", "usage", "dots"])
+def test_chart_obeys_the_policy_and_repeats_its_bytes(draw):
+    svg = draw()
+    root = ElementTree.fromstring(svg)
+    assert root.get("aria-label") and root.get("viewBox")
+    for element in root.iter():
+        assert element.tag in {"svg", "g", "path", "defs", "use", "text", "clipPath", "rect"}
+        assert "style" not in element.attrib and "font" not in element.attrib
+        assert not [v for v in element.attrib.values() if "http" in v]
+    assert draw() == svg and draw("q-") != svg
+
+
+@pytest.mark.parametrize("draw", DRAWN, ids=["linear", "log", "usage", "dots"])
+def test_every_colour_of_a_chart_has_a_dark_twin(draw):
+    known = {light for light, _ in charts.PALETTE.values()} | {"none"}
+    used = {e.get(kind) for e in ElementTree.fromstring(draw()).iter() for kind in ("fill", "stroke")} - {None}
+    assert used <= known, used - known
+    assert all(light in charts.css() and dark in charts.css() for light, dark in charts.PALETTE.values())
+
+
+def test_user_settings_do_not_reach_the_charts(monkeypatch):
+    import matplotlib
+
+    before = DRAWN[0]()
+    with matplotlib.rc_context({"lines.linewidth": 9, "font.size": 30, "axes.facecolor": "red"}):
+        assert DRAWN[0]() == before
+        assert matplotlib.rcParams["font.size"] == 30
+
+
+def test_mathematics_and_markup_in_labels_are_text():
+    svg = charts.curve(curve(x_label="$\\frac{", y_label="<b>&"), "p-", log=False)
+    texts = [element.text for element in ElementTree.fromstring(svg).iter("text")]
+    assert "$\\frac{" in texts and "<b>&" in texts
+    assert "&lt;script&gt;" in charts.legend(["<script>"]) and "<script>" not in charts.legend(["<script>"])
+
+
+def test_long_lines_are_averaged_not_sampled():
+    y = np.zeros(100_000)
+    y[77_777] = 1000.0
+    _, thinned = charts.thin(Series("s", np.arange(len(y)), y))
+    assert len(thinned) == charts.POINTS
+    assert thinned.mean() == pytest.approx(y.mean())
+
+
+@pytest.mark.parametrize("y", [[np.nan] * 3, [1.0, np.nan, np.inf], []], ids=["all nan", "some", "empty"])
+def test_values_that_are_not_finite_are_gaps(y):
+    block = curve(series=[Series("s", list(range(len(y))), y)])
+    ElementTree.fromstring(charts.curve(block, "p-", log=False))
+
+
+def test_logarithmic_scale_is_offered_only_where_all_is_positive():
+    assert charts.positive(curve())
+    assert not charts.positive(curve(series=[Series("s", [0, 1], [1.0, 0.0])]))
+    assert not charts.positive(curve(series=[Series("s", [0], [np.nan])])) and not charts.positive(curve(series=[]))
+
+
+def test_lengths_that_disagree_are_named():
+    with pytest.raises(ValueError, match="'s' has 2 x values and 1 y values"):
+        charts.thin(Series("s", [0, 1], [1.0]))

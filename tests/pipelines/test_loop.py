@@ -1,0 +1,184 @@
+import copy
+import json
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from pipelines.errors import PalimpsestError
+from pipelines.loop import (
+    BAD_STEPS,
+    Interrupted,
+    Loop,
+    Task,
+    Training,
+    decay_at,
+    learning_rate,
+    prefetch,
+    seeded,
+    step_generator,
+    train,
+    update_average,
+)
+
+
+class Line(Task):
+    """Fit y = 2 x by a network that also keeps a running buffer; can ask to stop or give a bad loss at some steps."""
+
+    def __init__(self, stop_at: int | None = None, bad_at: tuple[int, ...] = ()) -> None:
+        self.network = seeded(0, lambda: nn.Sequential(nn.Linear(1, 8), nn.BatchNorm1d(8), nn.Linear(8, 1)))
+        self.stop_at, self.bad_at, self.cursors = stop_at, bad_at, []
+        self.loop: Loop | None = None
+
+    def batches(self, cursor, rank, world):
+        while True:
+            x = torch.randn(16, 1, generator=step_generator(7, rank, cursor))
+            yield {"x": x, "cursor": cursor}, cursor + 16
+            cursor += 16
+
+    def loss(self, network, batch, generator):
+        self.cursors.append(batch["cursor"])
+        step = batch["cursor"] // 16
+        if self.loop is not None and step == self.stop_at:
+            self.loop.stop = True
+        noise = 0.1 * torch.randn(batch["x"].shape, generator=generator)
+        loss = (network(batch["x"] + noise) - 2 * batch["x"]).square().mean()
+        return (loss * math.nan if step in self.bad_at else loss), {}
+
+    def validate(self, network):
+        return {"weight": float(network[2].weight.mean())}
+
+
+TRAINING = Training(steps=30, batch=16, learning_rate=1e-2, ema=0.9, validate_every=10, bf16=False)
+
+
+def run(task, folder, training=TRAINING):
+    loop = task.loop = Loop(task, training, folder, seed=3, name="line")
+    return loop.run()
+
+
+def test_the_interrupted_run_equals_the_uninterrupted_one(tmp_path):
+    whole = Line()
+    run(whole, tmp_path / "whole")
+    for stop_at in (4, 17):
+        with pytest.raises(Interrupted, match="saved"):
+            run(Line(stop_at=stop_at), tmp_path / "parts")
+    parts = Line()
+    run(parts, tmp_path / "parts")
+    for name in ("model.safetensors", "ema.safetensors"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
+    logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in ("whole", "parts")]
+    points = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs]
+    assert points[0] == points[1]
+
+
+def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path):
+    whole = Line()
+    run(whole, tmp_path / "whole")
+    for stop_at in (4, 17):
+        with pytest.raises(Interrupted):
+            run(Line(stop_at=stop_at), tmp_path / "parts")
+    torn = tmp_path / "parts" / "checkpoint.pt"
+    torn.write_bytes(torn.read_bytes()[:100])
+    parts = Line()
+    run(parts, tmp_path / "parts")
+    assert parts.cursors[0] == 5 * 16  # after the first interruption
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "parts" / "model.safetensors"
+    ).read_bytes()
+
+
+def test_a_bad_loss_changes_no_weight(tmp_path):
+    task = Line(bad_at=tuple(range(5)))
+    before = copy.deepcopy(dict(task.network.named_parameters()))
+    facts = run(task, tmp_path, Training(steps=5, batch=16, bf16=False))
+    assert facts["skipped_steps"] == 5
+    assert all(torch.equal(before[name], value) for name, value in task.network.named_parameters())
+
+
+def test_bad_losses_in_a_row_stop_the_run_with_a_remedy(tmp_path):
+    with pytest.raises(PalimpsestError, match=f"not finite for {BAD_STEPS} steps.*learning_rate"):
+        run(Line(bad_at=tuple(range(100))), tmp_path)
+
+
+def test_minutes_become_steps_once(tmp_path):
+    training = Training(minutes=0.02, batch=16, bf16=False)
+    with pytest.raises(Interrupted):
+        run(Line(stop_at=15), tmp_path, training)
+    planned = json.loads((tmp_path / "plan.json").read_text())["steps"]
+    facts = run(Line(), tmp_path, Training(minutes=5, batch=16, bf16=False))
+    assert facts["steps"] == planned >= 20
+
+
+def test_the_rehearsal_leaves_no_trace(tmp_path):
+    task = Line()
+    before = copy.deepcopy(task.network.state_dict())
+    loop = Loop(task, Training(minutes=1, batch=16, bf16=False), tmp_path, seed=3, name="line")
+    loop._rehearse(1.0)
+    after = task.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    training = Training(steps=100, learning_rate=2.0, warmup=10)
+    rates = [learning_rate(training, step, 100) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2, rel=1e-3) and max(rates) == pytest.approx(2.0, rel=0.05)
+    assert rates[50] == pytest.approx(1.0) and rates[99] < 1e-3
+    assert all(a >= b for a, b in pairwise(rates[10:]))
+
+
+def test_the_average_is_the_exponential_mean_of_the_weights():
+    network = nn.Linear(2, 2)
+    average = copy.deepcopy(network)
+    expected = network.weight.detach().clone()
+    for step in range(20):
+        with torch.no_grad():
+            network.weight.normal_(generator=step_generator(0, 0, step))
+        decay = decay_at(0.9, step)
+        expected = decay * expected + (1 - decay) * network.weight.detach()
+        update_average(average, network, decay)
+    torch.testing.assert_close(average.weight.detach(), expected)
+    assert decay_at(0.9, 0) == pytest.approx(0.1) and decay_at(0.9, 10_000) == 0.9
+
+
+def test_the_first_average_forgets_the_initial_weights(tmp_path):
+    assert math.prod(decay_at(0.9999, step) for step in range(100)) < 1e-6
+
+
+def test_prefetch_keeps_order_and_passes_errors_on():
+    assert list(prefetch(iter(range(10)))) == list(range(10))
+
+    def broken():
+        yield 1
+        raise ValueError("broken batch")
+
+    items = prefetch(broken())
+    assert next(items) == 1
+    with pytest.raises(ValueError, match="broken batch"):
+        next(items)
+
+
+def test_draws_are_keyed_by_seed_rank_and_step():
+    draws = {
+        torch.randn(4, generator=step_generator(*key)).numpy().tobytes()
+        for key in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (10, 0, 0)]
+    }
+    assert len(draws) == 5
+    assert torch.equal(
+        torch.randn(4, generator=step_generator(1, 2, 3)), torch.randn(4, generator=step_generator(1, 2, 3))
+    )
+
+
+def test_building_a_network_leaves_global_randomness_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first = seeded(1, lambda: nn.Linear(4, 4))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(first.weight, seeded(1, lambda: nn.Linear(4, 4)).weight)
+
+
+def test_training_goes_through_one_door(tmp_path):
+    assert train(Line(), TRAINING, tmp_path, seed=3, name="line")["steps"] == 30

@@ -1,0 +1,197 @@
+"""The whole pipeline on tiny models: a killed run, a killed stage, what stands in the folders, and the verbs."""
+
+import json
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import pipelines
+from pipelines.artefact import ArtefactError
+from pipelines.runs import reopen_run
+from tests.conftest import finish, start, wait_for
+
+pytestmark = pytest.mark.slow
+
+
+def without(smoke: Path, out: Path, *stages: str) -> Path:
+    """A copy of the smoke run in which some stages have not begun."""
+    folder = out / "smoke"
+    shutil.copytree(smoke, folder, ignore=lambda where, names: stages if Path(where) == smoke else [])
+    return folder
+
+
+def test_the_resumed_run_has_every_promised_figure(smoke):
+    report = json.loads((smoke / "eval" / "report.json").read_text())
+    assert report["schema"] == 1
+    names = ["vae.psnr", "vqvae.psnr", "vqvae.usage", "vqvae.patch_kmeans_psnr", "caption.scene.colour"]
+    names += ["text.nats_per_token", "text.exact_nats_per_token"]
+    for model in ("latent", "mdlm", "ddpm"):
+        names += [f"{model}.scene.{attribute}" for attribute in ("background", "colour", "shape", "size", "relation")]
+        names += [f"{model}.scene.colour.{part}" for part in ("one", "two", "unseen")]
+    for name in names:
+        figure = report["figures"][name]
+        assert np.isfinite(figure["value"]) and figure["n"] > 0 and figure["source"], name
+    share = report["figures"]["mdlm.scene.colour"]
+    assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
+    bound, exact = report["figures"]["text.nats_per_token"], report["figures"]["text.exact_nats_per_token"]
+    assert bound["value"] > exact["value"] > 0  # an untrained bound lies far above the entropy
+
+
+def test_the_report_is_one_file_without_network(smoke):
+    page = (smoke / "eval" / "report.html").read_text()
+    assert "Content-Security-Policy" in page
+    assert 'src="http' not in page and 'href="http' not in page
+
+
+@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "mdlm"])
+def test_a_killed_stage_ends_with_the_same_weights(smoke, tmp_path, stage):
+    """SIGKILL after the first checkpoint, resume, and compare bit for bit with the stage as it was made before."""
+    folder = without(smoke, tmp_path, stage)
+    words = ("train", stage, folder / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data)
+    words = (*words, "--set", f"stage.{stage}.training.save_seconds=0.2")
+    process = start(*words)
+    wait_for(folder / stage / "checkpoint.pt", process)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (folder / stage / "manifest.json").exists(), "the stage ended before it was killed"
+    finish(*words)
+    for name in ("model.safetensors", "ema.safetensors"):
+        if (smoke / stage / name).exists():
+            before, after = load_file(smoke / stage / name), load_file(folder / stage / name)
+            assert before.keys() == after.keys()
+            assert all(torch.equal(before[key], after[key]) for key in before), name
+    steps = [json.loads(line)["step"] for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(steps)  # no point of the curve is drawn twice
+
+
+def test_a_finished_run_is_skipped_and_another_recipe_is_refused(smoke):
+    output = finish("run", smoke / "recipe.json", "--out", smoke.parent)
+    assert "finished before, skipped" in output
+    refused = finish("run", "recipes/smoke.toml", "--out", smoke.parent, "--set", "stage.vae.training.batch=8", code=2)
+    assert "stage.training.batch was 16 and is now 8" in refused
+    assert "Traceback" not in refused
+    finish("run", "recipes/smoke.toml", "--out", smoke.parent)  # puts the recipe of the folder back
+
+
+def test_a_stage_refuses_a_forerunner_that_changed(smoke, tmp_path):
+    folder = without(smoke, tmp_path, "latent")
+    weights = folder / "vae" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    output = finish(
+        "train", "latent", folder / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data, code=2
+    )
+    assert "vae/model.safetensors is not the file that was trained" in output
+    assert "Traceback" not in output
+
+
+def test_a_stage_without_its_forerunner_names_it(smoke, tmp_path):
+    folder = without(smoke, tmp_path, "latent", "encode")
+    output = finish(
+        "train", "latent", folder / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data, code=2
+    )
+    assert "encode holds no finished stage" in output and "palimpsest train encode" in output
+
+
+def test_a_picture_does_not_depend_on_its_batch(smoke):
+    pipeline = pipelines.load(smoke)
+    prompts = ["a large red star on a sky background", "a small blue ring on a sand background", "a big white cross"]
+    for model in ("latent", "mdlm"):
+        together = pipeline.sample(prompts, seed=3, model=model)
+        alone = pipeline.sample([prompts[2]], seed=3, model=model)[0]
+        other = pipeline.sample([prompts[2]], seed=4, model=model)[0]
+        difference = np.abs(np.asarray(together[2], int) - np.asarray(alone, int))
+        assert difference.max() <= 1, model  # another batch size may round differently
+        assert np.abs(np.asarray(other, int) - np.asarray(alone, int)).max() > 1, model
+
+
+def test_equal_prompts_give_different_pictures(smoke):
+    first, second = pipelines.load(smoke).sample(["a red star"] * 2, seed=0)
+    assert np.abs(np.asarray(first, int) - np.asarray(second, int)).max() > 1
+
+
+def test_the_sampling_verbs_write_what_they_say(smoke, tmp_path):
+    output = finish("sample", "image", "a large red star on a sky background", "--run", smoke, "--out", tmp_path)
+    picture = Path(output.strip().splitlines()[-1])
+    made = json.loads(picture.with_suffix(".json").read_text())
+    assert Image.open(picture).size == (256, 256)
+    assert made["prompt"] == "a large red star on a sky background" and made["seed"] == 0
+    assert {"hash", "sampler", "guidance", "steps", "model"} <= made.keys()
+    assert len(finish("sample", "text", "--run", smoke, "--count", "2").strip().splitlines()) >= 1
+    finish("sample", "caption", picture, "--run", smoke)
+    filled = finish(
+        "sample", "infill", picture, "--caption", "a [mask] star", "--run", smoke, "--out", tmp_path / "filled.png"
+    )
+    assert "star" in filled and (tmp_path / "filled.png").exists()
+
+
+def test_infilling_keeps_what_is_known(smoke):
+    sampler = pipelines.load(smoke).masked
+    x = torch.zeros(1, 3, 32, 32)
+    from pipelines.sampling import Settings, generators
+
+    codes = sampler.encode(x).flatten(1)
+    hidden = sampler.hidden_box((0.5, 0.0, 1.0, 1.0))
+    assert int(hidden.sum()) == len(hidden) // 2
+    settings = Settings(sampler="confidence", steps=4, guidance=1.0)
+    image, words = sampler.infill(x, "a red star", (0.5, 0.0, 1.0, 1.0), generators(["x"], 0), settings)
+    assert words == "a red star"
+    kept = np.asarray(sampler.decode(codes)[0])[:, :8]
+    assert np.abs(np.asarray(image)[:, :8].astype(int) - kept.astype(int)).max() < 255  # decoded beside other codes
+    with pytest.raises(ValueError, match="0 <= left < right <= 1"):
+        sampler.hidden_box((0.5, 0.0, 0.4, 1.0))
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("sample", "image", "x", "--run", "nowhere"), "nowhere is no run"),
+        (("sample", "caption", "no.png", "--run", "SMOKE"), "There is no picture at no.png"),
+        (("sample", "image", "x", "--run", "SMOKE", "--model", "vae"), "draws no pictures"),
+        (("sample", "image", "x", "--run", "SMOKE", "--steps", "0"), "steps is 0, expected at least 1"),
+        (("run", "recipes/none.toml"), "no recipe at"),
+        (("run", "recipes/openmoji.toml", "--out", "OUT"), "--data DIR"),
+        (("run", "recipes/openmoji.toml", "--out", "OUT", "--data", "OUT"), "No train shards|no shards|No .*train"),
+        (("train", "nothing", "SMOKE/recipe.json", "--out", "OUT"), "has no stage 'nothing'"),
+        (("data", "check", "OUT"), "."),
+    ],
+)
+def test_bad_input_is_a_sentence_not_a_traceback(smoke, tmp_path, words, said):
+    import re
+
+    places = {"SMOKE": str(smoke), "OUT": str(tmp_path)}
+    filled = [re.sub("SMOKE|OUT", lambda found: places[found.group()], word) for word in words]
+    code = 1 if words[:2] == ("data", "check") else 2
+    process = start(*filled)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode in (code, 2), output
+    assert re.search(said, output), output
+    assert "Traceback" not in output
+
+
+def test_a_manifest_that_names_another_layout_is_refused(smoke, tmp_path):
+    folder = without(smoke, tmp_path)
+    manifest = json.loads((folder / "mdlm" / "manifest.json").read_text())
+    manifest["layout"]["text_vocab"] += 1
+    (folder / "mdlm" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ArtefactError, match="vocabulary layout"):
+        _ = pipelines.load(folder).masked
+
+
+def test_a_study_of_two_stages_goes_out_blinded_and_comes_back(smoke, tmp_path):
+    output = finish(
+        "study", "export", "--run", smoke, "--first", "latent_pictures", "--second", "ddpm_pictures",
+        "--out", tmp_path, "--prompts", "6",
+    )  # fmt: skip
+    assert "keep sealed" in output
+    page = (tmp_path / "bundle" / "study.html").read_text()
+    assert "latent_pictures" not in page and "ddpm" not in page
+    key = json.loads((tmp_path / "key.sealed.json").read_text())
+    assert set(key["models"]) == {"latent_pictures", "ddpm_pictures"}
