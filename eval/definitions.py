@@ -51,8 +51,9 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r"caption\.scene\..*", "captions", "share", "higher",
      "Share of generated captions, parsed by the grammar, that name this attribute rightly for all objects in order."),
     (r".*\.scene\..*", "scene", "share", "higher",
-     "Share of pictures in which the scene judge reads this attribute as the caption asked. Attributes are bound to "
-     "their object and place: two swapped colours are wrong. With several objects all must be right."),
+     "Share of asked objects (of pictures, for background and relation) whose attribute the scene judge reads as the "
+     "caption asked. Attributes are bound to "
+     "their object and place: two swapped colours are two errors. Every object counts; the interval is over pictures."),
     (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
      "Squared distance between two Gaussians fitted to judge features of generated and of real pictures. The features "
      "come from a judge trained on this data, so the number is not FID and compares only within this report."),

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from eval.interval import Interval, share_interval
 from eval.scene_augment import ABSENT, AXES
 from eval.scene_augment import augment as augment
-from eval.scene_augment import degrade as degrade
 
 Label = Mapping[str, Any]  # {"background", "objects": [{"shape", "colour", "size"}, ...], "relation"}
 Canonical = dict[str, Any]  # {"background", "axis", "count", "slots": [{"shape", "colour", "size"}, ...]}
@@ -87,6 +86,7 @@ class SceneJudge(nn.Module):
             layers += [*_conv(narrow, wide, stride=2), _Residual(wide)]
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(4), nn.Flatten())
         self.heads = nn.Linear(16 * config.widths[-1], sum(torch.Size(s).numel() for s in config.sizes().values()))
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # halves a step's time on a CPU
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """(B, 3, H, W) in [-1, 1] to logits: background (B, K), axis (B, 3), count (B, slots), rest (B, slots, K)."""

@@ -144,11 +144,6 @@ class DiT(nn.Module):
             torch.where(dropped[:, None], null.pooled.to(cond.pooled.dtype), cond.pooled),
         )
 
-    def compile_blocks(self) -> None:
-        """Compile every block in place; compiling the whole network takes longer and runs no faster."""
-        for block in [*self.refiner.blocks, *self.blocks]:
-            block.compile()
-
 
 def patchify(x: Tensor, patch: int) -> Tensor:
     """(B, c, h patch, w patch) -> (B, h w, c patch^2), rows first. Raises ValueError where the sides do not fit."""

@@ -24,15 +24,15 @@ from torch import Tensor
 
 from discrete.layout import Layout
 from pipelines.artefact import ArtefactError, digest, read_json, save_weights, write_json
-from pipelines.config import EncodeStage
 from pipelines.data.decode import image_and_caption, numpy_members
 from pipelines.data.shard_writer import SplitWriter
 from pipelines.data.shards import Split, open_split
 from pipelines.data.stream import Stream, once
-from pipelines.loop import device_of
+from pipelines.hardware import device_of
 from pipelines.models import load_bpe, load_vae, load_vqvae
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
+from pipelines.stage_config import EncodeStage
 from tokenizer.embed import TextEncoder, load_text_encoder
 from tokenizer.text import BPE
 from tokenizer.vae import VAE

@@ -18,7 +18,6 @@ import torch
 from PIL import Image
 
 from pipelines.artefact import write_atomically, write_json
-from pipelines.config import GenerateStage
 from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
 from pipelines.data.stream import once
@@ -29,6 +28,7 @@ from pipelines.pictures import from_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators
+from pipelines.stage_config import GenerateStage
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from backbone.clip import contrastive_hash, image_features, load_contrastive
 from eval.features import Tower
 from eval.interval import Interval
 from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
-from pipelines.loop import device_of
+from pipelines.hardware import device_of
 from pipelines.models import device, load_scene_judge
 from pipelines.pictures import from_uint8
 from pipelines.runs import Run

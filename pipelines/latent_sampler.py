@@ -18,12 +18,12 @@ from latent.predict import Prediction, as_model
 from latent.schedule import Schedule
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
-from pipelines.config import LatentStage
-from pipelines.loop import device_of
+from pipelines.hardware import device_of
 from pipelines.models import device, load_dit, load_vae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
 from pipelines.sampling import Settings
+from pipelines.stage_config import LatentStage
 from tokenizer.embed import TextEncoder, load_text_encoder
 from tokenizer.vae import VAE
 

@@ -9,8 +9,6 @@ interrupted run ends with the same weights as an uninterrupted one.
 from __future__ import annotations
 
 import copy
-import hashlib
-import importlib.util
 import json
 import math
 import os
@@ -18,109 +16,28 @@ import shutil
 import signal
 import statistics
 import time
-from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pipelines.artefact import load_state, read_json, save_state, save_weights, write_json
 from pipelines.errors import PalimpsestError
+from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
 from pipelines.progress import Meter, meter
+from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
 
-Item = TypeVar("Item")
-Module = TypeVar("Module", bound=nn.Module)
-Batch = dict[str, Any]
-REHEARSAL = 8  # timed steps that turn minutes into a number of steps
+REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
 BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
 
 
 class Interrupted(PalimpsestError):
     """The run was asked to stop and has saved its state."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Training:
-    """How a stage trains. Give `steps`, or `minutes` that are turned into steps once, at the start, and saved."""
-
-    steps: int | None = None
-    minutes: float | None = None
-    batch: int = 32  # items per step, over all processes
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.99)
-    weight_decay: float = 0.0
-    warmup: int = 50  # steps of linear warm-up; cosine decay to zero follows
-    clip: float = 1.0  # gradient norm
-    ema: float | None = None  # decay of the averaged weights; none keeps no average
-    bf16: bool = True  # autocast of the forward pass, where the machine has bf16 arithmetic
-    compile: bool = True  # compile the blocks, where a compiler is found
-    save_seconds: float = 60.0
-    validate_every: int = 250
-    picture_every: int = 500
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that cannot train."""
-        if (self.steps is None) == (self.minutes is None):
-            raise ValueError(
-                f"training needs either steps or minutes, got steps={self.steps} and minutes={self.minutes}"
-            )
-        for name in (
-            "steps",
-            "minutes",
-            "batch",
-            "learning_rate",
-            "clip",
-            "save_seconds",
-            "validate_every",
-            "picture_every",
-        ):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ValueError(f"training.{name} = {value}, expected a number above 0")
-        if self.ema is not None and not 0 < self.ema < 1:
-            raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")
-
-
-class Task(ABC):
-    """What a stage brings to the loop: a network, its batches and its loss."""
-
-    network: nn.Module
-    unit: str = "images"
-
-    @abstractmethod
-    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
-        """Yield (batch, cursor behind it) without end, from the sample that `cursor` names."""
-
-    @abstractmethod
-    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss () to descend and further scalars to plot."""
-
-    def before(self, step: int, steps: int, generator: torch.Generator) -> None:
-        """Do what a stage needs ahead of a step (codebooks start and revive here)."""
-        del step, steps, generator
-
-    def validate(self, network: nn.Module) -> dict[str, float]:
-        """Return figures on held-out data at fixed times and noise."""
-        del network
-        return {}
-
-    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
-        """Return sample pictures of the network as it stands."""
-        del network
-        return {}
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """Return the modules worth compiling: small, repeated, of fixed shape."""
-        return []
 
 
 @dataclass
@@ -170,53 +87,10 @@ class State:
         return False
 
 
-def step_generator(seed: int, rank: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
-    """Return the generator of all draws of one step on one rank."""
-    key = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
-    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
-
-
-def learning_rate(training: Training, step: int, steps: int) -> float:
-    """Linear warm-up, then cosine decay to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, min(training.warmup, steps // 4)))
-    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
-
-
-def decay_at(ema: float, step: int) -> float:
-    """EMA decay with a start that forgets the initial weights: min(ema, (1 + step) / (10 + step))."""
-    return min(ema, (1 + step) / (10 + step))
-
-
-@torch.no_grad()
-def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
-    """Move the average, kept in float32, towards the network; buffers are copied."""
-    for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
-    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
-        mine.copy_(theirs)
-
-
-def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
-    """Make the next items in a thread while the current one is used."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
-        queue = deque(pool.submit(next, items, end) for _ in range(depth))
-        while (item := queue.popleft().result()) is not end:
-            queue.append(pool.submit(next, items, end))
-            yield item  # type: ignore[misc]
-
-
 def orphaned() -> bool:
     """Whether the `palimpsest run` that started this stage is gone: nobody waits for it, and another may start."""
     parent = os.environ.get(PARENT_VARIABLE)
     return parent is not None and os.getppid() != int(parent)
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Move the tensors of a batch."""
-    return {
-        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
-    }
 
 
 class Loop:
@@ -367,9 +241,9 @@ class Loop:
         batches = self.task.batches(0, 0, 1)
         parameters = [p for p in self.task.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
-        times = []
-        for step in range(REHEARSAL + 2):
-            started = time.monotonic()
+        times: list[float] = []
+        while len(times) < REHEARSAL[0] + 2 or (sum(times[2:]) < REHEARSAL[1] and sum(times) < 0.1 * budget):
+            started, step = time.monotonic(), len(times)
             batch, _ = next(batches)
             with autocast(self.device, self.training.bf16):
                 loss, _ = self.task.loss(self.task.network, to_device(batch, self.device), step_generator(0, 0, step))
@@ -378,7 +252,7 @@ class Loop:
             optimizer.zero_grad(set_to_none=True)
             times.append(time.monotonic() - started)
         self.task.network.load_state_dict(kept)
-        seconds = statistics.median(times[2:])
+        seconds = statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours
         left = budget - (time.monotonic() - begun)
         return max(20, int(0.95 * left / seconds)), seconds
 
@@ -402,41 +276,10 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, name: str)
     return Loop(task, training, folder, seed=seed, name=name).run()
 
 
-def seeded(seed: int, build: Callable[[], Module]) -> Module:
-    """Build a network whose initial weights are a function of the seed; global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return build()
-
-
-def device_of(network: nn.Module) -> torch.device:
-    """Return where a network's weights are."""
-    return next(network.parameters()).device
-
-
 def drop_checkpoints(folder: Path) -> None:
     """Remove training state once the artefact stands."""
     for path in folder.glob("checkpoint*.pt"):
         path.unlink()
-
-
-def autocast(device: torch.device, wanted: bool) -> torch.autocast:
-    """bf16 arithmetic for the matrix products of a forward pass, where it is wanted and fast."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bf16(device))
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Whether the device multiplies bf16 in hardware."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def can_compile() -> bool:
-    """Whether torch.compile can work here: on CPU it needs a C++ compiler, on CUDA it needs Triton."""
-    if torch.cuda.is_available():
-        return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))
 
 
 def _step_of(line: str) -> int:

@@ -22,12 +22,12 @@ from discrete.schedule import Schedule
 from latent.grid import uniform as uniform_times
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
-from pipelines.config import MdlmStage
-from pipelines.loop import device_of
+from pipelines.hardware import device_of
 from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
 from pipelines.sampling import Settings
+from pipelines.stage_config import MdlmStage
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE
 

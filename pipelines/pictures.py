@@ -10,13 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from eval.features import quantise
+
 GAP = 2  # pixels between the pictures of a grid
-
-
-def to_uint8(x: Tensor) -> np.ndarray:
-    """Quantise pictures (B, 3, H, W) in [-1, 1] by rounding to (B, H, W, 3) uint8."""
-    levels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round()
-    return levels.to(torch.uint8).movedim(1, -1).cpu().numpy()
 
 
 def from_uint8(pictures: np.ndarray) -> Tensor:
@@ -26,7 +22,7 @@ def from_uint8(pictures: np.ndarray) -> Tensor:
 
 def to_pil(x: Tensor) -> list[Image.Image]:
     """Return pictures (B, 3, H, W) in [-1, 1] as PIL images."""
-    return [Image.fromarray(picture) for picture in to_uint8(x)]
+    return [Image.fromarray(picture) for picture in quantise(x)]
 
 
 def from_pil(images: Sequence[Image.Image]) -> Tensor:

@@ -77,7 +77,9 @@ def meter(name: str, total: int) -> Iterator[Meter]:
         yield current
         if not os.environ.get(STATUS_VARIABLE):
             seconds = time.time() - current.started
-            print(f"{name}: {current.done}/{total} in {seconds:.1f} s {current.note}", file=sys.stderr, flush=True)
+            print(
+                f"{name}: {current.done}/{current.total} in {seconds:.1f} s {current.note}", file=sys.stderr, flush=True
+            )
         return
     with bars() as bar:
         yield Meter(name, total, _bar=bar, _task=bar.add_task(name, total=total, note=""))

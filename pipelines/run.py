@@ -22,12 +22,14 @@ import torch
 from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
-from pipelines.config import AnyStage, Recipe, ScenesData
+from pipelines.config import Recipe
 from pipelines.errors import PalimpsestError
-from pipelines.loop import PARENT_VARIABLE, Interrupted, Training
+from pipelines.loop import PARENT_VARIABLE, Interrupted
 from pipelines.progress import STATUS_VARIABLE, bars, console
 from pipelines.runs import Run, open_run
+from pipelines.stage_config import AnyStage, ScenesData
 from pipelines.stages import ensure_data
+from pipelines.task import Training
 
 OTHER_MINUTES = {"bpe": 0.1, "encode": 0.6, "generate": 1.5, "eval": 1.0}  # stages without a budget, on a small CPU
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artefact import MANIFEST, ArtefactError, digest, finish_artefact, read_json, read_manifest, write_json
-from pipelines.config import AnyStage, Recipe, ScenesData, dump_recipe, load_recipe, parse_recipe
+from pipelines.config import Recipe, dump_recipe, load_recipe, parse_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
+from pipelines.stage_config import AnyStage, ScenesData
 
 VERSION = "0.1.0"
+IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +67,7 @@ class Run:
         manifest = read_manifest(
             self.stage_folder(name), kind=stage.kind, remedy=f"Train it first: `palimpsest train {name} RECIPE`."
         )
-        self.check_identity(name, manifest)
+        self.check_identity(name, manifest["identity"], self.identity(name))
         return manifest
 
     def identity(self, name: str) -> dict[str, Any]:
@@ -75,14 +77,22 @@ class Run:
             folder = self.stage_folder(need)
             read_manifest(folder, remedy=f"stage.{name} needs it: `palimpsest train {need} RECIPE`.")
             needs[need] = read_json(folder / MANIFEST)["hash"]
-        stage = plain_stage(self.recipe, name)
-        return {"stage": stage, "seed": self.recipe.seed, "data": self.data_hash(), "needs": needs}
+        return {**self.settings(name), "data": self.data_hash(), "needs": needs}
 
-    def check_identity(self, name: str, manifest: dict[str, Any]) -> None:
+    def settings(self, name: str) -> dict[str, Any]:
+        """Return the part of a stage's identity that the recipe decides."""
+        return {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed}
+
+    def check_settings(self) -> None:
+        """Refuse a recipe under which some stage of this folder, finished or begun, was not made."""
+        for name in self.recipe.stage:
+            if (path := self.stage_folder(name) / IDENTITY).exists():
+                self.check_identity(name, read_json(path), self.settings(name))
+
+    def check_identity(self, name: str, made: dict[str, Any], wanted: dict[str, Any]) -> None:
         """Refuse an artefact that was made by another configuration, other data or other forerunners."""
         folder = self.stage_folder(name)
         remedy = f"Give another --out, or delete {folder} (and what was built on it) to make it anew."
-        made, wanted = manifest["identity"], self.identity(name)
         for key, now in flatten(wanted).items():
             before = flatten(made).get(key)
             if before != now:
@@ -100,9 +110,9 @@ class Run:
     def begin(self, name: str) -> dict[str, Any]:
         """Note what an unfinished stage is being made from; refuses to go on with another configuration."""
         folder, identity = self.stage_folder(name), self.identity(name)
-        started = folder / ".identity"
+        started = folder / IDENTITY
         if started.exists():
-            self.check_identity(name, {"identity": read_json(started)})
+            self.check_identity(name, read_json(started), identity)
         write_json(started, identity)
         return identity
 
@@ -158,7 +168,7 @@ def open_run(
     else:
         recipe = change(load_recipe(recipe_path, overrides))
     run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
-    run.folder.mkdir(parents=True, exist_ok=True)
+    run.check_settings()  # before the recipe of the folder is replaced
     write_json(run.folder / "recipe.json", {"recipe": dump_recipe(recipe), "data": str(run.data.resolve())})
     return run
 

@@ -17,14 +17,16 @@ from discrete.task import losses
 from latent.dit import Condition, DiT, DiTConfig
 from latent.loss import Objective, diffusion_loss, sample_times
 from pipelines.cache import Cache, open_cache
-from pipelines.config import LatentStage, MdlmStage
+from pipelines.hardware import device_of, seeded, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
-from pipelines.loop import Batch, Task, device_of, seeded, step_generator, to_device, train
+from pipelines.loop import train
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe, load_vqvae, plain
 from pipelines.pictures import grid
 from pipelines.runs import Run
 from pipelines.sampling import PictureSampler, Settings, draw
+from pipelines.stage_config import LatentStage, MdlmStage
+from pipelines.task import Batch, Task
 from pipelines.text_bound import caption_bound
 
 HELD_OUT = 256

@@ -14,7 +14,12 @@ import torch
 from accelerate import PartialState
 
 from pipelines.artefact import MANIFEST
-from pipelines.config import (
+from pipelines.data.scenes import write as write_scenes
+from pipelines.errors import PalimpsestError
+from pipelines.loop import drop_checkpoints
+from pipelines.progress import meter
+from pipelines.runs import Run, stage_of
+from pipelines.stage_config import (
     BPEStage,
     ClipStage,
     EncodeStage,
@@ -28,11 +33,6 @@ from pipelines.config import (
     VAEStage,
     VQVAEStage,
 )
-from pipelines.data.scenes import write as write_scenes
-from pipelines.errors import PalimpsestError
-from pipelines.loop import drop_checkpoints
-from pipelines.progress import meter
-from pipelines.runs import Run, stage_of
 
 
 def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
@@ -79,11 +79,11 @@ def make(run: Run, name: str) -> dict[str, Any]:
 
             return train_vqvae(run, name, stage)
         case ClipStage() | JudgeStage():
-            from pipelines.stage_one import train_contrastive
+            from pipelines.judge_stages import train_contrastive
 
             return train_contrastive(run, name, stage)
         case SceneJudgeStage():
-            from pipelines.stage_one import train_scene_judge
+            from pipelines.judge_stages import train_scene_judge
 
             return train_scene_judge(run, name, stage)
         case EncodeStage():

@@ -12,7 +12,7 @@ from discrete.layout import Layout
 from discrete.loss import exact_count_nelbo
 from discrete.model import MaskedTransformer
 from discrete.predict import subs
-from pipelines.loop import device_of, step_generator
+from pipelines.hardware import device_of, step_generator
 
 BATCH = 256
 

@@ -24,14 +24,14 @@ class VAEConfig:
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     reconstruction: Reconstruction = "mixed"
-    kl_weight: float = 1e-4  # times nats per latent value
+    kl_weight: float = 2e-3  # times nats per latent value
 
     def __post_init__(self) -> None:
         check_sizes(self.factor, self.channels, self.encoder_blocks, self.decoder_blocks)
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels is {self.latent_channels}, expected at least 1. Use 4 for small images.")
         if not 0 <= self.kl_weight < float("inf"):
-            raise ValueError(f"kl_weight is {self.kl_weight}, expected 0 or a positive number. Try 1e-4.")
+            raise ValueError(f"kl_weight is {self.kl_weight}, expected 0 or a positive number. Try 2e-3.")
 
 
 class VAEOutput(NamedTuple):

@@ -29,7 +29,7 @@ class VQVAEConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     reconstruction: Reconstruction = "mixed"
     beta: float = 0.25  # weight of the commitment term
-    unquantised: float = 0.15  # share of the steps before the codebook starts
+    unquantised: float = 0.05  # share of the steps before the codebook starts
     initial_vectors: int = 24_576  # encoder vectors that the codebook starts from
     revive_every: int = 20  # steps
 
@@ -38,7 +38,7 @@ class VQVAEConfig:
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta is {self.beta}, expected 0 or a positive number. Use 0.25.")
         if not 0 <= self.unquantised < 1:
-            raise ValueError(f"unquantised is {self.unquantised}, expected 0 <= unquantised < 1. Use 0.15.")
+            raise ValueError(f"unquantised is {self.unquantised}, expected 0 <= unquantised < 1. Use 0.05.")
         if self.initial_vectors < self.quantizer.codes:
             raise ValueError(
                 f"initial_vectors is {self.initial_vectors}, expected at least one per code ({self.quantizer.codes}). "

@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -38,6 +39,20 @@ def test_draw_hits_the_tail_and_float32_gumbel_does_not():
     low, high = 3, 20  # Poisson(10) leaves them with probability 0.4 %
     assert low <= hits <= high
     assert naive < low  # none at all could be drawn if the common token's noise were never negative
+
+
+def test_draw_is_the_inverse_distribution_function_of_float64_uniforms():
+    log_probs = 12 * torch.randn(40, 25, 30, generator=generator(1))  # many tokens far below float32's resolution
+    u = torch.rand(40, 25, generator=generator(2), dtype=torch.float64).numpy()
+    mass = np.cumsum(np.exp(log_probs.double().numpy()), -1)
+    expected = (mass <= u[..., None] * mass[..., -1:]).sum(-1)
+    assert (draw(log_probs, generator(2)).numpy() == expected).all()
+
+
+def test_invert_resolves_probabilities_far_below_float32():
+    log_probs = torch.tensor([[0.0, 1e-12], [0.0, 1e-12]], dtype=torch.float64)
+    log_probs[:, 1].log_()
+    assert invert(log_probs, torch.tensor([1 - 5e-13, 1 - 5e-12], dtype=torch.float64)).tolist() == [1, 0]
 
 
 def test_draw_never_returns_a_token_without_probability():

@@ -84,6 +84,7 @@ def test_a_dropped_item_is_the_null_condition_and_the_others_stay():
     torch.testing.assert_close(out[dropped], null[dropped])
     torch.testing.assert_close(out[~dropped], kept[~dropped])
     assert (null - kept).abs().amax((1, 2, 3)).min() > 1e-3  # the inverted rule would fail here
+    torch.testing.assert_close(made(x_t, t, cond, dropped), out)
 
 
 def test_the_null_condition_is_learned():

@@ -8,20 +8,9 @@ import torch
 from torch import nn
 
 from pipelines.errors import PalimpsestError
-from pipelines.loop import (
-    BAD_STEPS,
-    Interrupted,
-    Loop,
-    Task,
-    Training,
-    decay_at,
-    learning_rate,
-    prefetch,
-    seeded,
-    step_generator,
-    train,
-    update_average,
-)
+from pipelines.hardware import prefetch, seeded, step_generator
+from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
+from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
 
 class Line(Task):

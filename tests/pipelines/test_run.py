@@ -78,7 +78,7 @@ def test_a_finished_run_is_skipped_and_another_recipe_is_refused(smoke):
     refused = finish("run", "recipes/smoke.toml", "--out", smoke.parent, "--set", "stage.vae.training.batch=8", code=2)
     assert "stage.training.batch was 16 and is now 8" in refused
     assert "Traceback" not in refused
-    finish("run", "recipes/smoke.toml", "--out", smoke.parent)  # puts the recipe of the folder back
+    assert reopen_run(smoke).recipe.stage["vae"].training.batch == 16  # the folder keeps the recipe that made it
 
 
 def test_a_stage_refuses_a_forerunner_that_changed(smoke, tmp_path):

@@ -1,0 +1,71 @@
+"""What a process, a device and a seed give: generators keyed by step, precision, compilers, reading ahead."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Item = TypeVar("Item")
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def step_generator(seed: int, rank: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """Return the generator of all draws of one step on one rank."""
+    key = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
+    return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
+    """Make the next items in a thread while the current one is used."""
+    end = object()
+    with ThreadPoolExecutor(1) as pool:
+        queue = deque(pool.submit(next, items, end) for _ in range(depth))
+        while (item := queue.popleft().result()) is not end:
+            queue.append(pool.submit(next, items, end))
+            yield item  # type: ignore[misc]
+
+
+def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
+    """Move the tensors of a batch."""
+    return {
+        key: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value for key, value in batch.items()
+    }
+
+
+def seeded(seed: int, build: Callable[[], Module]) -> Module:
+    """Build a network whose initial weights are a function of the seed; global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return build()
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return where a network's weights are."""
+    return next(network.parameters()).device
+
+
+def autocast(device: torch.device, wanted: bool) -> torch.autocast:
+    """bf16 arithmetic for the matrix products of a forward pass, where it is wanted and fast."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted and has_bf16(device))
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+
+
+def can_compile() -> bool:
+    """Whether torch.compile can work here: on CPU it needs a C++ compiler, on CUDA it needs Triton."""
+    if torch.cuda.is_available():
+        return importlib.util.find_spec("triton") is not None
+    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

@@ -1,0 +1,110 @@
+"""What a stage brings to the training loop, and the numbers that it trains by."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """How a stage trains. Give `steps`, or `minutes` that are turned into steps once, at the start, and saved."""
+
+    steps: int | None = None
+    minutes: float | None = None
+    batch: int = 32  # items per step, over all processes
+    learning_rate: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.0
+    warmup: int = 50  # steps of linear warm-up; cosine decay to zero follows
+    clip: float = 1.0  # gradient norm
+    ema: float | None = None  # decay of the averaged weights; none keeps no average
+    bf16: bool = True  # autocast of the forward pass, where the machine has bf16 arithmetic
+    compile: bool = True  # compile the blocks, where a compiler is found
+    save_seconds: float = 60.0
+    validate_every: int = 250
+    picture_every: int = 500
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that cannot train."""
+        if (self.steps is None) == (self.minutes is None):
+            raise ValueError(
+                f"training needs either steps or minutes, got steps={self.steps} and minutes={self.minutes}"
+            )
+        for name in (
+            "steps",
+            "minutes",
+            "batch",
+            "learning_rate",
+            "clip",
+            "save_seconds",
+            "validate_every",
+            "picture_every",
+        ):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ValueError(f"training.{name} = {value}, expected a number above 0")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")
+
+
+class Task(ABC):
+    """What a stage brings to the loop: a network, its batches and its loss."""
+
+    network: nn.Module
+    unit: str = "images"
+
+    @abstractmethod
+    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
+        """Yield (batch, cursor behind it) without end, from the sample that `cursor` names."""
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss () to descend and further scalars to plot."""
+
+    def before(self, step: int, steps: int, generator: torch.Generator) -> None:
+        """Do what a stage needs ahead of a step (codebooks start and revive here)."""
+        del step, steps, generator
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Return figures on held-out data at fixed times and noise."""
+        del network
+        return {}
+
+    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
+        """Return sample pictures of the network as it stands."""
+        del network
+        return {}
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """Return the modules worth compiling: small, repeated, of fixed shape."""
+        return []
+
+
+def learning_rate(training: Training, step: int, steps: int) -> float:
+    """Linear warm-up, then cosine decay to zero at `steps`."""
+    warm = min(1.0, (step + 1) / max(1, min(training.warmup, steps // 4)))
+    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def decay_at(ema: float, step: int) -> float:
+    """EMA decay with a start that forgets the initial weights: min(ema, (1 + step) / (10 + step))."""
+    return min(ema, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """Move the average, kept in float32, towards the network; buffers are copied."""
+    for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
+        mine.lerp_(theirs, 1 - decay)
+    for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
+        mine.copy_(theirs)

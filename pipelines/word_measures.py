@@ -1,0 +1,98 @@
+"""The figures of text: captions of pictures, texts without any, and the bound against the exact entropy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from eval.blocks import (
+    Figure,
+    Section,
+    Table,
+    Texts,
+    missing,
+)
+from eval.scene import score_caption
+from eval.text import Corpus, text_bound, variety
+from pipelines.artefact import read_json
+from pipelines.data.grammar import for_size
+from pipelines.judging import scored
+from pipelines.masked_sampler import MaskedSampler
+from pipelines.measures import Evaluation
+from pipelines.stage_config import ScenesData
+from pipelines.text_bound import caption_bound
+
+
+def words(e: Evaluation) -> None:
+    """Captions, texts without pictures, and the bound on held-out captions against the exact entropy."""
+    blocks: list[Texts | Table] = []
+    for generate, model in e.generated().items():
+        folder = e.run.stage_folder(generate)
+        if not (folder / "captions.json").exists():
+            continue
+        captions, texts = read_json(folder / "captions.json"), read_json(folder / "texts.json")
+        _caption_figures(e, captions, generate)
+        _bound_figures(e, model)
+        blocks.append(
+            Texts(
+                "Captions of held-out pictures",
+                [(row["truth"], row["caption"]) for row in captions[:40]],
+                "The true caption, then the model's.",
+            )
+        )
+        corpus = Corpus(caption.split() for caption in e.run.open("train").captions())
+        found = variety([text.split() for text in texts], corpus)
+        rows = [[name, value] for name, value in vars(found).items()]
+        blocks.append(Texts("Texts without a picture", texts[:60]))
+        blocks.append(Table(f"Variety of {len(texts)} texts", ["measure", "value"], rows))
+    e.sections.append(Section("Texts", blocks))
+
+
+def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], generate: str) -> None:
+    if not isinstance(e.run.recipe.data, ScenesData):
+        return
+    grammar = for_size(e.run.recipe.data.size)
+    labels = [row["label"] for row in captions]
+    scores = [score_caption(grammar.parse(row["caption"]), row["label"]) for row in captions]
+    for attribute, interval in scored(scores, labels, seed=e.seed).items():
+        e.note(
+            f"caption.scene.{attribute}",
+            interval,
+            f"{generate}, {len(captions)} held-out pictures, parsed by the grammar",
+        )
+    parsed = sum(grammar.parse(row["caption"]) is not None for row in captions)
+    e.figures["caption.grammatical"] = Figure(
+        parsed / len(captions), len(captions), source=f"{generate}: parsed by the grammar"
+    )
+
+
+def _bound_figures(e: Evaluation, model: str) -> None:
+    """The text bound on the held-out captions, and the grammar's own cost of the same captions."""
+    sampler = MaskedSampler.load(e.run, model)
+    captions = e.real.captions
+    encoded = sampler.bpe.encode(captions)
+    bound = caption_bound(sampler.network, sampler.layout, encoded.tokens, sampler.bpe.pad_id, seed=e.seed)
+    figures = text_bound(
+        bound.nats.numpy(), bound.tokens.numpy(), [sampler.bpe.normalise(c) for c in captions], seed=e.seed
+    )
+    source = f"{model}, upper bound on {len(captions)} held-out captions without their pictures"
+    e.note("text.nats_per_token", figures.nats_per_token, source)
+    e.note("text.bits_per_char", figures.bits_per_character, source)
+    e.note("text.bits_per_byte", figures.bits_per_byte, source)
+    if not isinstance(e.run.recipe.data, ScenesData):
+        e.figures["text.exact_nats_per_token"] = missing(
+            "the captions of this data come from people, not from a known grammar"
+        )
+        return
+    grammar = for_size(e.run.recipe.data.size)
+    exact = np.array([-grammar.log_probability(caption) for caption in captions])
+    cost = text_bound(exact, bound.tokens.numpy(), captions, seed=e.seed)
+    e.note(
+        "text.exact_nats_per_token",
+        cost.nats_per_token,
+        f"-log p of the same captions under the grammar; its entropy is {grammar.entropy():.3f} nats a caption",
+    )
+    excess = text_bound(bound.nats.numpy() - exact, bound.tokens.numpy(), captions, seed=e.seed)
+    e.note("text.excess_nats_per_token", excess.nats_per_token, "the bound less the exact cost, caption by caption")
