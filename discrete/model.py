@@ -1,8 +1,9 @@
 """Bidirectional transformer over one sequence [text | image], or over the text alone.
 
-Unusual: each span has its own output head, so no logit is computed that its position may not take; the sequence may end
-after the text (about a fifth of the work), which stands for "no image was given"; and the network does not see the time
-unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
+Unusual: the words meet each other first, in a few blocks over the short text span with rotary positions, so that "red"
+knows which object it belongs to before the image asks; each span has its own output head, so no logit is computed that
+its position may not take; the sequence may end after the text (about a fifth of the work), which stands for "no image
+was given"; and the network does not see the time unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
 """
 
 from __future__ import annotations
@@ -20,10 +21,15 @@ from discrete.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTransformerConfig:
-    """Size of the network. rotary adds relative positions to the learned ones; time adds adaLN conditioning on t."""
+    """Size of the network: text_depth blocks over the text alone, then depth blocks over both spans.
+
+    The text blocks have rotary positions; rotary gives them to the others too, beside the learned ones. time adds adaLN
+    conditioning on t.
+    """
 
     kind: Literal["masked"] = "masked"
     dim: int = 192
+    text_depth: int = 2
     depth: int = 4
     heads: int = 6
     mlp_ratio: float = 4.0
@@ -34,12 +40,12 @@ class MaskedTransformerConfig:
         for name in ("dim", "depth", "heads", "mlp_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.dim % self.heads:
-            raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}; take heads that divide it")
-        if self.rotary and self.dim // self.heads % 4:
+        if self.text_depth < 0:
+            raise ValueError(f"text_depth is {self.text_depth}; it must not be negative")
+        if self.dim % self.heads or self.dim // self.heads % 4:
             raise ValueError(
-                f"dim {self.dim} over {self.heads} heads is {self.dim // self.heads} per head; rotary positions of an "
-                "image need a multiple of 4"
+                f"dim {self.dim} over {self.heads} heads is {self.dim / self.heads:g} per head; rotary positions need "
+                "a multiple of 4"
             )
 
 
@@ -72,7 +78,8 @@ class MaskedTransformer(nn.Module):
         self.time = TimeEmbedding(config.dim) if config.time else None
         cond_dim = config.dim if config.time else None
         self.blocks = nn.ModuleList(
-            Block(config.dim, config.heads, cond_dim=cond_dim, mlp_ratio=config.mlp_ratio) for _ in range(config.depth)
+            Block(config.dim, config.heads, cond_dim=cond_dim, mlp_ratio=config.mlp_ratio)
+            for _ in range(config.text_depth + config.depth)
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.text_head = nn.Linear(config.dim, layout.text_vocab)
@@ -80,7 +87,7 @@ class MaskedTransformer(nn.Module):
         for head in (self.text_head, self.image_head):
             nn.init.normal_(head.weight, std=0.02)
             nn.init.zeros_(head.bias)
-        cos, sin = _rotary(layout.text_length, side, config.dim // config.heads) if config.rotary else (None, None)
+        cos, sin = _rotary(layout.text_length, side, config.dim // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -105,8 +112,12 @@ class MaskedTransformer(nn.Module):
         if length not in (cut, self.layout.length):
             raise ValueError(f"the sequence has {length} tokens, expected {cut} (text) or {self.layout.length} (both)")
         h = self.tokens(x_t) + self._positions()[:length]  # (B, L, D)
-        cond, rotary = self._condition(x_t, t), self._table(length)
-        for block in self.blocks:
+        cond = self._condition(x_t, t)
+        text, image = h[:, :cut], h[:, cut:]
+        for block in self.blocks[: self.config.text_depth]:
+            text = block(text, cond, rotary=self._table(cut))
+        h, rotary = torch.cat([text, image], 1), self._table(length) if self.config.rotary else None
+        for block in self.blocks[self.config.text_depth :]:
             h = block(h, cond, rotary=rotary)
         h = self.norm(h)
         return SpanLogits(self.text_head(h[:, :cut]), self.image_head(h[:, cut:]) if length > cut else None)
@@ -131,8 +142,8 @@ class MaskedTransformer(nn.Module):
             raise ValueError("this network was built with time conditioning; give it t")
         return self.time(t.expand(len(x_t)))  # (B, D)
 
-    def _table(self, length: int) -> Rotary | None:
-        return Rotary(self.cos[:length], self.sin[:length]) if self.config.rotary else None
+    def _table(self, length: int) -> Rotary:
+        return Rotary(self.cos[:length], self.sin[:length])
 
 
 def _rotary(text_length: int, side: int, head_dim: int) -> Rotary:

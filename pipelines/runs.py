@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -217,8 +217,3 @@ def stage_of(run: Run, name: str) -> AnyStage:
         known = ", ".join(run.recipe.stage)
         raise PalimpsestError(f"The recipe {run.recipe.name} has no stage {name!r}; it has {known}.")
     return run.recipe.stage[name]
-
-
-def model_dict(config: object) -> dict[str, Any]:
-    """Return a model's configuration for its manifest."""
-    return asdict(config)  # type: ignore[call-overload]

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from backbone.block import Block
 from backbone.noise import noise_like, uniform
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
@@ -50,7 +51,7 @@ class LatentTask(Task):
 
     def compiled_parts(self) -> list[nn.Module]:
         """The transformer blocks."""
-        return list(self.network.blocks)  # type: ignore[arg-type]
+        return blocks_of(self.network)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached latents with the embeddings of their captions."""
@@ -144,7 +145,7 @@ class MdlmTask(Task):
 
     def compiled_parts(self) -> list[nn.Module]:
         """The transformer blocks."""
-        return list(self.network.blocks)  # type: ignore[arg-type]
+        return blocks_of(self.network)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached tokens."""
@@ -171,6 +172,11 @@ class MdlmTask(Task):
         sampler = MaskedSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
         settings = Settings(sampler="confidence", steps=16, guidance=2.5)
         return {"samples": sample_grid(sampler, self.held_out["caption"], settings)}
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the transformer blocks of a network: many of one shape, so that compiling one serves all."""
+    return [module for module in network.modules() if isinstance(module, Block)]
 
 
 def sample_grid(sampler: PictureSampler, captions: list[str], settings: Settings) -> Image.Image:

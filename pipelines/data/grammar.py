@@ -13,7 +13,7 @@ from typing import Literal, NotRequired, TypedDict
 
 import numpy as np
 
-VERSION = 1
+VERSION = 2
 SplitName = Literal["train", "test", "unseen"]
 SPLITS: tuple[SplitName, ...] = ("train", "test", "unseen")
 Wordings = Mapping[str, tuple[tuple[str, float], ...]]  # value -> ((words, probability), ...)
@@ -47,6 +47,7 @@ RELATIONS: Wordings = {
     "above": (("above", 0.6), ("over", 0.4)),
     "below": (("below", 0.6), ("under", 0.4)),
 }
+RELATION_WEIGHTS = {"left of": 0.35, "right of": 0.15, "above": 0.35, "below": 0.15}  # people read left and top first
 INVERSE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 TEMPLATES: tuple[tuple[str, float], ...] = (
     ("{objects} on a {background} background", 0.4),
@@ -95,7 +96,8 @@ class Label(TypedDict):
 class Grammar:
     """Scenes and captions of the training distribution.
 
-    p(scene) = p(count) / N(count): uniform over the allowed scenes of each count of objects. A scene is allowed when
+    p(scene) = p(count) w(relation) / sum_r w(r) N(count, r): uniform over the allowed scenes of a count of objects and
+    a relation, which has a weight because people name what stands left or on top first. A scene is allowed when
     no object has an excluded (colour, shape) and no object stands in an excluded (shape, relation) to its neighbour,
     whichever of the two is named first: (star, left of) also forbids a star named second after "right of".
     """
@@ -147,7 +149,8 @@ class Grammar:
 
         sizes = ATTRIBUTES["size"]
         objects = [Item(shape=pick(self.shapes), colour=pick(self.colours), size=pick(sizes)) for _ in range(count)]
-        relation = pick(ATTRIBUTES["relation"]) if count > 1 else None
+        weights = [RELATION_WEIGHTS[relation] for relation in RELATIONS]
+        relation = ATTRIBUTES["relation"][int(rng.choice(len(weights), p=weights))] if count > 1 else None
         return Label(background=pick(self.backgrounds), objects=objects, relation=relation)
 
     def caption(self, label: Label, rng: np.random.Generator) -> str:
@@ -176,7 +179,8 @@ class Grammar:
         count = len(label["objects"])
         if not self.counts[count - 1]:
             return -math.inf
-        return math.log(self.counts[count - 1]) - math.log(sum(self.scenes[count - 1].values())) + log_words
+        weighted = sum(_weight(relation) * n for relation, n in self.scenes[count - 1].items())
+        return math.log(self.counts[count - 1] * _weight(label["relation"]) / weighted) + log_words
 
     def _derive(self, caption: str) -> tuple[Label, float] | None:
         """The one derivation of a caption: its label and ln p(words | scene)."""
@@ -197,19 +201,22 @@ class Grammar:
     def entropy(self) -> float:
         """Exact entropy of a caption of the training distribution in nats, by enumeration in closed form.
 
-        H = H(count) + sum_k p_k [ln N_k + H(template) + k H(size words) + (k - 1) sum_r p(r | k) H(relation words)]
+        H = H(count) + sum_k p_k [H(template) + k H(size words) + H(r | k)
+                                  + sum_r p(r | k) (ln N_kr + (k - 1) H(words of r))]
         """
         total = _entropy(self.counts)
         size_words = sum(_entropy([p for _, p in options]) for options in SIZES.values()) / len(SIZES)
         for count, p in enumerate(self.counts, start=1):
             if not p:
                 continue
-            by_relation = self.scenes[count - 1]
-            relation_words = sum(
-                n * _entropy([p for _, p in RELATIONS[r]]) for r, n in by_relation.items() if r is not None
-            ) / sum(by_relation.values())
-            words = _entropy([p for _, p in TEMPLATES]) + count * size_words + (count - 1) * relation_words
-            total += p * (math.log(sum(by_relation.values())) + words)
+            shares = {r: _weight(r) * n for r, n in self.scenes[count - 1].items()}
+            whole = sum(shares.values())
+            given = 0.0  # of scene and relation words, given the relation
+            for r, n in self.scenes[count - 1].items():
+                relation_words = 0.0 if r is None else _entropy([q for _, q in RELATIONS[r]])
+                given += shares[r] / whole * (math.log(n) + (count - 1) * relation_words)
+            words = _entropy([q for _, q in TEMPLATES]) + count * size_words
+            total += p * (words + _entropy([share / whole for share in shares.values()]) + given)
         return total
 
     def _scenes(self, count: int) -> dict[str | None, int]:
@@ -232,6 +239,10 @@ class Grammar:
 def for_size(size: int) -> Grammar:
     """The grammar of pictures of so many pixels: up to two objects below 64, up to three from there."""
     return Grammar() if size < 64 else Grammar(counts=(0.3, 0.4, 0.3))
+
+
+def _weight(relation: str | None) -> float:
+    return 1.0 if relation is None else RELATION_WEIGHTS[relation]
 
 
 def _either(wordings: Wordings) -> str:

@@ -24,7 +24,7 @@ def tokens(batch: int = 4) -> torch.Tensor:
     return torch.where(torch.rand(x.shape, generator=g) < 0.5, LAYOUT.mask_id, x)
 
 
-@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"time": True}])
+@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"time": True}, {"text_depth": 0}])
 def test_logits_are_finite_exactly_where_the_layout_allows(options: dict):
     logits = network(**options).logits(tokens(), torch.tensor(0.5))
     assert logits.shape == (4, LAYOUT.length, LAYOUT.mask_id + 1) and logits.dtype == torch.float32
@@ -48,6 +48,18 @@ def test_every_position_reads_every_other_one():
         changed[:, i] = (x[:, i] + 1) % 11
         other = model(changed)
         assert (other.text != text).all() and (other.image != image).all()
+
+
+def test_a_new_network_reads_each_position_alone_because_its_blocks_are_the_identity():
+    # so each logit must stand at the position of its own token
+    model, x = MaskedTransformer(MaskedTransformerConfig(dim=16, heads=2), LAYOUT), tokens(1)
+    text, image = model(x)
+    for i in range(LAYOUT.length):
+        changed = x.clone()
+        changed[:, i] = (x[:, i] + 1) % 11
+        other = model(changed)
+        moved = torch.cat([(other.text != text).any(-1), (other.image != image).any(-1)], 1)[0]
+        assert moved.nonzero().flatten().tolist() == [i]
 
 
 @pytest.mark.parametrize("options", [{}, {"rotary": True}])
@@ -83,7 +95,7 @@ def test_a_length_that_is_neither_text_nor_both_is_named():
 
 
 def test_sizes_that_do_not_fit_are_named():
-    with pytest.raises(ValueError, match="dim 16 is not a multiple of heads 3"):
+    with pytest.raises(ValueError, match="dim 16 over 3 heads"):
         MaskedTransformerConfig(dim=16, heads=3)
     with pytest.raises(ValueError, match="image_length is 8"):
         MaskedTransformer(

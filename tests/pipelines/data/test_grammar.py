@@ -6,7 +6,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.data.grammar import ATTRIBUTES, INVERSE, RELATIONS, SIZES, TEMPLATES, Grammar, Item, Label, for_size
+from pipelines.data.grammar import (
+    ATTRIBUTES,
+    INVERSE,
+    RELATION_WEIGHTS,
+    RELATIONS,
+    SIZES,
+    TEMPLATES,
+    Grammar,
+    Item,
+    Label,
+    for_size,
+)
 
 SMALL = Grammar(
     counts=(0.3, 0.7),
@@ -65,13 +76,17 @@ def is_allowed(grammar, label):
 @pytest.mark.parametrize("grammar", [SMALL, THREE], ids=["two", "three"])
 def test_entropy_and_log_probability_equal_brute_force_enumeration(grammar):
     allowed = [label for label in every_label(grammar) if is_allowed(grammar, label)]
-    scenes = [sum(len(label["objects"]) == k for label in allowed) for k in range(1, len(grammar.counts) + 1)]
+    weight = {None: 1.0, **RELATION_WEIGHTS}
+    scenes = [
+        sum(weight[label["relation"]] for label in allowed if len(label["objects"]) == k)
+        for k in range(1, len(grammar.counts) + 1)
+    ]
     law = {}
     for label in allowed:
         count = len(label["objects"])
         for text, p in every_caption(grammar, label):
             assert text not in law  # one derivation for each string
-            law[text] = grammar.counts[count - 1] / scenes[count - 1] * p
+            law[text] = grammar.counts[count - 1] * weight[label["relation"]] / scenes[count - 1] * p
     assert math.isclose(sum(law.values()), 1, rel_tol=1e-12)
     assert math.isclose(grammar.entropy(), -sum(p * math.log(p) for p in law.values()), rel_tol=1e-12)
     for text, p in law.items():
