@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from pipelines.errors import PalimpsestError
 
 MANIFEST = "manifest.json"
+UNHASHED = (MANIFEST, "plan.json", "report.json")  # what holds times, or stands at the end of the line
 
 
 class ArtefactError(PalimpsestError):
@@ -69,7 +70,7 @@ def _is_full(error: Exception, folder: Path) -> bool:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON, atomically. NaN and infinity are refused."""
-    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False, default=_plain)
+    text = json.dumps(value, indent=1, allow_nan=False, default=_plain)  # ASCII: a lone surrogate of a caption fits too
     write_atomically(path, lambda temporary: temporary.write_text(text + "\n", encoding="utf-8"))
 
 
@@ -126,9 +127,9 @@ def load_weights(module: nn.Module, path: Path) -> None:
 
 def finish_artefact(folder: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest, with the hash of every weight or tokenizer file, as the last act of a stage."""
-    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json") and p.name != MANIFEST)
+    files = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".json") and p.name not in UNHASHED)
     complete = {**manifest, "files": {path.name: file_hash(path) for path in files if not path.name.startswith(".")}}
-    complete["hash"] = digest(complete["files"])
+    complete["hash"] = digest([manifest.get("identity"), complete["files"]])
     write_json(folder / MANIFEST, complete)
     return complete
 

@@ -112,7 +112,14 @@ def open_cache(run: Run, name: str) -> Cache:
         raise ArtefactError(
             f"The cache {folder} is gone. Delete {run.stage_folder(encode)} and run `palimpsest encode RECIPE` again."
         )
-    return Cache(folder, read_json(folder / "manifest.json"))
+    made = read_json(folder / "manifest.json")
+    for name, size in made["files"].items():
+        if not (folder / name).exists() or (folder / name).stat().st_size != size:
+            raise ArtefactError(
+                f"{folder / name} is missing or not as long as it was written. Delete {folder} and "
+                f"{run.stage_folder(encode)}, and run `palimpsest encode RECIPE` again."
+            )
+    return Cache(folder, made)
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,7 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         counts, truncated = _write_splits(run, stage, encoders, partial)
         _write_embeddings(encoders.text, partial, f"{name} captions")
         made = {**made_of(run, name), "counts": counts, "truncated_captions": truncated, "hash": folder.name}
+        made["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
         write_json(partial / "manifest.json", {**made, **_facts(run, name, encoders)})
         partial.rename(folder)
     manifest = read_json(folder / "manifest.json")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
 from pipelines.errors import PalimpsestError
@@ -289,7 +290,7 @@ def main() -> None:
         application().cli(prog="palimpsest", description=__doc__)
     except BrokenPipeError:
         sys.stderr.close()
-    except (PalimpsestError, ValueError, OSError) as error:
+    except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
         print(f"palimpsest: {error}{remedy}", file=sys.stderr)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
+import re
 import tomllib
 import types
 import typing
@@ -20,7 +22,17 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_mod
 from pydantic_core import ErrorDetails
 
 from pipelines.errors import PalimpsestError
-from pipelines.stage_config import FORERUNNERS, AnyStage, ScenesData, ShardData
+from pipelines.stage_config import (
+    FORERUNNERS,
+    LATENT_SAMPLERS,
+    MASKED_SAMPLERS,
+    AnyStage,
+    GenerateStage,
+    ScenesData,
+    ShardData,
+)
+
+RESERVED = ("cache", "data")  # folders of a run that are no stage
 
 
 class RecipeError(PalimpsestError):
@@ -44,6 +56,14 @@ class Recipe:
                     raise ValueError(
                         f"stage.{name} needs {need!r}, which is no stage of the recipe{nearest(need, self.stage)}"
                     )
+            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
+                raise ValueError(
+                    f"stage name {name!r}: use letters, digits, - and _, and none of {', '.join(RESERVED)}"
+                )
+            if isinstance(stage, GenerateStage):
+                self._check_sampler(name, stage)
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
+            raise ValueError(f"recipe name {self.name!r}: use letters, digits, - and _; it names a folder")
         self.order()
         for name, stage in self.stage.items():
             for kind in FORERUNNERS.get(stage.kind, ()):
@@ -51,6 +71,18 @@ class Recipe:
                     raise ValueError(
                         f"stage.{name} ({stage.kind}) needs a stage of kind {kind!r}: add its name to `needs`"
                     )
+
+    def _check_sampler(self, name: str, stage: GenerateStage) -> None:
+        """Refuse a generate stage without a model, or with a sampler of the other kind of model."""
+        kinds = {self.stage[need].kind for need in stage.needs if need in self.stage}
+        fitting = MASKED_SAMPLERS if "mdlm" in kinds else LATENT_SAMPLERS
+        if not kinds & {"latent", "mdlm"}:
+            raise ValueError(f"stage.{name} draws with a model: name a stage of kind latent or mdlm in its `needs`")
+        if stage.sampler not in fitting:
+            known = ", ".join(fitting)
+            raise ValueError(
+                f"stage.{name}.sampler is {stage.sampler!r}, which its model cannot use; it can use {known}"
+            )
 
     def order(self) -> list[str]:
         """Return the stage names so that every stage stands behind its needs. Raises ValueError on a circle."""
@@ -100,11 +132,14 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises RecipeError with the place, the value and what was expected.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        raw = json.loads(text)["recipe"] if path.suffix == ".json" else tomllib.loads(text)  # .json: that of a run
     except FileNotFoundError as error:
         raise RecipeError(f"There is no recipe at {path}. The built-in ones are in recipes/.") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path} is not valid TOML: {error}") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RecipeError(f"{path} is no recipe.json of a run ({error!r}): give a .toml recipe instead") from error
     raw.setdefault("name", path.stem)
     for override in overrides:
         _apply(raw, override)
@@ -150,6 +185,7 @@ def _apply(raw: dict[str, Any], override: str) -> None:
         if not isinstance(table, dict):
             raise RecipeError(f"--set {override}: {part!r} holds a value, not a table")
     table[last] = value
+    table.pop({"steps": "minutes", "minutes": "steps"}.get(last, ""), None)  # one replaces the other
 
 
 def _explain(detail: ErrorDetails) -> str:

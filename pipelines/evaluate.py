@@ -19,8 +19,10 @@ from eval.blocks import (
     missing,
 )
 from eval.report import headline, write_report
+from pipelines.distance_measures import distances
 from pipelines.judging import Judges
-from pipelines.measures import Evaluation, distances, judged_generated, judged_real, read_set, reconstructions
+from pipelines.measures import Evaluation, read_set
+from pipelines.picture_measures import judged_generated, judged_real, reconstructions
 from pipelines.runs import Run, code_version
 from pipelines.stage_config import EvalStage, ScenesData
 from pipelines.word_measures import words
@@ -36,8 +38,8 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     e = Evaluation(run, name, stage, Judges.load(run, name), real, read_set(run, "train", KMEANS_TRAIN))
     reconstructions(e)
     judged_real(e)
-    for generate, model in e.generated().items():
-        judged_generated(e, generate, model)
+    for made in e.generated():
+        judged_generated(e, made)
     distances(e)
     words(e)
     e.sections += [curves(e)]
@@ -107,7 +109,7 @@ def report_of(e: Evaluation) -> Report:
     credit = getattr(recipe.data, "credit", "")
     summary = (
         f"{len(manifests)} stages on {recipe.data.kind} at {recipe.data.size} pixels, "
-        f"judged on {len(e.real)} held-out pictures. {credit}"
+        f"judged on {len(e.real)} {e.where} pictures. {credit}"
     )
     sections = [headline(e.figures), *e.sections]
     return Report(

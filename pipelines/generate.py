@@ -7,7 +7,7 @@ prompt, how many equal prompts came before), so that a picture does not depend o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,13 +17,14 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.artefact import write_atomically, write_json
+from pipelines.artefact import digest, write_atomically, write_json
 from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
-from pipelines.data.stream import once
+from pipelines.data.stream import some
 from pipelines.errors import PalimpsestError
 from pipelines.latent_sampler import LatentSampler
 from pipelines.masked_sampler import MaskedSampler
+from pipelines.models import load_bpe
 from pipelines.pictures import from_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
@@ -84,6 +85,7 @@ class Pipeline:
         Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
         """
         name = model or self.default("latent", "mdlm")
+        self.check_prompts(prompts)
         return draw(self.sampler(name), prompts, self.settings(name, **changes), seed=seed, batch=batch)
 
     def save(
@@ -91,13 +93,14 @@ class Pipeline:
     ) -> list[Path]:
         """Draw pictures into a folder, each with a JSON file that says how it was made."""
         name = model or self.default("latent", "mdlm")
+        self.check_prompts(prompts)
         settings = self.settings(name, **changes)
         images = draw(self.sampler(name), prompts, settings, seed=seed)
         made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
         made_by |= {"seed": seed, **dataclasses.asdict(settings)}
         paths = []
         for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
-            stem = hashlib.sha256(f"{prompt}/{seed}/{i}".encode("utf-8", "replace")).hexdigest()[:12]
+            stem = digest([prompt, i, made_by])[:12]
             size = (image.width * scale, image.height * scale)
             paths.append(
                 save_picture(
@@ -106,9 +109,19 @@ class Pipeline:
             )
         return paths
 
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """Refuse empty prompts, and warn of those that are longer than the model reads."""
+        if not all(prompt.strip() for prompt in prompts):
+            raise PalimpsestError("The prompt is empty: say what to draw, such as 'a red star on a sky background'.")
+        bpe = load_bpe(self.run, self.default("bpe"))
+        cut = [prompt for prompt, long in zip(prompts, bpe.encode(list(prompts)).truncated, strict=True) if long]
+        if cut:
+            log.warning("%d of %d prompts are longer than the %d tokens that are read; the rest is ignored: %.60r",
+                        len(cut), len(prompts), bpe.length, cut[0])  # fmt: skip
+
     def texts(self, count: int, *, seed: int, steps: int | None = None) -> list[str]:
         """Write texts without a picture."""
-        settings = self.settings(self.default("mdlm"), steps=steps)
+        settings = unbiased(self.settings(self.default("mdlm")), steps or self.masked.layout.text_length)
         return self.masked.texts(generators([""] * count, seed), settings)
 
     def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
@@ -143,6 +156,7 @@ class Pipeline:
         return f"{out}: {words}"
 
 
+log = logging.getLogger("palimpsest")
 MASKED_DEFAULTS = GenerateStage(sampler="confidence", steps=16, guidance=2.5)
 
 
@@ -154,6 +168,11 @@ def load(run: Path | str) -> Pipeline:
 def settings_of(stage: GenerateStage) -> Settings:
     """Return the sampling settings of a stage."""
     return Settings(sampler=stage.sampler, steps=stage.steps, guidance=stage.guidance, temperature=stage.temperature)
+
+
+def unbiased(settings: Settings, steps: int) -> Settings:
+    """Return settings that draw from the model's own law: texts alone are cheap enough for the ancestral sampler."""
+    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, guidance=1.0)
 
 
 def write_picture(path: Path, image: Image.Image) -> None:
@@ -179,12 +198,12 @@ def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
     for split, count in ((run.held_out_name(), stage.count), ("unseen", stage.unseen)):
         if split not in run.splits() or count < 1:
             continue
-        decode = caption_only
-        batch = next(once(run.open(split), decode, batch=count))
+        batch = some(run.open(split), caption_only, count, seed=stage.seed)
         images = draw(sampler, batch["caption"], settings, seed=stage.seed, batch=stage.batch, name=f"{name} {split}")
         folder = run.stage_folder(name) / split
-        for key, caption, label, image in zip(batch["key"], batch["caption"], batch["label"], images, strict=True):
-            save_picture(folder, key, image, {"key": key, "prompt": caption, "label": label, **made})
+        rows = zip(batch["key"], batch["caption"], batch["label"], images, strict=True)
+        for i, (key, caption, label, image) in enumerate(rows):  # a key comes from a stranger's tar: no file name
+            save_picture(folder, f"{i:06d}", image, {"key": key, "prompt": caption, "label": label, **made})
         counts[split] = len(images)
     if isinstance(sampler, MaskedSampler):
         counts |= _write_words(run, name, stage, sampler, settings)
@@ -195,7 +214,7 @@ def _write_words(
     run: Run, name: str, stage: GenerateStage, sampler: MaskedSampler, settings: Settings
 ) -> dict[str, int]:
     """Caption the held-out pictures and write texts without any."""
-    batch = next(once(run.held_out(), image_and_caption(run.recipe.data.size), batch=stage.count))
+    batch = some(run.held_out(), image_and_caption(run.recipe.data.size), stage.count, seed=stage.seed)
     captions: list[str] = []
     pairs = list(zip(batch["image"], generators(batch["key"], stage.seed), strict=True))
     with meter(f"{name} captions", len(pairs)) as shown:
@@ -203,7 +222,7 @@ def _write_words(
             x = torch.stack([image for image, _ in part])
             captions += sampler.captions(x, [g for _, g in part], settings)
             shown.advance(len(part))
-    texts = sampler.texts(generators([""] * stage.texts, stage.seed), settings)
+    texts = sampler.texts(generators([""] * stage.texts, stage.seed), unbiased(settings, sampler.layout.text_length))
     folder = run.stage_folder(name)
     rows = [
         {"key": key, "label": label, "truth": truth, "caption": caption}

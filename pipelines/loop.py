@@ -25,9 +25,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.artefact import load_state, read_json, save_state, save_weights, write_json
+from pipelines.artefact import load_state, save_state, save_weights, write_atomically
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
+from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
 from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
 
@@ -84,6 +85,10 @@ class State:
             self.step, self.cursor = values["step"], values["cursor"]
             self.seconds, self.skipped = values["seconds"], values["skipped"]
             return True
+        if (folder / "checkpoint.pt").exists():
+            raise PalimpsestError(
+                f"No checkpoint in {folder} can be read. Look at the disk; to begin the stage anew, delete that folder."
+            )
         return False
 
 
@@ -119,30 +124,32 @@ class Loop:
         """Train to the end and return what the manifest should remember. Raises Interrupted after saving."""
         self.folder.mkdir(parents=True, exist_ok=True)
         resumed = self.state.load(self.folder)
-        self._trim_log()
-        steps = self._plan()
+        if self.accelerator.is_main_process:
+            self._trim_log()
+        self.plan = self._plan()
+        steps = self.plan.at(self.state.step)
         self.prepared, self.optimizer = self.accelerator.prepare(self.task.network, self.state.optimizer)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step)
         try:
             with meter(self.name, steps) as shown:
                 shown.advance(self.state.step, "resumed" if resumed else "starting")
-                self._steps(steps, shown)
+                self._steps(shown)
         finally:
             self.writer.close()
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        return self._finish(steps)
+        return self._finish()
 
-    def _steps(self, steps: int, shown: Meter) -> None:
+    def _steps(self, shown: Meter) -> None:
         """Take every step that is left."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         bad = 0
         begun = time.monotonic() - self.state.seconds
         batches = prefetch(self.task.batches(self.state.cursor, rank, world))
-        while self.state.step < steps:
+        while self.state.step < self.plan.at(self.state.step):
             batch, cursor = next(batches)
-            loss, scalars = self._step(batch, steps, rank)
+            loss, scalars = self._step(batch, rank)
             bad = 0 if math.isfinite(loss) else bad + 1
             if bad >= BAD_STEPS:
                 raise PalimpsestError(
@@ -153,22 +160,25 @@ class Loop:
             self.state.seconds = time.monotonic() - begun
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
             shown.advance(1, f"loss {loss:.4f}  {rate:.0f} {self.task.unit}/s")
-            self._watch(steps, loss, scalars)
+            if world == 1:  # ranks have clocks of their own
+                self.plan.hold_against(self.state.step, self.state.seconds)
+                shown.total = self.plan.at(self.state.step)
+            self._watch(loss, scalars)
 
-    def _step(self, batch: Batch, steps: int, rank: int) -> tuple[float, dict[str, Tensor]]:
+    def _step(self, batch: Batch, rank: int) -> tuple[float, dict[str, Tensor]]:
         """One optimiser step; returns the loss and the scalars to plot. A loss that is not finite changes nothing."""
         state, training = self.state, self.training
         generator = step_generator(self.seed, rank, state.step)
-        self.task.before(state.step, steps, generator)
+        self.task.before(state.step, self.plan.first, generator)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(training, state.step, steps)
+            group["lr"] = learning_rate(training, state.step, self.plan.at(state.step))
         with autocast(self.device, training.bf16):
             loss, scalars = self.task.loss(self.prepared, to_device(batch, self.device), generator)
         value = float(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
-        if not math.isfinite(value):
+        if self._anywhere(not math.isfinite(value)):
             state.skipped += 1
-            return value, {}
+            return math.nan, {}
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip)
         if norm is not None and not torch.isfinite(norm):
@@ -179,25 +189,39 @@ class Loop:
             update_average(state.average, state.network, decay_at(training.ema or 0.0, state.step))
         return value, {**scalars, "gradient_norm": norm} if isinstance(norm, Tensor) else scalars
 
-    def _watch(self, steps: int, loss: float, scalars: dict[str, Tensor]) -> None:
+    def _watch(self, loss: float, scalars: dict[str, Tensor]) -> None:
         """Plot, validate, draw and save when it is time to."""
         step, training = self.state.step, self.training
+        steps = self.plan.at(step)
         last = step == steps
         if step % 20 == 0 or last:
             self._log("train", {"loss": loss, **{key: float(value) for key, value in scalars.items()}})
-        if step % training.validate_every == 0 or last:
-            self._log("validation", self._with_average(self.task.validate))
-        if step % training.picture_every == 0 or last:
-            for name, picture in self._with_average(self.task.pictures).items():
-                (self.folder / "pictures").mkdir(exist_ok=True)
-                picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
-        main = self.accelerator.is_main_process
-        if main and (self.stop or orphaned() or time.monotonic() - self.state.last_save > training.save_seconds):
-            self.state.save(self.folder)
-        if self.stop or orphaned():
+        stop = self._anywhere(self.stop or orphaned())
+        if self.accelerator.is_main_process:
+            if step % training.validate_every == 0 or last:
+                self._log("validation", self._with_average(self.task.validate))
+            if step % training.picture_every == 0 or last:
+                self._draw(step)
+            if stop or time.monotonic() - self.state.last_save > training.save_seconds:
+                self.state.save(self.folder)
+        self.accelerator.wait_for_everyone()
+        if stop:
             raise Interrupted(
                 f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
             )
+
+    def _anywhere(self, flag: bool) -> bool:
+        """Whether the flag is set on some rank: all ranks must skip a step, or stop, together."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        total: Any = self.accelerator.reduce(torch.tensor(float(flag), device=self.device))
+        return bool(total > 0)
+
+    def _draw(self, step: int) -> None:
+        """Keep sample pictures of the averaged network."""
+        for name, picture in self._with_average(self.task.pictures).items():
+            (self.folder / "pictures").mkdir(exist_ok=True)
+            picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
 
     def _with_average(self, view: Any) -> Any:
         network = self.state.average if self.state.average is not None else self.state.network
@@ -223,19 +247,23 @@ class Loop:
         path = self.folder / "log.jsonl"
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
-            path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            text = "".join(line + "\n" for line in kept)
+            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
-    def _plan(self) -> int:
-        """Return the number of steps, decided once and saved."""
+    def _plan(self) -> Plan:
+        """Return the plan of this run; the main process makes it where there is none."""
         path, training = self.folder / "plan.json", self.training
         if self.accelerator.is_main_process and not path.exists():
-            steps, seconds = (training.steps, None) if training.steps else self._rehearse(60 * (training.minutes or 0))
-            write_json(path, {"steps": steps, "seconds_per_step": seconds, "minutes": training.minutes})
+            if training.steps:
+                Plan(path, training.steps).save()
+            else:
+                steps, left = self._rehearse(60 * RESERVE * (training.minutes or 0))
+                Plan(path, steps, left).save()
         self.accelerator.wait_for_everyone()
-        return int(read_json(path)["steps"])
+        return Plan.load(path)
 
     def _rehearse(self, budget: float) -> tuple[int, float]:
-        """Time a few steps that change nothing; return (steps that fit into `budget` seconds, seconds per step)."""
+        """Time a few steps that change nothing; return (steps that fit, seconds left) of `budget` seconds."""
         begun = time.monotonic()
         kept = copy.deepcopy(self.task.network.state_dict())
         batches = self.task.batches(0, 0, 1)
@@ -253,14 +281,14 @@ class Loop:
             times.append(time.monotonic() - started)
         self.task.network.load_state_dict(kept)
         seconds = statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours
-        left = budget - (time.monotonic() - begun)
-        return max(20, int(0.95 * left / seconds)), seconds
+        left = max(budget - (time.monotonic() - begun), 20 * seconds)
+        return int(left / seconds), left
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         del number, frame
         self.stop = True
 
-    def _finish(self, steps: int) -> dict[str, Any]:
+    def _finish(self) -> dict[str, Any]:
         """Write the weights, drop the checkpoints and return the facts of the run."""
         state = self.state
         if self.accelerator.is_main_process:
@@ -268,7 +296,7 @@ class Loop:
             if state.average is not None:
                 save_weights(self.folder / "ema.safetensors", state.average.state_dict())
         self.accelerator.wait_for_everyone()
-        return {"steps": steps, "seconds": round(state.seconds, 1), "skipped_steps": state.skipped}
+        return {"steps": state.step, "seconds": round(state.seconds, 1), "skipped_steps": state.skipped}
 
 
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:

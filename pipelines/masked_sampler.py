@@ -31,6 +31,12 @@ from pipelines.stage_config import MdlmStage
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE
 
+
+def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
+    """The time that a network with time conditioning is trained on: the share of each sequence that is masked, (B,)."""
+    return (x_t == layout.mask_id).float().mean(1)
+
+
 OPEN = "[mask]"  # a word of a caption that is to be filled in
 
 
@@ -139,7 +145,7 @@ class MaskedSampler:
     ) -> Tensor:
         """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from what a hidden caption gives."""
         cond = Condition(x, known)
-        model = conditional(self.network.logits)
+        model = conditional(lambda x_t, _: self.network.logits(x_t, masked_share(x_t, self.layout)))
         scale = settings.guidance if guided else 1.0
         logits = classifier_free(model, cond, hide(cond, self.layout.mask_id), scale)
         denoise = denoiser(logits, mask_id=self.layout.mask_id, temperature=settings.temperature)

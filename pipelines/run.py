@@ -125,6 +125,8 @@ def run_recipe(run: Run) -> None:
                     alone = not running and len(ready) == 1
                     running.append(_start(run, name, workers, alone, bar))
                 time.sleep(0.2)
+                if stopped:
+                    break
                 done |= _harvest(running, bar)
         finally:
             _stop(running)

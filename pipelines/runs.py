@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.artefact import MANIFEST, ArtefactError, digest, finish_artefact, read_json, read_manifest, write_json
-from pipelines.config import Recipe, dump_recipe, load_recipe, parse_recipe
+from pipelines.config import Recipe, dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.stage_config import AnyStage, ScenesData
 
 VERSION = "0.1.0"
+GONE = "the data folder is gone"
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 
@@ -67,7 +68,7 @@ class Run:
         manifest = read_manifest(
             self.stage_folder(name), kind=stage.kind, remedy=f"Train it first: `palimpsest train {name} RECIPE`."
         )
-        self.check_identity(name, manifest["identity"], self.identity(name))
+        self.check_identity(name, manifest.get("identity", {}), self.identity(name))
         return manifest
 
     def identity(self, name: str) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Run:
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the part of a stage's identity that the recipe decides."""
-        return {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed}
+        return {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed, "size": self.recipe.data.size}
 
     def check_settings(self) -> None:
         """Refuse a recipe under which some stage of this folder, finished or begun, was not made."""
@@ -95,7 +96,7 @@ class Run:
         remedy = f"Give another --out, or delete {folder} (and what was built on it) to make it anew."
         for key, now in flatten(wanted).items():
             before = flatten(made).get(key)
-            if before != now:
+            if before != now and now != GONE:  # a run can be sampled without its data
                 raise ArtefactError(
                     f"{folder} does not match the recipe: {key} was {before!r} and is now {now!r}. {remedy}"
                 )
@@ -126,18 +127,20 @@ class Run:
         return digest(dump_recipe(self.recipe))[:16]
 
     def data_hash(self) -> str:
-        """Return the hash of the data: its manifest where there is one, else names and sizes of its shards."""
-        manifest = self.data / MANIFEST
-        if manifest.exists():
-            return digest(read_json(manifest))[:16]
-        return digest([[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))])[:16]
+        """Return the hash of the data: its manifest, names and sizes of its shards; GONE where there is no folder."""
+        if not self.data.is_dir():
+            return GONE
+        shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
+        return digest([self.data_manifest(), shards])[:16]
 
 
 def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     """Return a stage's configuration as plain values, without what cannot change its result."""
     plain = dump_recipe(recipe)["stage"][name]
-    for key in ("save_seconds", "compile"):
-        plain.get("training", {}).pop(key, None)
+    for key in ("save_seconds", "compile", "minutes", "validate_every", "picture_every"):  # plan.json fixes the steps
+        (plain.get("training") or {}).pop(key, None)
+    if plain["kind"] in ("encode", "generate"):
+        plain.pop("batch", None)
     return plain
 
 
@@ -163,10 +166,7 @@ def open_run(
 
     change: a last change to the recipe, such as a budget.
     """
-    if recipe_path.suffix == ".json":  # the recipe.json of a run
-        recipe = parse_recipe(read_json(recipe_path)["recipe"], str(recipe_path))
-    else:
-        recipe = change(load_recipe(recipe_path, overrides))
+    recipe = change(load_recipe(recipe_path, overrides))
     run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
     run.check_settings()  # before the recipe of the folder is replaced
     write_json(run.folder / "recipe.json", {"recipe": dump_recipe(recipe), "data": str(run.data.resolve())})
@@ -179,9 +179,8 @@ def reopen_run(folder: Path) -> Run:
         raise PalimpsestError(
             f"{folder} is no run (no recipe.json): give a folder that `palimpsest run` made, such as runs/scenes."
         )
-    saved = read_json(folder / "recipe.json")
-    recipe = parse_recipe(saved["recipe"], str(folder / "recipe.json"))
-    return Run(recipe=recipe, folder=folder, data=Path(saved["data"]))
+    recipe = load_recipe(folder / "recipe.json")
+    return Run(recipe=recipe, folder=folder, data=Path(read_json(folder / "recipe.json").get("data", "")))
 
 
 def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:

@@ -157,6 +157,10 @@ class MdlmStage(Stage):
     training: Training
 
 
+LATENT_SAMPLERS = ("euler", "heun", "ddim", "dpmpp_2m", "ancestral")
+MASKED_SAMPLERS = ("confidence", "masked_ancestral")
+
+
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(Stage):
     """Pictures (and captions, from a masked model) for the held-out captions, ready to be judged."""
@@ -165,12 +169,20 @@ class GenerateStage(Stage):
     count: int = 600  # held-out captions
     unseen: int = 200  # captions of unseen compositions
     texts: int = 200  # texts without a picture
-    sampler: Literal["euler", "heun", "ddim", "dpmpp_2m", "ancestral", "confidence", "masked_ancestral"] = "euler"
+    sampler: str = "euler"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
     steps: int = 25
     guidance: float = 3.0
     temperature: float = 1.0
     batch: int = 50
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that draw nothing."""
+        for name, least in (("count", 1), ("unseen", 0), ("texts", 1), ("steps", 1), ("batch", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not self.temperature > 0:
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
 
 
 @dataclass(frozen=True, kw_only=True)

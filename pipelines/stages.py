@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, assert_never
+from typing import Any, TextIO, assert_never
 
 import torch
 from accelerate import PartialState
@@ -34,6 +35,8 @@ from pipelines.stage_config import (
     VQVAEStage,
 )
 
+PATIENCE = 120  # seconds that a stage waits for a folder
+
 
 def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     """Make the artefact of one stage, unless it stands already; returns its manifest.
@@ -44,13 +47,16 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     folder = run.stage_folder(name)
     prepare_process()
     processes = PartialState(cpu=not torch.cuda.is_available())
-    if not processes.is_main_process:  # a rank of a distributed run: it trains, the main process does all else
-        processes.wait_for_everyone()
-        return make(run, name) if getattr(run.recipe.stage[name], "training", None) else {}
-    ensure_data(run)
+    if processes.is_main_process:
+        ensure_data(run)
+    processes.wait_for_everyone()
     if run.finished(name) and not again:
         print(f"{name} is finished: {folder}")
         return run.manifest(name)
+    processes.wait_for_everyone()  # every rank has looked before one begins
+    if not processes.is_main_process:  # a rank of a distributed run trains, the main process does all else
+        processes.wait_for_everyone()
+        return make(run, name) if getattr(run.recipe.stage[name], "training", None) else {}
     with lock(folder, name):
         (folder / MANIFEST).unlink(missing_ok=True)
         identity = run.begin(name)
@@ -122,7 +128,7 @@ def ensure_data(run: Run) -> None:
     data = run.recipe.data
     if not isinstance(data, ScenesData) or run.data.exists():
         return
-    with lock(run.folder, "data"), meter("scenes", 1) as shown:
+    with lock(run.data.parent, "data"), meter("scenes", 1) as shown:
 
         def tick(done: int, total: int) -> None:
             shown.total = total
@@ -136,10 +142,22 @@ def lock(folder: Path, name: str) -> Iterator[None]:
     """Hold a folder for this process and refuse a second one; the system frees it when a process dies."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise PalimpsestError(
-                f"Another process is working on {name} in {folder}. Wait for it, or give this run another --out."
-            ) from error
+        _acquire(handle, name, folder)
+        for path in folder.glob(".*.tmp"):  # what a killed process left half written
+            path.unlink(missing_ok=True)
         yield
+
+
+def _acquire(handle: TextIO, name: str, folder: Path) -> None:
+    """Take a lock; an orphan of a killed run needs a moment to see that, save and end."""
+    for left in range(PATIENCE, -1, -1):
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if not left:
+                raise PalimpsestError(
+                    f"Another process is working on {name} in {folder}. Wait for it, or give another --out."
+                ) from error
+        if left == PATIENCE:
+            print(f"{name}: waiting for another process in {folder}", file=sys.stderr, flush=True)
+        time.sleep(1)

@@ -39,7 +39,8 @@ def _pictures(run: Run, name: str) -> dict[str, tuple[str, Path]]:
     run.manifest(name)
     folder = run.stage_folder(name) / run.held_out_name()
     sidecars = sorted(folder.glob("*.json"))
-    return {path.stem: (read_json(path)["prompt"], path.with_suffix(".png")) for path in sidecars}
+    made = [(read_json(path), path.with_suffix(".png")) for path in sidecars]
+    return {content["key"]: (content["prompt"], picture) for content, picture in made}
 
 
 def import_study(votes: Sequence[Path], key: Path, out: Path) -> str:

@@ -51,7 +51,7 @@ class Training:
             "picture_every",
         ):
             value = getattr(self, name)
-            if value is not None and value <= 0:
+            if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"training.{name} = {value}, expected a number above 0")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")

@@ -49,7 +49,7 @@ def caption_bound(
             low, high = 1 + k * length // rounds, (k + 1) * length // rounds  # the k-th stratum of counts
             count = torch.randint(low, high + 1, (len(x),), generator=generator).to(device)
             x_t = mask_exact_count(x, count, mask_id=layout.mask_id, generator=generator)
-            log_probs = subs(network.logits(x_t), x_t, layout.mask_id)
+            log_probs = subs(network.logits(x_t, count / length), x_t, layout.mask_id)
             estimates += exact_count_nelbo(log_probs, x, x_t, mask_id=layout.mask_id).double() / rounds
         totals.append(estimates.cpu())
     return CaptionBound(torch.cat(totals), (text != pad_id).sum(1))

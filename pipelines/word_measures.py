@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from eval.blocks import (
-    Figure,
     Section,
     Table,
     Texts,
     missing,
 )
+from eval.interval import share_interval
 from eval.scene import score_caption
 from eval.text import Corpus, text_bound, variety
 from pipelines.artefact import read_json
@@ -28,13 +28,11 @@ from pipelines.text_bound import caption_bound
 def words(e: Evaluation) -> None:
     """Captions, texts without pictures, and the bound on held-out captions against the exact entropy."""
     blocks: list[Texts | Table] = []
-    for generate, model in e.generated().items():
-        folder = e.run.stage_folder(generate)
-        if not (folder / "captions.json").exists():
-            continue
-        captions, texts = read_json(folder / "captions.json"), read_json(folder / "texts.json")
-        _caption_figures(e, captions, generate)
-        _bound_figures(e, model)
+    masked = [made for made in e.generated() if (made.folder / "captions.json").exists()]
+    for made in masked[:1]:  # figures of captions and texts are those of the first masked model
+        captions, texts = read_json(made.folder / "captions.json"), read_json(made.folder / "texts.json")
+        _caption_figures(e, captions, made.stage)
+        _bound_figures(e, made.model)
         blocks.append(
             Texts(
                 "Captions of held-out pictures",
@@ -62,10 +60,8 @@ def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], gener
             interval,
             f"{generate}, {len(captions)} held-out pictures, parsed by the grammar",
         )
-    parsed = sum(grammar.parse(row["caption"]) is not None for row in captions)
-    e.figures["caption.grammatical"] = Figure(
-        parsed / len(captions), len(captions), source=f"{generate}: parsed by the grammar"
-    )
+    parsed = [grammar.parse(row["caption"]) is not None for row in captions]
+    e.note("caption.grammatical", share_interval(parsed), f"{generate}: captions that the grammar parses")
 
 
 def _bound_figures(e: Evaluation, model: str) -> None:
@@ -74,17 +70,17 @@ def _bound_figures(e: Evaluation, model: str) -> None:
     captions = e.real.captions
     encoded = sampler.bpe.encode(captions)
     bound = caption_bound(sampler.network, sampler.layout, encoded.tokens, sampler.bpe.pad_id, seed=e.seed)
-    figures = text_bound(
-        bound.nats.numpy(), bound.tokens.numpy(), [sampler.bpe.normalise(c) for c in captions], seed=e.seed
-    )
+    read = sampler.bpe.decode(encoded.tokens)  # what was read: a long caption is cut, and only that is scored
+    figures = text_bound(bound.nats.numpy(), bound.tokens.numpy(), read, seed=e.seed)
     source = f"{model}, upper bound on {len(captions)} held-out captions without their pictures"
     e.note("text.nats_per_token", figures.nats_per_token, source)
     e.note("text.bits_per_char", figures.bits_per_character, source)
     e.note("text.bits_per_byte", figures.bits_per_byte, source)
-    if not isinstance(e.run.recipe.data, ScenesData):
-        e.figures["text.exact_nats_per_token"] = missing(
-            "the captions of this data come from people, not from a known grammar"
-        )
+    cut = int(encoded.truncated.sum())
+    if cut or not isinstance(e.run.recipe.data, ScenesData):
+        people = "the captions of this data come from people, not from a known grammar"
+        long = f"{cut} captions are longer than the {sampler.bpe.length} tokens that are read: raise bpe.length"
+        e.figures["text.exact_nats_per_token"] = missing(long if cut else people)
         return
     grammar = for_size(e.run.recipe.data.size)
     exact = np.array([-grammar.log_probability(caption) for caption in captions])

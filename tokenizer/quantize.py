@@ -97,7 +97,8 @@ class VectorQuantizer(nn.Module):
 
         N <- g N + (1 - g) n;   m <- g m + (1 - g) sum;   e = m / N, with N smoothed so that no code divides by zero
         """
-        counts, sums = totals(vectors, codes, self.config.codes)
+        finite = vectors.isfinite().all(1)  # a batch that blew up must not reach the averages
+        counts, sums = totals(vectors[finite], codes[finite], self.config.codes)
         self.cluster_size.lerp_(summed(counts), 1 - self.config.decay)
         self.sums.lerp_(summed(sums), 1 - self.config.decay)
         total, eps = self.cluster_size.sum(), 1e-5

@@ -109,12 +109,16 @@ def label(sample: Sample) -> dict[str, Any]:
     if "json" not in sample.members:
         return {}
     try:
-        content = json.loads(sample.members["json"])
+        content = json.loads(sample.members["json"], parse_constant=_refuse)
     except ValueError as error:  # covers bytes that are not UTF-8
         raise BrokenSample(f"KEY.json is not JSON ({error})", kind="label is not JSON") from error
     if not isinstance(content, dict):
         raise BrokenSample(f"KEY.json holds a {type(content).__name__}, expected an object", kind="label is not JSON")
     return content
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is not a number of JSON")
 
 
 def _array(sample: Sample, name: str) -> np.ndarray:

@@ -151,6 +151,12 @@ class _Ahead(IterableDataset[Made]):
         yield from DataPipeline(*self.stream.stages(self.cursor, first, step))
 
 
+def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
+    """At most `count` samples, drawn by the seed: shards are often sorted, their first samples no fair picture."""
+    stream = Stream(split=split, decode=decode, batch=max(1, min(count, len(split))), seed=seed)
+    return next(iter(stream.batches()))[0]
+
+
 def once(
     split: Split, decode: Decode, *, batch: int, count: int | None = None, max_broken: float = 0.01
 ) -> Iterator[Batch]:

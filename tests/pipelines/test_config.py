@@ -26,7 +26,11 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.latent.needs=['encodr']", "stage.latent needs 'encodr'.*did you mean 'encode'"),
         ("stage.encode.needs=['vae']", "stage.encode \\(encode\\) needs a stage of kind 'vqvae'"),
         ("stage.bpe.needs=['eval']", "circle"),
-        ("stage.vae.training.minutes=3", "either steps or minutes"),
+        ("stage.vae.training.minutes=nan", "expected a number above 0"),
+        ("stage.mdlm_pictures.sampler='euler'", "sampler is 'euler', but its model can use confidence"),
+        ("stage.latent_pictures.needs=['vae']", "name a stage of kind latent or mdlm"),
+        ("stage.latent_pictures.count=0", "count is 0, expected at least 1"),
+        ("name='../elsewhere'", "recipe name"),
         ("stage.vae.kind='vea'", "stage.vae.*'vae'"),
         ("stage.vae", "lacks a value"),
     ],
@@ -77,6 +81,11 @@ def test_a_budget_is_met_and_too_little_is_refused():
     assert max(shares.values()) == pytest.approx(min(shares.values()), rel=0.02)
     with pytest.raises(Exception, match="too little"):
         within_budget(recipe, 0.5, 2)
+
+
+def test_one_measure_of_training_replaces_the_other():
+    training = load_recipe(SMOKE, ["stage.vae.training.minutes=3"]).stage["vae"].training
+    assert (training.steps, training.minutes) == (None, 3.0)
 
 
 def test_a_recipe_is_immutable():

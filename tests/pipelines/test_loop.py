@@ -10,6 +10,7 @@ from torch import nn
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
 from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
+from pipelines.plan import Plan
 from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
 
@@ -96,9 +97,23 @@ def test_minutes_become_steps_once(tmp_path):
     training = Training(minutes=0.02, batch=16, bf16=False)
     with pytest.raises(Interrupted):
         run(Line(stop_at=15), tmp_path, training)
-    planned = json.loads((tmp_path / "plan.json").read_text())["steps"]
+    plan = Plan.load(tmp_path / "plan.json")
+    assert plan.first >= 20
     facts = run(Line(), tmp_path, Training(minutes=5, batch=16, bf16=False))
-    assert facts["steps"] == planned >= 20
+    assert facts["steps"] == Plan.load(tmp_path / "plan.json").at(10**9)
+    assert facts["seconds"] < 60  # it keeps to the first budget
+
+
+def test_a_plan_is_held_against_the_clock(tmp_path):
+    plan = Plan(tmp_path / "plan.json", first=1000, budget=100.0)
+    for step in range(1, 1000):
+        plan.hold_against(step, 0.2 * step)  # each step takes twice what the rehearsal said
+    assert [steps for _, steps in plan.revisions] == pytest.approx([500, 500], abs=9)
+    assert plan.at(0) == 1000 and plan.at(plan.revisions[0][0]) == plan.revisions[0][1]
+    assert Plan.load(tmp_path / "plan.json") == plan
+    given = Plan(tmp_path / "given.json", first=10)
+    given.hold_against(5, 1e9)
+    assert given.at(10) == 10
 
 
 def test_the_rehearsal_leaves_no_trace(tmp_path):

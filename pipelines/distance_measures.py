@@ -1,0 +1,105 @@
+"""Distances between sets of pictures on judge features, and CLIP score, each between a floor and a ceiling."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.blocks import Column, Known, Row, RowKind, Section, Table
+from eval.clip_score import clip_score, shuffled_floor
+from eval.features import NOTE, Tower, feature_key
+from eval.frechet import frechet_distance
+from eval.interval import Interval
+from eval.kernel import kernel_distance
+from eval.prdc import prdc
+from pipelines.measures import Evaluation, Set, read_generated
+
+REFERENCE = 2000  # training pictures that all sets are held against
+DISTANCES = (
+    Column("Frechet", "plain", "lower"),
+    Column("kernel", "plain", "lower"),
+    Column("precision", "share", "higher"),
+    Column("recall", "share", "higher"),
+    Column("key", code=True),
+)
+
+
+def distances(e: Evaluation) -> None:
+    """Frechet and kernel distance, precision and recall, and CLIP score of real and generated pictures."""
+    tower = e.judges.tower
+    if tower is None:
+        e.sections.append(Section("Distances", empty="The recipe has no stage of kind judge before this one."))
+        return
+    sets: dict[str, tuple[str, Set, RowKind]] = {f"real {e.where} pictures": ("real", e.real, "ceiling")}
+    for made in e.generated():
+        pictures = read_generated(made.folder / e.run.held_out_name())
+        sets[f"{made.stage} ({made.subject})"] = (made.subject, pictures, "model")
+    n = min(len(shown) for _, shown, _ in sets.values())  # distances depend on n: all sets are cut to the smallest
+    reference = tower.embed(e.train.pictures[:REFERENCE])
+    rows, scores = [], []
+    for label, (subject, shown, kind) in sets.items():
+        features = tower.embed(shown.pictures[:n])
+        key, figures = _distances(e, tower, subject, features, reference)
+        rows.append(Row([label, *figures, key], kind))
+        scores += _clip_rows(e, subject, label, features, shown.captions[:n])
+    warning = f"These numbers are {NOTE}."
+    title = "Distances on judge features, against training pictures"
+    tables = [
+        Table(title, ["pictures", *DISTANCES], rows, warning=warning),
+        Table("CLIP score of the judge", ["pictures", Column("cosine", "plain", "higher")], scores, warning=warning),
+    ]
+    e.sections.append(Section("Distances", tables))
+
+
+def _distances(
+    e: Evaluation, tower: Tower, subject: str, features: NDArray[np.float32], reference: NDArray[np.float32]
+) -> tuple[str, list[Known]]:
+    """Note the distances of one set; returns the key of the first and the figures for its row."""
+
+    def name(metric: str) -> str:
+        return str(feature_key(metric, tower, generated=len(features), reference=len(reference), split="train"))
+
+    same = min(len(features), len(reference))
+    n = len(features)
+
+    def frechet() -> Interval:
+        return Interval(frechet_distance(features, reference), -np.inf, np.inf, n)
+
+    def measured(part: str) -> Interval:
+        return Interval(getattr(prdc(real=reference[:same], fake=features[:same], k=5), part), -np.inf, np.inf, same)
+
+    figures = [
+        e.guarded(f"{subject}.{name('fd')}", frechet, "biased upwards by about c / n, so no interval of resamples"),
+        e.guarded(
+            f"{subject}.{name('kd')}", lambda: kernel_distance(features, reference).interval(), "disjoint blocks"
+        ),
+        e.guarded(f"{subject}.{name('precision-k5')}", lambda: measured("precision"), "equal sizes of both sets"),
+        e.guarded(f"{subject}.{name('recall-k5')}", lambda: measured("recall"), "equal sizes of both sets"),
+    ]
+    return name("fd"), figures
+
+
+def _clip_rows(
+    e: Evaluation,
+    tower: Tower,
+    subject: str,
+    label: str,
+    features: NDArray[np.float32],
+    captions: list[str],
+    kind: RowKind,
+) -> list[Row]:
+    """Note the CLIP score of one set, and for real pictures also that of shuffled captions."""
+    texts = e.judges.caption_features(captions)
+    embedder = f"clip_score[{tower.name}:{tower.sha256[:8]}]"
+    found = e.guarded(
+        f"{subject}.{embedder}", lambda: clip_score(features, texts, captions, seed=e.seed), f"raw cosine, {label}"
+    )
+    rows = [Row([label, found], "ceiling" if subject == "real" else "model")]
+    if subject == "real":
+        floor = e.guarded(
+            f"shuffled.{embedder}",
+            lambda: shuffled_floor(features, texts, captions, seed=e.seed),
+            "real pictures with captions of others, raw cosine",
+        )
+        rows.append(Row(["real pictures, captions shuffled", floor], "floor"))
+    return rows
