@@ -145,7 +145,7 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         counts, truncated = _write_splits(run, stage, encoders, partial)
         _write_embeddings(encoders.text, partial, f"{name} captions")
         made = {**made_of(run, name), "counts": counts, "truncated_captions": truncated, "hash": folder.name}
-        made["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
+        made["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir()) if path.is_file()}
         write_json(partial / "manifest.json", {**made, **_facts(run, name, encoders)})
         partial.rename(folder)
     manifest = read_json(folder / "manifest.json")

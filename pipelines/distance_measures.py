@@ -80,15 +80,11 @@ def _distances(
 
 
 def _clip_rows(
-    e: Evaluation,
-    tower: Tower,
-    subject: str,
-    label: str,
-    features: NDArray[np.float32],
-    captions: list[str],
-    kind: RowKind,
+    e: Evaluation, subject: str, label: str, features: NDArray[np.float32], captions: list[str]
 ) -> list[Row]:
     """Note the CLIP score of one set, and for real pictures also that of shuffled captions."""
+    tower = e.judges.tower
+    assert tower is not None
     texts = e.judges.caption_features(captions)
     embedder = f"clip_score[{tower.name}:{tower.sha256[:8]}]"
     found = e.guarded(
