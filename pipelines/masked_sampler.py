@@ -5,6 +5,7 @@ What is known stands in the sequence, what is not is masked, and one sampler fil
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -18,7 +19,7 @@ from discrete.guide import Condition, classifier_free, conditional, hide
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.predict import denoiser
-from discrete.schedule import Schedule
+from discrete.schedule import Linear, Schedule
 from latent.grid import uniform as uniform_times
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
@@ -79,17 +80,19 @@ class MaskedSampler:
         return self.decode(codes)
 
     def captions(self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
-        """Describe pictures (B, 3, H, W) in [-1, 1]."""
+        """Describe pictures (B, 3, H, W) in [-1, 1], one token a round: words of one caption depend on each other."""
+        settings = dataclasses.replace(settings, steps=self.layout.text_length, temperature=1.0)
         codes = self.encode(images)
         x = self.layout.join(None, codes)
         known = ~self.layout.is_text().to(self.device).expand_as(x)
-        text, _ = self.layout.split(self.fill(x, known, generators, settings, guided=False))
+        text, _ = self.layout.split(self.fill(x, known, generators, settings, guided=False, schedule=Linear()))
         return self.bpe.decode(text)
 
     def texts(self, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
         """Write texts on the short sequence, which means that there is no picture."""
         x = self.layout.masked(len(generators), self.device)[:, self.layout.text]
-        filled = self.fill(x, torch.zeros_like(x, dtype=torch.bool), generators, settings, guided=False)
+        known = torch.zeros_like(x, dtype=torch.bool)
+        filled = self.fill(x, known, generators, settings, guided=False, schedule=Linear())
         return self.bpe.decode(filled)
 
     def infill(
@@ -142,6 +145,7 @@ class MaskedSampler:
         settings: Settings,
         *,
         guided: bool = True,
+        schedule: Schedule | None = None,
     ) -> Tensor:
         """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from what a hidden caption gives."""
         cond = Condition(x, known)
@@ -152,9 +156,9 @@ class MaskedSampler:
         times = uniform_times(settings.steps)
         arguments = {"mask_id": self.layout.mask_id, "generator": generators, "known": known}
         if settings.sampler == "confidence":
-            return sample.confidence(denoise, self.schedule, x, times, **arguments)
+            return sample.confidence(denoise, schedule or self.schedule, x, times, **arguments)
         if settings.sampler == "masked_ancestral":
-            return sample.ancestral(denoise, self.schedule, x, times, **arguments)
+            return sample.ancestral(denoise, schedule or self.schedule, x, times, **arguments)
         raise ValueError(f"a masked model samples with confidence or masked_ancestral, not {settings.sampler!r}")
 
     @torch.no_grad()
