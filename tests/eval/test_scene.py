@@ -15,7 +15,6 @@ from eval.scene import (
     augment,
     canonical,
     chance,
-    degrade,
     encode_label,
     read,
     scene_loss,
@@ -23,7 +22,7 @@ from eval.scene import (
     score_caption,
     summarise,
 )
-from eval.scene_augment import ABSENT, mirror, transplant
+from eval.scene_augment import ABSENT, degrade, mirror, transplant
 
 ATTRIBUTES = {
     "background": ("sky", "grass", "sand"),
