@@ -72,8 +72,8 @@ def test_random_weights_have_the_variance_of_he():
 
 def test_distance_grows_with_noise_and_blur_and_is_lowest_for_real_pictures():
     data = pytest.importorskip("pipelines.data.scenes")
-    drawn = [np.asarray(data.render(data.scene(32, 0, "train", i)[0], 32)) for i in range(400)]
-    reference, rest = np.stack(drawn[:200]), np.stack(drawn[200:])
+    drawn = [np.asarray(data.render(data.scene(32, 0, "train", i)[0], 32)) for i in range(2000)]
+    reference, rest = np.stack(drawn[:1000]), np.stack(drawn[1000:])
     rng, embedder = np.random.RandomState(1), RandomConv(dim=32)
     noisy = [(rest + s * rng.randn(*rest.shape)).clip(0, 255).astype(np.uint8) for s in (0, 10, 20, 40)]
     sizes = (32, 16, 8, 4)
