@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block, RMSNorm
-from backbone.embed import TimeEmbedding, rotary_2d, sincos_1d, sincos_2d
+from backbone.embed import TimeEmbedding, rotary_1d, rotary_2d, sincos_1d, sincos_2d
 
 
 class Condition(NamedTuple):
@@ -61,10 +61,14 @@ class DiTConfig:
 
 
 class Refiner(nn.Module):
-    """A transformer over frozen text tokens with their positions: (B, L, D) -> (B, L, text_dim)."""
+    """A transformer over frozen text tokens with their positions: (B, L, D) -> (B, L, text_dim).
+
+    Positions enter twice: added, and as rotary angles, without which word order is learned several times later.
+    """
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
+        self.heads = config.text_heads
         self.linear_in = nn.Linear(config.text_width, config.text_dim)
         self.blocks = nn.ModuleList(Block(config.text_dim, config.text_heads) for _ in range(config.refiner_layers))
         self.norm = RMSNorm(config.text_dim)
@@ -73,8 +77,9 @@ class Refiner(nn.Module):
         """tokens: (B, L, D); mask: bool, (B, 1, 1, L). Masked positions of the result carry no meaning."""
         x = self.linear_in(tokens)
         x = x + sincos_1d(x.shape[1], x.shape[2], x.device).to(x.dtype)
+        rotary = rotary_1d(x.shape[1], x.shape[2] // self.heads, device=x.device)
         for block in self.blocks:
-            x = block(x, mask=mask)
+            x = block(x, mask=mask, rotary=rotary)
         return self.norm(x)
 
 
