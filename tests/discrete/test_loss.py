@@ -109,7 +109,7 @@ def test_one_token_scores_plain_cross_entropy():
 
 def test_counting_masks_exactly_takes_most_of_the_variance_away():
     # means of batches of 64 sequences; stratified times gain next to nothing, as EVALUATION 1.8 has it
-    joint, batches = Joint(vocab=2, length=10, sharpness=0.5), 200
+    joint, batches = Joint(vocab=2, length=10, sharpness=0.5), 100
     x = joint.sample(64 * batches)
     strata = torch.cat([sample_times("stratified", 64, generator(10 + i)) for i in range(batches)])
     stratified = by_time(Linear(), joint, x, strata, 2).reshape(batches, 64).mean(1)

@@ -68,6 +68,14 @@ def test_positions_are_told_apart_even_when_all_are_masked(options: dict):
     assert len(logits.text[0].detach().unique(dim=0)) == 5 and len(logits.image[0].detach().unique(dim=0)) == 9
 
 
+@pytest.mark.parametrize(("text_depth", "rotary"), [(0, False), (1, False), (0, True)])
+def test_word_order_is_read_by_rotary_positions_even_without_learned_ones(text_depth: int, rotary: bool):
+    model, x = network(text_depth=text_depth, rotary=rotary), tokens(1)[:, LAYOUT.text]
+    torch.nn.init.zeros_(model.text_positions)
+    turned = model(x.flip(1)).text.flip(1)
+    assert torch.allclose(model(x).text, turned, atol=1e-5) == (text_depth == 0 and not rotary)
+
+
 def test_time_is_read_only_where_asked():
     x, early, late = tokens(), torch.tensor(0.1), torch.full((4,), 0.9)
     assert torch.equal(network().logits(x, early), network().logits(x, late))
