@@ -27,7 +27,7 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.encode.needs=['vae']", "stage.encode \\(encode\\) needs a stage of kind 'vqvae'"),
         ("stage.bpe.needs=['eval']", "circle"),
         ("stage.vae.training.minutes=nan", "expected a number above 0"),
-        ("stage.mdlm_pictures.sampler='euler'", "sampler is 'euler', which its model cannot use; it can use confidence"),
+        ("stage.mdlm_pictures.sampler='euler'", "sampler is 'euler', which its model cannot use; it can use"),
         ("stage.latent_pictures.needs=['vae']", "name a stage of kind latent or mdlm"),
         ("stage.latent_pictures.count=0", "count is 0, expected at least 1"),
         ("name='../elsewhere'", "recipe name"),
