@@ -58,6 +58,6 @@ def classifier_free(model: Model, cond: Condition, null: Condition, scale: float
     def logits(x_t: Tensor, t: Tensor) -> Tensor:
         times = torch.cat([t, t]) if t.ndim else t
         c, u = model(torch.cat([x_t, x_t]), times, both).chunk(2)
-        return torch.where(torch.isneginf(c), c, u + scale * (c - u))  # -inf - -inf would be NaN
+        return torch.where(torch.isneginf(c), c, torch.lerp(u, c, scale))  # -inf - -inf would be NaN
 
     return logits

@@ -1,9 +1,10 @@
 """Bidirectional transformer over one sequence [text | image], or over the text alone.
 
 Unusual: the words meet each other first, in a few blocks over the short text span with rotary positions, so that "red"
-knows which object it belongs to before the image asks; each span has its own output head, so no logit is computed that
-its position may not take; the sequence may end after the text (about a fifth of the work), which stands for "no image
-was given"; and the network does not see the time unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
+knows which object it belongs to before the image asks; tokens are scored by their own embeddings, which for codes start
+from the codebook, so that what is learned of one code is learned of its neighbours (text and image find each other in
+half the steps); the sequence may end after the text (about a fifth of the work), which stands for "no image was given";
+and the network does not see the time unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block
@@ -21,7 +23,7 @@ from discrete.layout import Layout
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedTransformerConfig:
-    """Size of the network: text_depth blocks over the text alone, then depth blocks over both spans.
+    """Size of the network: text_layers blocks over the text alone, then layers blocks over both spans.
 
     The text blocks have rotary positions; rotary gives them to the others too, beside the learned ones. time adds adaLN
     conditioning on t.
@@ -29,19 +31,19 @@ class MaskedTransformerConfig:
 
     kind: Literal["masked"] = "masked"
     dim: int = 192
-    text_depth: int = 2
-    depth: int = 4
+    text_layers: int = 2
+    layers: int = 4
     heads: int = 6
     mlp_ratio: float = 4.0
     rotary: bool = False
     time: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("dim", "depth", "heads", "mlp_ratio"):
+        for name in ("dim", "layers", "heads", "mlp_ratio"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
-        if self.text_depth < 0:
-            raise ValueError(f"text_depth is {self.text_depth}; it must not be negative")
+        if self.text_layers < 0:
+            raise ValueError(f"text_layers is {self.text_layers}; it must not be negative")
         if self.dim % self.heads or self.dim // self.heads % 4:
             raise ValueError(
                 f"dim {self.dim} over {self.heads} heads is {self.dim / self.heads:g} per head; rotary positions need "
@@ -79,14 +81,10 @@ class MaskedTransformer(nn.Module):
         cond_dim = config.dim if config.time else None
         self.blocks = nn.ModuleList(
             Block(config.dim, config.heads, cond_dim=cond_dim, mlp_ratio=config.mlp_ratio)
-            for _ in range(config.text_depth + config.depth)
+            for _ in range(config.text_layers + config.layers)
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
-        self.text_head = nn.Linear(config.dim, layout.text_vocab)
-        self.image_head = nn.Linear(config.dim, layout.image_vocab)
-        for head in (self.text_head, self.image_head):
-            nn.init.normal_(head.weight, std=0.02)
-            nn.init.zeros_(head.bias)
+        self.bias = nn.Parameter(torch.zeros(layout.mask_id))
         cos, sin = _rotary(layout.text_length, side, config.dim // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -114,13 +112,18 @@ class MaskedTransformer(nn.Module):
         h = self.tokens(x_t) + self._positions()[:length]  # (B, L, D)
         cond = self._condition(x_t, t)
         text, image = h[:, :cut], h[:, cut:]
-        for block in self.blocks[: self.config.text_depth]:
+        for block in self.blocks[: self.config.text_layers]:
             text = block(text, cond, rotary=self._table(cut))
         h, rotary = torch.cat([text, image], 1), self._table(length) if self.config.rotary else None
-        for block in self.blocks[self.config.text_depth :]:
+        for block in self.blocks[self.config.text_layers :]:
             h = block(h, cond, rotary=rotary)
-        h = self.norm(h)
-        return SpanLogits(self.text_head(h[:, :cut]), self.image_head(h[:, cut:]) if length > cut else None)
+        h, v = self.norm(h), self.layout.text_vocab
+        image = self._score(h[:, cut:], slice(v, self.layout.mask_id)) if length > cut else None
+        return SpanLogits(self._score(h[:, :cut], slice(v)), image)
+
+    def _score(self, h: Tensor, span: slice) -> Tensor:
+        """Logits (B, L, K) of the tokens of one span, by their own embeddings."""
+        return F.linear(h, self.tokens.weight[span], self.bias[span])
 
     def logits(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
         """The same over the whole vocabulary: (B, L, V + 1) float32, -inf where a position may not go."""

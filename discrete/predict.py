@@ -25,9 +25,10 @@ def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     ids = torch.arange(logits.shape[-1], device=logits.device)
     log_probs = logits.masked_fill(ids == mask_id, -torch.inf).log_softmax(-1)
-    visible = (x_t != mask_id)[..., None]  # (B, L, 1)
-    carried = torch.zeros_like(log_probs).masked_fill(ids != x_t[..., None], -torch.inf)
-    return torch.where(visible, carried, log_probs)
+    token = x_t[..., None]  # (B, L, 1)
+    visible = token != mask_id
+    carried = torch.where(visible, 0, log_probs.gather(-1, token))
+    return log_probs.masked_fill(visible, -torch.inf).scatter(-1, token, carried)
 
 
 def denoiser(logits: Logits, *, mask_id: int, allowed: Tensor | None = None, temperature: float = 1.0) -> Denoise:
@@ -39,7 +40,8 @@ def denoiser(logits: Logits, *, mask_id: int, allowed: Tensor | None = None, tem
         raise ValueError(f"temperature is {temperature}; it must be above 0 (use 1e-3 for nearly greedy draws)")
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        raw = logits(x_t, t).float() / temperature
+        raw = logits(x_t, t).float()
+        raw = raw if temperature == 1 else raw / temperature
         if allowed is not None:
             raw = raw.masked_fill(~allowed, -torch.inf)
         return subs(raw, x_t, mask_id)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, TypeAlias
 
 from PIL import Image
 
@@ -172,13 +172,18 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What made the figures: enough to run the same thing again. wall_time in seconds per stage."""
+    """What made the figures: enough to run the same thing again.
+
+    command: what was asked for; resolved: the whole recipe as it was used, every default written out; wall_time in
+    seconds per stage.
+    """
 
     commit: str | None
     dirty: bool
     recipe: str
     recipe_hash: str
     command: str
+    resolved: Mapping[str, Any] = field(default_factory=dict)
     seeds: Mapping[str, int] = field(default_factory=dict)
     artefacts: Mapping[str, str] = field(default_factory=dict)
     data: Mapping[str, str] = field(default_factory=dict)

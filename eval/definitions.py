@@ -57,10 +57,21 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
      "Squared distance between two Gaussians fitted to judge features of generated and of real pictures. The features "
      "come from a judge trained on this data, so the number is not FID and compares only within this report."),
-    (r".*\.kid(\[.*\])?", "kernel distance", "plain", "lower",
+    (r".*\.precision-k\d+(\[.*\])?", "precision", "share", "higher",
+     "Share of generated pictures whose judge features lie within some real picture's ball of k nearest neighbours: "
+     "how many look real (Kynkäänniemi 2019). It depends on both set sizes."),
+    (r".*\.recall-k\d+(\[.*\])?", "recall", "share", "higher",
+     "Share of real pictures whose judge features lie within some generated picture's ball of k nearest neighbours: "
+     "how much of the real variety is covered (Kynkäänniemi 2019). It depends on both set sizes."),
+    (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
      "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features; it may be slightly negative."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
      "Cosine between the judge's embeddings of picture and caption, unscaled; mean within prompts, then over prompts."),
+    (r"caption\.grammatical", "grammatical captions", "share", "higher",
+     "Share of generated captions that the grammar of the data can parse as a whole."),
+    (r"text\.excess_nats_per_token", "excess over the grammar", "plain", "lower",
+     "The bound less the exact cost of the same captions under the grammar that wrote them, per token: what is left to "
+     "learn. Below 0 only by chance."),
     (r"text\.exact_nats_per_token", "exact entropy", "plain", None,
      "Entropy of the grammar that wrote the captions, per token: no model can go below it but by chance."),
     (r"text\.nats_per_token", "text NELBO", "plain", "lower",

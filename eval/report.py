@@ -90,7 +90,7 @@ def to_html(report: Report) -> str:
     """The page as text."""
     made = environment()
     numbers = count(1)
-    made.filters |= {"grid": grid, "picture": data_uri, "seconds": seconds, "runs": runs}
+    made.filters |= {"grid": grid, "picture": data_uri, "seconds": seconds, "runs": runs, "pretty": pretty}
     made.globals |= {
         "draw": lambda block: draw(block, f"c{next(numbers)}-"),
         "usage_line": usage_line,
@@ -108,6 +108,11 @@ def to_html(report: Report) -> str:
         all_figures=_all_figures(report),
         words=_words(report),
     )
+
+
+def pretty(value: Any) -> str:
+    """Plain values as indented JSON; the template escapes it."""
+    return json.dumps(value, indent=1, ensure_ascii=False)
 
 
 def _all_figures(report: Report) -> Table:

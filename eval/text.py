@@ -27,19 +27,21 @@ class TextBound:
 def text_bound(nats: ArrayLike, tokens: ArrayLike, texts: Sequence[str], *, seed: int = 0) -> TextBound:
     """Cost per token, character and UTF-8 byte over a set of texts: totals over totals, not a mean of ratios.
 
+    Equal texts are resampled together (some data repeats ten captions a thousand times), and n counts distinct texts.
+
     nats: (n,) or (n, draws), bound of each text in nats; tokens: (n,), end token included and padding not. Draws at
     fixed strata of the mask count give no standard error of a single draw: average them first and pass (n,).
     """
     draws = np.asarray(nats, np.float64)
     draws = draws[:, None] if draws.ndim == 1 else draws  # (n, draws)
     costs, bits = draws.mean(1), draws.mean(1) / math.log(2)
-    per_token = _ratio(costs, tokens, seed)
+    per_token = _ratio(costs, tokens, texts, seed)
     repeats = draws.shape[1]
     spread = draws.var(1, ddof=1).sum() / repeats if repeats > 1 else math.nan
     return TextBound(
         nats_per_token=per_token,
-        bits_per_character=_ratio(bits, [len(text) for text in texts], seed),
-        bits_per_byte=_ratio(bits, [len(text.encode()) for text in texts], seed),
+        bits_per_character=_ratio(bits, [len(text) for text in texts], texts, seed),
+        bits_per_byte=_ratio(bits, [len(text.encode()) for text in texts], texts, seed),
         perplexity=math.exp(per_token.value),
         monte_carlo_se=float(np.sqrt(spread) / np.asarray(tokens, np.float64).sum()),
     )
@@ -128,5 +130,5 @@ def ngrams(text: Tokens, n: int) -> list[Tokens]:
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
 
 
-def _ratio(costs: NDArray[np.float64], units: ArrayLike, seed: int) -> Interval:
-    return cluster_bootstrap(costs, range(len(costs)), seed=seed, weights=units)
+def _ratio(costs: NDArray[np.float64], units: ArrayLike, texts: Sequence[str], seed: int) -> Interval:
+    return cluster_bootstrap(costs, texts, seed=seed, weights=units)

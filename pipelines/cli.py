@@ -182,8 +182,10 @@ def data_scenes(out: Annotated[Path, tyro.conf.Positional], count: int = 20_000,
         seed: of everything that is drawn.
     """
     from pipelines.data.scenes import write
+    from pipelines.progress import ticking
 
-    manifest = write(out, count=count, size=size, seed=seed)
+    with ticking("scenes") as tick:
+        manifest = write(out, count=count, size=size, seed=seed, progress=tick)
     print(f"{out}: " + ", ".join(f"{number} {split}" for split, number in manifest["counts"].items()) + " scenes")
 
 
@@ -202,8 +204,11 @@ def data_import(
         test_share: share of the pictures that is held out.
     """
     from pipelines.data.importer import import_data
+    from pipelines.progress import ticking
 
-    print(import_data(src, out, size=size, test_share=test_share).summary())
+    with ticking("import") as tick:
+        report = import_data(src, out, size=size, test_share=test_share, progress=tick)
+    print(report.summary())
 
 
 def data_check(folder: Annotated[Path, tyro.conf.Positional]) -> None:
@@ -213,8 +218,10 @@ def data_check(folder: Annotated[Path, tyro.conf.Positional]) -> None:
         folder: of shards.
     """
     from pipelines.data.check import check
+    from pipelines.progress import ticking
 
-    report = check(folder)
+    with ticking("check") as tick:
+        report = check(folder, progress=tick)
     print(report.summary())
     if not report.ok:
         sys.exit(1)

@@ -71,7 +71,7 @@ def _distances(
     figures = [
         e.guarded(f"{subject}.{name('fd')}", frechet, "biased upwards by about c / n, so no interval of resamples"),
         e.guarded(
-            f"{subject}.{name('kd')}", lambda: kernel_distance(features, reference).interval(), "disjoint blocks"
+            f"{subject}.{name('kd')}", lambda: kernel_distance(features, reference).interval(), "jackknife over blocks"
         ),
         e.guarded(f"{subject}.{name('precision-k5')}", lambda: measured("precision"), "equal sizes of both sets"),
         e.guarded(f"{subject}.{name('recall-k5')}", lambda: measured("recall"), "equal sizes of both sets"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shlex
 from importlib.metadata import version
 from typing import Any
 
@@ -19,12 +18,13 @@ from eval.blocks import (
     missing,
 )
 from eval.report import headline, write_report
+from pipelines.config import dump_recipe
 from pipelines.distance_measures import distances
 from pipelines.judging import Judges
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real, reconstructions
 from pipelines.runs import Run, code_version
-from pipelines.stage_config import EvalStage, ScenesData
+from pipelines.stage_config import EvalStage
 from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
@@ -89,13 +89,13 @@ def report_of(e: Evaluation) -> Report:
     recipe = e.run.recipe
     manifests = {name: e.run.manifest(name) for name in recipe.order() if name != e.name and e.run.finished(name)}
     revision = code_version()
-    command = f"palimpsest run {shlex.quote(f'recipes/{recipe.name}.toml')}"
     provenance = Provenance(
         commit=revision.removesuffix("-dirty"),
         dirty=revision.endswith("-dirty"),
         recipe=recipe.name,
         recipe_hash=e.run.recipe_hash(),
-        command=command if isinstance(recipe.data, ScenesData) else f"{command} --data DIR",
+        command=e.run.command(),
+        resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
         artefacts={name: manifest["hash"][:16] for name, manifest in manifests.items()},
         data={"folder": e.run.data.name, "hash": e.run.data_hash()},

@@ -157,7 +157,7 @@ class Pipeline:
 
 
 log = logging.getLogger("palimpsest")
-MASKED_DEFAULTS = GenerateStage(sampler="confidence", steps=16, guidance=2.5)
+MASKED_DEFAULTS = GenerateStage(sampler="confidence", steps=12, guidance=2.5)
 
 
 def load(run: Path | str) -> Pipeline:

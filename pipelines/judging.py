@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from backbone.clip import contrastive_hash, image_features, load_contrastive
 from eval.features import Tower
@@ -63,15 +65,20 @@ def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
     size: Any = model.visual.image_size  # type: ignore[union-attr]
     side = size if isinstance(size, int) else int(size[0])
     tower = Tower(
-        name="indomain-openclip",
+        name="indomain-openclip-unit",
         sha256=contrastive_hash(folder),
         dim=text.pooled_width,
         size=side,
-        network=lambda x: image_features(model, x),
+        network=lambda x: unit_scale(image_features(model, x)),
         how="none" if side == run.recipe.data.size else "clean",
         device=str(device()),
     )
     return tower, text
+
+
+def unit_scale(features: Tensor) -> Tensor:
+    """Features (B, P) scaled to length sqrt(P): contrastive training gives meaning to their direction alone."""
+    return F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
 
 
 def scene_figures(

@@ -124,6 +124,7 @@ class Loop:
         """Train to the end and return what the manifest should remember. Raises Interrupted after saving."""
         self.folder.mkdir(parents=True, exist_ok=True)
         resumed = self.state.load(self.folder)
+        self.earlier = self.state.seconds
         if self.accelerator.is_main_process:
             self._trim_log()
         self.plan = self._plan()
@@ -296,7 +297,8 @@ class Loop:
             if state.average is not None:
                 save_weights(self.folder / "ema.safetensors", state.average.state_dict())
         self.accelerator.wait_for_everyone()
-        return {"steps": state.step, "seconds": round(state.seconds, 1), "skipped_steps": state.skipped}
+        seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
+        return {"steps": state.step, **seconds, "skipped_steps": state.skipped}
 
 
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:

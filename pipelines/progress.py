@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from pipelines.artefact import write_json
 
 Item = TypeVar("Item")
+Tick = Callable[[int, int | None], None]  # (pieces done, pieces in all, None where nobody knows)
 STATUS_VARIABLE = "PALIMPSEST_STATUS"
 console = Console(stderr=True, soft_wrap=True)
 
@@ -45,7 +46,7 @@ class Meter:
     """Where one piece of work stands; `advance` is cheap enough to call on every step."""
 
     name: str
-    total: int
+    total: int | None
     done: int = 0
     note: str = ""
     started: float = field(default_factory=time.time)
@@ -58,7 +59,7 @@ class Meter:
         self.done += count
         self.note = self.note if note is None else note
         now = time.time()
-        if now - self._last >= 0.5 or self.done >= self.total:
+        if now - self._last >= 0.5 or (self.total is not None and self.done >= self.total):
             self._last = now
             self._show()
 
@@ -70,19 +71,30 @@ class Meter:
 
 
 @contextmanager
-def meter(name: str, total: int) -> Iterator[Meter]:
-    """Show work of `total` units: a bar on a terminal, a status file under `palimpsest run`, else lines in the log."""
+def meter(name: str, total: int | None) -> Iterator[Meter]:
+    """Show work of `total` units, None where nobody knows: a bar on a terminal, a status file under `palimpsest run`, else lines in the log."""
     if os.environ.get(STATUS_VARIABLE) or not console.is_terminal:
         current = Meter(name, total)
         yield current
         if not os.environ.get(STATUS_VARIABLE):
             seconds = time.time() - current.started
-            print(
-                f"{name}: {current.done}/{current.total} in {seconds:.1f} s {current.note}", file=sys.stderr, flush=True
-            )
+            of = "" if current.total is None else f"/{current.total}"
+            print(f"{name}: {current.done}{of} in {seconds:.1f} s {current.note}", file=sys.stderr, flush=True)
         return
     with bars() as bar:
         yield Meter(name, total, _bar=bar, _task=bar.add_task(name, total=total, note=""))
+
+
+@contextmanager
+def ticking(name: str) -> Iterator[Tick]:
+    """Show work that reports how far it is, such as writing or checking shards."""
+    with meter(name, None) as shown:
+
+        def tick(done: int, total: int | None) -> None:
+            shown.total = total
+            shown.advance(done - shown.done, f"{done / max(time.time() - shown.started, 1e-9):.0f}/s")
+
+        yield tick
 
 
 def track(items: Iterable[Item], name: str, total: int, weight: int = 1) -> Iterator[Item]:

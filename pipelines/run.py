@@ -26,7 +26,7 @@ from pipelines.config import Recipe
 from pipelines.errors import PalimpsestError
 from pipelines.loop import PARENT_VARIABLE, Interrupted
 from pipelines.progress import STATUS_VARIABLE, bars, console
-from pipelines.runs import Run, open_run
+from pipelines.runs import RECIPE, Run, open_run
 from pipelines.stage_config import AnyStage, ScenesData
 from pipelines.stages import ensure_data
 from pipelines.task import Training
@@ -151,7 +151,7 @@ def _start(run: Run, name: str, workers: int, alone: bool, bar: Progress) -> Wor
     threads = cores if workers == 1 or (alone and not trains) else max(1, cores // workers)
     environment = {**os.environ, STATUS_VARIABLE: str(status), PARENT_VARIABLE: str(os.getpid())}
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
-    recipe = run.folder / "recipe.json"
+    recipe = run.folder / RECIPE
     command = [sys.executable, "-m", "pipelines.cli", "train", name, str(recipe), "--out", str(run.folder.parent)]
     with log.open("ab") as handle:
         process = subprocess.Popen(
@@ -218,13 +218,13 @@ def _stop(running: list[Worker]) -> None:
 
 def start_run(recipe: Path, *, out: Path, data: Path | None, budget: float | None, overrides: tuple[str, ...]) -> Run:
     """Open a run and see to its data. A budget is turned into training minutes once, when the run starts."""
-    run = open_run(recipe, out=out, data=data, overrides=overrides, change=lambda plain: _budgeted(plain, budget))
+    run = open_run(recipe, out=out, data=data, overrides=overrides, budget=budget, scale=_scaled_to)
     ensure_data(run)
     return run
 
 
-def _budgeted(recipe: Recipe, budget: float | None) -> Recipe:
-    return recipe if budget is None else within_budget(recipe, budget, worker_count())
+def _scaled_to(recipe: Recipe, budget: float) -> Recipe:
+    return within_budget(recipe, budget, worker_count())
 
 
 def summary(run: Run) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pipelines.stage_config import AnyStage, ScenesData
 
 VERSION = "0.1.0"
 GONE = "the data folder is gone"
+RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 
@@ -122,6 +124,10 @@ class Run:
         manifest = {"kind": self.recipe.stage[name].kind, "name": name, "version": code_version(), "identity": identity}
         return finish_artefact(self.stage_folder(name), {**manifest, **facts})
 
+    def command(self) -> str:
+        """Return the command that started the run, the folder of the data left out."""
+        return read_json(self.folder / RECIPE).get("command", f"palimpsest run {RECIPE}")
+
     def recipe_hash(self) -> str:
         """Return the hash of the resolved recipe."""
         return digest(dump_recipe(self.recipe))[:16]
@@ -160,27 +166,38 @@ def open_run(
     out: Path,
     data: Path | None,
     overrides: tuple[str, ...] = (),
-    change: Callable[[Recipe], Recipe] = lambda recipe: recipe,
+    budget: float | None = None,
+    scale: Callable[[Recipe, float], Recipe] | None = None,
 ) -> Run:
     """Open (or start) the run of a recipe: results in `out/<recipe>`, data in `data` or where the recipe says.
 
-    change: a last change to the recipe, such as a budget.
+    scale: fits the recipe's training times into `budget` minutes.
     """
-    recipe = change(load_recipe(recipe_path, overrides))
+    recipe = load_recipe(recipe_path, overrides)
+    if budget is not None and scale is not None:
+        recipe = scale(recipe, budget)
     run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
     run.check_settings()  # before the recipe of the folder is replaced
-    write_json(run.folder / "recipe.json", {"recipe": dump_recipe(recipe), "data": str(run.data.resolve())})
+    own = run.folder / RECIPE
+    if own.exists() and recipe_path.resolve() == own.resolve():  # a stage of that run, which asks as the run did
+        command = run.command()
+    else:
+        words = ["palimpsest", "run", str(recipe_path), *(["--data", "DIR"] if data else [])]
+        words += ["--budget", f"{budget:g}"] if budget is not None else []
+        command = shlex.join([*words, *(["--set", *overrides] if overrides else [])])
+    plain = {"recipe": dump_recipe(recipe), "data": str(run.data.resolve()), "command": command}
+    write_json(own, plain)
     return run
 
 
 def reopen_run(folder: Path) -> Run:
     """Open a run from its folder alone, for sampling and studies."""
-    if not (folder / "recipe.json").exists():
+    if not (folder / RECIPE).exists():
         raise PalimpsestError(
-            f"{folder} is no run (no recipe.json): give a folder that `palimpsest run` made, such as runs/scenes."
+            f"{folder} is no run (no {RECIPE}): give a folder that `palimpsest run` made, such as runs/scenes."
         )
-    recipe = load_recipe(folder / "recipe.json")
-    return Run(recipe=recipe, folder=folder, data=Path(read_json(folder / "recipe.json").get("data", "")))
+    recipe = load_recipe(folder / RECIPE)
+    return Run(recipe=recipe, folder=folder, data=Path(read_json(folder / RECIPE).get("data", "")))
 
 
 def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:

@@ -29,7 +29,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
         if self.steps < 1:
-            raise PalimpsestError(f"steps is {self.steps}, expected at least 1; 25 is usual for pictures")
+            raise PalimpsestError(f"steps is {self.steps}, expected at least 1; 12 is usual for pictures")
         if self.temperature <= 0:
             raise PalimpsestError(
                 f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"

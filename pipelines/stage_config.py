@@ -169,8 +169,8 @@ class GenerateStage(Stage):
     count: int = 600  # held-out captions
     unseen: int = 200  # captions of unseen compositions
     texts: int = 200  # texts without a picture
-    sampler: str = "euler"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
-    steps: int = 25
+    sampler: str = "dpmpp_2m"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
+    steps: int = 12
     guidance: float = 3.0
     temperature: float = 1.0
     batch: int = 50

@@ -95,7 +95,9 @@ class LatentTask(Task):
         """Samples for held-out captions."""
         sampler = LatentSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
         return {
-            "samples": sample_grid(sampler, self.held_out["caption"], Settings(sampler="euler", steps=25, guidance=3.0))
+            "samples": sample_grid(
+                sampler, self.held_out["caption"], Settings(sampler="dpmpp_2m", steps=12, guidance=3.0)
+            )
         }
 
     def facts(self) -> dict[str, Any]:
@@ -170,7 +172,7 @@ class MdlmTask(Task):
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""
         sampler = MaskedSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        settings = Settings(sampler="confidence", steps=16, guidance=2.5)
+        settings = Settings(sampler="confidence", steps=12, guidance=2.5)
         return {"samples": sample_grid(sampler, self.held_out["caption"], settings)}
 
 

@@ -18,7 +18,7 @@ from pipelines.artefact import MANIFEST
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
 from pipelines.loop import drop_checkpoints
-from pipelines.progress import meter
+from pipelines.progress import ticking
 from pipelines.runs import Run, stage_of
 from pipelines.stage_config import (
     BPEStage,
@@ -63,7 +63,8 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
         processes.wait_for_everyone()
         started = time.monotonic()
         facts = make(run, name)
-        manifest = run.finish(name, identity, {**facts, "wall_seconds": round(time.monotonic() - started, 1)})
+        seconds = time.monotonic() - started + facts.get("earlier_seconds", 0.0)  # before the last interruption, too
+        manifest = run.finish(name, identity, {**facts, "wall_seconds": round(seconds, 1)})
         drop_checkpoints(folder)
     return manifest
 
@@ -128,12 +129,7 @@ def ensure_data(run: Run) -> None:
     data = run.recipe.data
     if not isinstance(data, ScenesData) or run.data.exists():
         return
-    with lock(run.data.parent, "data"), meter("scenes", 1) as shown:
-
-        def tick(done: int, total: int) -> None:
-            shown.total = total
-            shown.advance(done - shown.done)
-
+    with lock(run.data.parent, "data"), ticking("scenes") as tick:
         write_scenes(run.data, count=data.count, size=data.size, seed=data.seed, progress=tick)
 
 

@@ -1,7 +1,6 @@
 """Check: read every sample of every shard before a run does, and say whether the run would be safe."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from pipelines.data.index import scan
 from pipelines.data.shard_writer import fingerprint, read_manifest
 from pipelines.data.shards import Split, shard_paths
 from pipelines.errors import DataError
+from pipelines.progress import Tick
 
 SPLITS = ("train", "test", "unseen")
 SHOWN = 10  # problems that a summary names
-Progress = Callable[[int], None]  # samples read
 
 
 @dataclass(kw_only=True)
@@ -48,7 +47,7 @@ class CheckReport:
         return "\n".join(lines + [f"  note: {sentence}" for sentence in self.notes])
 
 
-def check(folder: Path, *, progress: Progress | None = None) -> CheckReport:
+def check(folder: Path, *, progress: Tick | None = None) -> CheckReport:
     """Read every shard of a folder; raises DataError when the folder or any shard at all is missing."""
     folder = Path(folder)
     if not folder.is_dir():
@@ -84,7 +83,7 @@ def _check_manifest(report: CheckReport, manifest: dict[str, Any] | None) -> Non
     report.notes += [f"{name} is not in the manifest" for name in sorted(unknown)]
 
 
-def _check_split(report: CheckReport, name: str, progress: Progress | None) -> None:
+def _check_split(report: CheckReport, name: str, progress: Tick | None) -> None:
     seen: dict[str, str] = {}
     for path in shard_paths(report.folder, name):
         shard = scan(path)  # from the bytes, not from the cached index
@@ -96,7 +95,7 @@ def _check_split(report: CheckReport, name: str, progress: Progress | None) -> N
             seen[key] = path.name
             _check_sample(report, split, number)
             if progress is not None:
-                progress(sum(report.samples.values()))
+                progress(sum(report.samples.values()), None)
 
 
 def _check_sample(report: CheckReport, split: Split, number: int) -> None:

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -16,6 +15,7 @@ from pipelines.data.picture import UnreadablePicture, fit, open_picture, to_rgb
 from pipelines.data.shard_writer import Record, SplitWriter, new_folder, write_manifest
 from pipelines.data.sources import Dropped, Found, find
 from pipelines.errors import DataError
+from pipelines.progress import Tick
 
 VERSION = 1
 RULES = (
@@ -23,7 +23,6 @@ RULES = (
     "(Lanczos when it shrinks, bicubic when it grows), then the centre; stored as PNG"
 )
 EXAMPLES = 5  # dropped sources that the manifest names for each reason
-Progress = Callable[[int], None]  # candidates done
 log = logging.getLogger("palimpsest")
 
 
@@ -102,7 +101,7 @@ def import_data(
     *,
     size: int = 64,
     test_share: float = 0.05,
-    progress: Progress | None = None,
+    progress: Tick | None = None,
 ) -> ImportReport:
     """Make train and test shards of a folder, a captions list or other shards; see RULES for what is done to pictures.
 
@@ -121,7 +120,7 @@ def import_data(
             for done, candidate in enumerate(candidates, start=1):
                 work.add(candidate) if isinstance(candidate, Found) else work.drop(candidate)
                 if progress is not None:
-                    progress(done)
+                    progress(done, None)
             work.release("train" if writer.counts["test"] or not writer.counts["train"] else "test")
         manifest = _manifest(work, src)
         if not any(writer.counts.values()):

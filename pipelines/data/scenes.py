@@ -6,7 +6,6 @@ relation's axis, so that they neither touch nor meet the border; a single object
 
 import json
 import math
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -28,13 +27,13 @@ from pipelines.data.grammar import (
 )
 from pipelines.data.shard_writer import Record, SplitWriter, new_folder, read_manifest, write_manifest
 from pipelines.errors import DataError
+from pipelines.progress import Tick
 
 SUPERSAMPLING = 4
 # Diameters and jitters as shares of the side, by the largest number of objects: at 32 pixels 14.5 and 9.5 wide.
 DIAMETERS = {2: {"large": 14.5 / 32, "small": 9.5 / 32}, 3: {"large": 19 / 64, "small": 12.5 / 64}}
 GAP = 1.5 / 32  # at least this much background between two objects
 JITTER_ALONE, JITTER_ALONG, JITTER_ACROSS = 4 / 32, 1.5 / 32, 2 / 32
-Progress = Callable[[int, int], None]  # (scenes done, scenes in all)
 
 
 def scene(size: int, seed: int, split: SplitName, index: int) -> tuple[Label, str]:
@@ -120,7 +119,7 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def write(out: Path, *, count: int, size: int, seed: int, progress: Progress | None = None) -> dict[str, Any]:
+def write(out: Path, *, count: int, size: int, seed: int, progress: Tick | None = None) -> dict[str, Any]:
     """Write `count` training scenes, a test split and an unseen one as shards with a manifest; return the manifest.
 
     The same arguments give the same bytes; a folder that already holds them is left alone. Raises DataError when the

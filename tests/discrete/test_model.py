@@ -12,7 +12,7 @@ LAYOUT = Layout(text_length=5, image_length=9, text_vocab=11, image_vocab=7)
 
 def network(**options) -> MaskedTransformer:
     torch.manual_seed(0)
-    model = MaskedTransformer(MaskedTransformerConfig(dim=16, depth=2, heads=2, **options), LAYOUT)
+    model = MaskedTransformer(MaskedTransformerConfig(dim=16, layers=2, heads=2, **options), LAYOUT)
     for p in model.parameters():  # blocks start as the identity; make every path count
         torch.nn.init.normal_(p, std=0.3)
     return model.eval()
@@ -24,7 +24,7 @@ def tokens(batch: int = 4) -> torch.Tensor:
     return torch.where(torch.rand(x.shape, generator=g) < 0.5, LAYOUT.mask_id, x)
 
 
-@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"time": True}, {"text_depth": 0}])
+@pytest.mark.parametrize("options", [{}, {"rotary": True}, {"time": True}, {"text_layers": 0}])
 def test_logits_are_finite_exactly_where_the_layout_allows(options: dict):
     logits = network(**options).logits(tokens(), torch.tensor(0.5))
     assert logits.shape == (4, LAYOUT.length, LAYOUT.mask_id + 1) and logits.dtype == torch.float32
@@ -68,12 +68,12 @@ def test_positions_are_told_apart_even_when_all_are_masked(options: dict):
     assert len(logits.text[0].detach().unique(dim=0)) == 5 and len(logits.image[0].detach().unique(dim=0)) == 9
 
 
-@pytest.mark.parametrize(("text_depth", "rotary"), [(0, False), (1, False), (0, True)])
-def test_word_order_is_read_by_rotary_positions_even_without_learned_ones(text_depth: int, rotary: bool):
-    model, x = network(text_depth=text_depth, rotary=rotary), tokens(1)[:, LAYOUT.text]
+@pytest.mark.parametrize(("text_layers", "rotary"), [(0, False), (1, False), (0, True)])
+def test_word_order_is_read_by_rotary_positions_even_without_learned_ones(text_layers: int, rotary: bool):
+    model, x = network(text_layers=text_layers, rotary=rotary), tokens(1)[:, LAYOUT.text]
     torch.nn.init.zeros_(model.text_positions)
     turned = model(x.flip(1)).text.flip(1)
-    assert torch.allclose(model(x).text, turned, atol=1e-5) == (text_depth == 0 and not rotary)
+    assert torch.allclose(model(x).text, turned, atol=1e-5) == (text_layers == 0 and not rotary)
 
 
 def test_time_is_read_only_where_asked():

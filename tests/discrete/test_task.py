@@ -91,7 +91,7 @@ def test_only_asked_tokens_move_the_loss():
 
 
 def test_the_losses_are_weighted_as_the_mix_says_and_text_alone_can_be_left_out():
-    model = MaskedTransformer(MaskedTransformerConfig(dim=16, depth=1, heads=2), LAYOUT)
+    model = MaskedTransformer(MaskedTransformerConfig(dim=16, layers=1, heads=2), LAYOUT)
     loss = losses(model, pairs(), LAYOUT, TaskMix(text_weight=0.25, text_alone_weight=2.0), generator())
     torch.testing.assert_close(loss.total, loss.image + 0.25 * loss.text + 2 * loss.text_alone)
     without = losses(model, pairs(), LAYOUT, TaskMix(text_weight=0.25, text_alone=0), generator())
@@ -101,7 +101,7 @@ def test_the_losses_are_weighted_as_the_mix_says_and_text_alone_can_be_left_out(
 def test_a_few_steps_learn_a_rule_between_the_spans():
     # every code of the image is the first text token modulo 7
     torch.manual_seed(0)
-    model = MaskedTransformer(MaskedTransformerConfig(dim=32, depth=2, heads=2), LAYOUT)
+    model = MaskedTransformer(MaskedTransformerConfig(dim=32, layers=2, heads=2), LAYOUT)
     optimiser, g = torch.optim.Adam(model.parameters(), 3e-3), generator()
     for _ in range(120):
         text = torch.randint(0, 7, (32, 5), generator=g)

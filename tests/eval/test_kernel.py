@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from backbone.clip import cure_torchvision
-from eval.kernel import kernel_distance, mmd2
+from eval.kernel import kernel_distance
 
 cure_torchvision()
 
@@ -46,7 +46,7 @@ def test_kernel_matrix_in_blocks_equals_the_whole():
     for k in (xx, yy):
         np.fill_diagonal(k, 0)
     whole = xx.sum() / (1500 * 1499) + yy.sum() / (1300 * 1299) - 2 * xy.mean()
-    assert mmd2(x, y) == pytest.approx(whole, abs=1e-12)
+    assert kernel_distance(x, y).value == pytest.approx(whole, abs=1e-12)
 
 
 def test_interval_covers_the_true_distance_of_nought():
@@ -64,8 +64,23 @@ def test_standard_error_has_the_size_of_the_spread():
     assert np.mean([f.se for f in found]) == pytest.approx(np.std([f.value for f in found]), rel=0.4)
 
 
-def test_block_size_too_large_names_the_argument(golden):
-    with pytest.raises(ValueError, match="block_size=400"):
-        kernel_distance(golden[0][:500], golden[1], block_size=400)
-    with pytest.raises(ValueError, match="block_size=2"):
+def test_interval_is_not_wider_than_the_estimate_deserves():
+    """Between sets of one law the spread falls with n, not with its root: block estimates would be sqrt(10) too wide."""
+    rng = np.random.RandomState(6)
+    found = [kernel_distance(rng.randn(200, 4), rng.randn(200, 4)) for _ in range(100)]
+    spread = np.std([f.value for f in found])
+    assert spread < np.mean([f.se for f in found]) < 2 * spread
+
+
+def test_unequal_sets_keep_every_row():
+    rng = np.random.RandomState(7)
+    x, y = rng.randn(47, 3), rng.randn(101, 3)  # neither divides into ten
+    values = [kernel_distance(x, y, blocks=blocks).value for blocks in (2, 5, 10)]
+    assert values == pytest.approx([values[0]] * 3, abs=1e-12)
+
+
+def test_too_many_blocks_name_the_argument(golden):
+    with pytest.raises(ValueError, match="blocks=251"):
+        kernel_distance(golden[0][:500], golden[1], blocks=251)
+    with pytest.raises(ValueError, match="blocks=10"):
         kernel_distance(golden[0][:3], golden[1])

@@ -74,6 +74,16 @@ def test_totals_over_totals_are_not_a_mean_of_ratios():
     assert found.nats_per_token.value != pytest.approx((1 + 9) / 2)
 
 
+def test_repeated_texts_are_not_counted_as_independent():
+    rng = np.random.RandomState(5)
+    once = text_bound(costs := rng.rand(10) + 1, [2] * 10, texts := [f"text {i}" for i in range(10)])
+    often = text_bound(np.tile(costs, 50), [2] * 500, texts * 50)
+    assert often.nats_per_token.n == 10
+    assert often.nats_per_token.value == pytest.approx(once.nats_per_token.value)
+    width = [found.nats_per_token.high - found.nats_per_token.low for found in (once, often)]
+    assert width[1] == pytest.approx(width[0], rel=0.05)
+
+
 def test_entropy_of_half_and_half_is_the_logarithm_of_two():
     assert entropy([0, 1, 1, 0]) == pytest.approx(math.log(2))
     assert entropy("aaaa") == 0

@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import pipelines
+from eval.definitions import define
 from pipelines.artefact import ArtefactError
-from pipelines.runs import reopen_run
-from tests.conftest import finish, start, wait_for
+from pipelines.config import dump_recipe, load_recipe, parse_recipe
+from pipelines.runs import RECIPE, open_run, reopen_run
+from tests.conftest import ROOT, finish, start, wait_for
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +44,31 @@ def test_the_resumed_run_has_every_promised_figure(smoke):
     assert 0 <= share["low"] <= share["value"] <= share["high"] <= 1
     bound, exact = report["figures"]["text.nats_per_token"], report["figures"]["text.exact_nats_per_token"]
     assert bound["value"] > exact["value"] > 0  # an untrained bound lies far above the entropy
+
+
+def test_every_figure_of_the_report_is_defined_in_words(smoke):
+    report = json.loads((smoke / "eval" / "report.json").read_text())
+    assert [name for name in report["figures"] if define(name).better is None and define(name).label == name] == []
+
+
+def test_the_report_says_how_it_can_be_made_again(smoke):
+    made = json.loads((smoke / "eval" / "report.json").read_text())["provenance"]
+    assert made["command"] == "palimpsest run recipes/smoke.toml"
+    again = parse_recipe(made["resolved"], "report.json")
+    assert dump_recipe(again) == dump_recipe(load_recipe(ROOT / "recipes" / "smoke.toml"))
+    vae = json.loads((smoke / "vae" / "manifest.json").read_text())
+    assert vae["earlier_seconds"] > 0, "the smoke run was killed while this stage trained"
+    assert made["wall_time"]["vae"] >= vae["seconds"]
+
+
+def test_a_run_remembers_what_was_asked_for(tmp_path):
+    wished = ("stage.vae.training.steps=5", "seed=3")
+    run = open_run(
+        ROOT / "recipes" / "smoke.toml", out=tmp_path, data=tmp_path, overrides=wished, budget=9.5,
+        scale=lambda recipe, minutes: recipe,
+    )  # fmt: skip
+    assert run.command().endswith("recipes/smoke.toml --data DIR --budget 9.5 --set stage.vae.training.steps=5 seed=3")
+    assert open_run(run.folder / RECIPE, out=tmp_path, data=tmp_path).command() == run.command()
 
 
 def test_the_report_is_one_file_without_network(smoke):
