@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-from typing import Literal, assert_never
+import os
+from typing import Literal, assert_never, cast, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Backend = Literal["auto", "sdpa", "xformers", "matmul"]
+WISHED: Backend = cast(Backend, os.environ.get("PALIMPSEST_ATTENTION", "auto"))  # what "auto" means on this machine
+if WISHED not in get_args(Backend):
+    raise ValueError(f"PALIMPSEST_ATTENTION is {WISHED!r}, expected one of {', '.join(get_args(Backend))}")
 SHORT = 256  # keys; above it the (L, S) score matrix costs more than the fused kernel saves
 BIAS_ALIGNMENT = 8  # xformers wants the rows of a bias to start at multiples of so many elements
 
@@ -24,9 +28,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, *, ba
 
         softmax(q k^T / sqrt(d)) v
 
-    q: (B, h, L, d); k, v: (B, h, S, d); mask: bool, broadcastable to (B, h, L, S), True = attend. "auto" is "matmul"
-    for at most 256 keys on a CPU and "sdpa" otherwise. Returns (B, h, L, d), zeros in rows whose mask is all False.
-    Raises TypeError when the mask is not bool and ImportError when xformers is asked for and not installed.
+    q: (B, h, L, d); k, v: (B, h, S, d); mask: bool, broadcastable to (B, h, L, S), True = attend. "auto" is what
+    PALIMPSEST_ATTENTION says, else "matmul" for at most 256 keys on a CPU and "sdpa" otherwise. Returns (B, h, L, d),
+    zeros in rows whose mask is all False. Raises TypeError when the mask is not bool and ImportError when xformers is
+    asked for and not installed.
     """
     if mask is None:
         return _attend(q, k, v, None, backend)
@@ -45,6 +50,8 @@ def available() -> tuple[Backend, ...]:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, backend: Backend) -> Tensor:
+    if backend == "auto" and WISHED != "auto":
+        backend = WISHED
     if backend == "auto":
         backend = "matmul" if q.device.type == "cpu" and k.shape[-2] <= SHORT else "sdpa"
     match backend:

@@ -73,15 +73,25 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "The bound less the exact cost of the same captions under the grammar that wrote them, per token: what is left to "
      "learn. Below 0 only by chance."),
     (r"text\.exact_nats_per_token", "exact entropy", "plain", None,
-     "Entropy of the grammar that wrote the captions, per token: no model can go below it but by chance."),
+     "Mean of -ln p of the same held-out captions under the grammar that wrote them, per token: an estimate of the "
+     "grammar's entropy on these captions, which no model can go below but by chance."),
     (r"text\.nats_per_token", "text NELBO", "plain", "lower",
-     "Upper bound on the model's negative log-likelihood of a held-out caption in nats, divided by its tokens and its "
-     "end token; padding does not count."),
+     "Upper bound on the model's negative log-likelihood of a held-out caption in nats, padding included (a model that "
+     "has learned where captions end pays next to nothing for it), divided by its tokens and its end token alone."),
     (r"text\.bits_per_(char|byte)", "bits per character", "plain", "lower",
      "The same bound in bits divided by characters (or UTF-8 bytes), so that it does not depend on the tokenizer."),
-    (r".*\.distinct_\d", "distinct n-grams", "share", "higher",
+    (r"text\.entropy", "entropy within a text", "plain", None,
+     "Entropy in nats of the word frequencies inside one generated text, mean over texts; a model that repeats itself "
+     "is low."),
+    (r"text\.distinct_\d", "distinct n-grams", "share", "higher",
      "Share of n-grams in the generated texts that are different."),
-    (r".*\.longest_copy", "longest copy", "plain", None, "Longest run of words copied from a training caption."),
+    (r"text\.duplicates", "repeated texts", "share", "lower",
+     "Share of generated texts that equal an earlier one. A small grammar repeats itself, too."),
+    (r"text\.copied", "copied texts", "share", None,
+     "Share of generated texts that stand in the training set word by word."),
+    (r"text\.longest_copied", "longest copy", "plain", None, "Longest run of words that the training set holds."),
+    (r"text\.longest_copied_share", "longest copied share", "share", None,
+     "Longest run of words that the training set holds over the length of the text, mean over texts."),
 )  # fmt: skip
 
 

@@ -113,6 +113,10 @@ def export(prompts: Sequence[str], pictures: Mapping[str, Sequence[Path]], folde
         raise StudyError(f"model names {found} would show on the study page; rename them or change title and criteria")
     key = Key(study, (models[0], models[1]), tuple(c.name for c in design.criteria), {item.id: item for item in items})
     page, sealed = folder / "bundle" / "study.html", folder / "key.sealed.json"
+    if sealed.exists() and read_key(sealed).study != study:
+        raise StudyError(
+            f"{sealed} belongs to another study, whose votes nobody could read without it: give another --out"
+        )
     write_whole(sealed, json.dumps(key.to_json() | {"seed": design.seed}, indent=1) + "\n")
     write_whole(page, _page(data))
     return Exported(page, sealed, study, len(items))

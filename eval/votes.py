@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 Choice = Literal["a", "b", "tie"]
 Side = Literal["left", "right"]
+MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z")
 RATER = re.compile(r"\w[\w.@-]{0,63}")  # a name that a spreadsheet does not take for a formula
 
 
@@ -131,8 +132,13 @@ def _vote(path: Path, raw: Any, rater: str, key: Key) -> Vote:
         rt_ms=int(time) if isinstance(time, int | float) and 0 <= time < 1e12 else None,
         is_repeat=item.repeat_of is not None,
         repeat_of=item.repeat_of or "",
-        at=str(raw.get("at", ""))[:40],
+        at=_moment(raw.get("at")),
     )
+
+
+def _moment(value: object) -> str:
+    """A time as the page writes it, nothing else: the text goes into a table that people open."""
+    return value if isinstance(value, str) and MOMENT.fullmatch(value) else ""
 
 
 def unblind(chosen: str, first_left: bool) -> Choice:

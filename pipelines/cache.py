@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import logging
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ from tokenizer.text import BPE
 from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
 
+log = logging.getLogger("palimpsest")
 EMBEDDINGS, CAPTIONS = "embeddings.safetensors", "captions.jsonl"
 CACHED = numpy_members("latent", "codes", "text")
 
@@ -145,11 +147,18 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         counts, truncated = _write_splits(run, stage, encoders, partial)
         _write_embeddings(encoders.text, partial, f"{name} captions")
         made = {**made_of(run, name), "counts": counts, "truncated_captions": truncated, "hash": folder.name}
+        made["skipped_samples"] = {split: len(run.open(split)) - counts[split] for split in counts}
+        if skipped := sum(made["skipped_samples"].values()):
+            log.warning("%d samples are broken or have no caption and were left out: `palimpsest data check`.", skipped)
+        if truncated:
+            log.warning("%d captions are longer than the %d tokens that are read: raise stage.%s.length to read all.",
+                        truncated, encoders.bpe.length, bpe)  # fmt: skip
         made["files"] = {path.name: path.stat().st_size for path in sorted(partial.iterdir()) if path.is_file()}
         write_json(partial / "manifest.json", {**made, **_facts(run, name, encoders)})
         partial.rename(folder)
     manifest = read_json(folder / "manifest.json")
-    return {"folder": folder.name, "counts": manifest["counts"], "truncated_captions": manifest["truncated_captions"]}
+    facts = ("counts", "truncated_captions", "skipped_samples")
+    return {"folder": folder.name, **{name: manifest[name] for name in facts}}
 
 
 def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:

@@ -177,7 +177,7 @@ def data_scenes(out: Annotated[Path, tyro.conf.Positional], count: int = 20_000,
 
     Args:
         out: folder for the shards; must not exist yet.
-        count: training scenes; a tenth is held out beside them, and a twentieth has unseen combinations.
+        count: training scenes; a tenth is held out beside them (8 to 2,000), a twentieth has unseen combinations.
         size: side of the pictures in pixels, 32 (two objects at most) or 64 (three).
         seed: of everything that is drawn.
     """
@@ -236,7 +236,7 @@ def study_export(
         run: folder of a finished run.
         first: a stage of kind generate.
         second: another one: another model, or another guidance scale.
-        out: folder for study.html, and for key.sealed.json, which raters must not see.
+        out: folder for bundle/study.html, and for key.sealed.json, which raters must not see.
         prompts: how many prompts.
         seed: of order and sides.
     """
@@ -298,7 +298,7 @@ def main() -> None:
     except BrokenPipeError:
         sys.stderr.close()
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
         print(f"palimpsest: {error}{remedy}", file=sys.stderr)
         sys.exit(2)

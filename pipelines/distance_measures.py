@@ -56,11 +56,10 @@ def _distances(
 ) -> tuple[str, list[Known]]:
     """Note the distances of one set; returns the key of the first and the figures for its row."""
 
-    def name(metric: str) -> str:
-        return str(feature_key(metric, tower, generated=len(features), reference=len(reference), split="train"))
+    n, same = len(features), min(len(features), len(reference))
 
-    same = min(len(features), len(reference))
-    n = len(features)
+    def name(metric: str, generated: int = n, reference: int = len(reference)) -> str:
+        return str(feature_key(metric, tower, generated=generated, reference=reference, split="train"))
 
     def frechet() -> Interval:
         return Interval(frechet_distance(features, reference), -np.inf, np.inf, n)
@@ -73,8 +72,10 @@ def _distances(
         e.guarded(
             f"{subject}.{name('kd')}", lambda: kernel_distance(features, reference).interval(), "jackknife over blocks"
         ),
-        e.guarded(f"{subject}.{name('precision-k5')}", lambda: measured("precision"), "equal sizes of both sets"),
-        e.guarded(f"{subject}.{name('recall-k5')}", lambda: measured("recall"), "equal sizes of both sets"),
+        e.guarded(
+            f"{subject}.{name('precision-k5', same, same)}", lambda: measured("precision"), "equal sizes of both sets"
+        ),
+        e.guarded(f"{subject}.{name('recall-k5', same, same)}", lambda: measured("recall"), "equal sizes of both sets"),
     ]
     return name("fd"), figures
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
@@ -76,12 +77,13 @@ def curves(e: Evaluation) -> Section:
 
 def _name_missing(e: Evaluation) -> None:
     """Give every promised figure a place: null with a reason where it cannot be had."""
-    reason = NO_LABELS if not e.real.labelled else "no stage of this recipe makes it"
+    nobody = "no stage of this recipe makes it, or the stage goes by another name"
     promised = [f"{model}.scene.{attribute}" for model in ("latent", "mdlm") for attribute in ATTRIBUTES]
     promised += ["vae.psnr", "vqvae.psnr", "vqvae.usage", "vqvae.patch_kmeans_psnr", "caption.scene.colour"]
     promised += ["text.nats_per_token", "text.exact_nats_per_token"]
     for name in promised:
-        e.figures.setdefault(name, missing(reason))
+        unlabelled = not e.real.labelled and ".scene." in name
+        e.figures.setdefault(name, missing(NO_LABELS if unlabelled else nobody))
 
 
 def report_of(e: Evaluation) -> Report:
@@ -98,7 +100,7 @@ def report_of(e: Evaluation) -> Report:
         resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
         artefacts={name: manifest["hash"][:16] for name, manifest in manifests.items()},
-        data={"folder": e.run.data.name, "hash": e.run.data_hash()},
+        data={"folder": e.run.data.name, "hash": e.run.data_hash(), **left_out(manifests)},
         versions={
             name: version(name)
             for name in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")
@@ -119,6 +121,15 @@ def report_of(e: Evaluation) -> Report:
         sections=sections,
         figures=e.figures,
     )
+
+
+def left_out(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """Say how many samples the stages could not use and how many captions they cut."""
+    encoded = next((made for made in manifests.values() if "skipped_samples" in made), None)
+    if encoded is None:
+        return {}
+    skipped = ", ".join(f"{count} of {split}" for split, count in encoded["skipped_samples"].items())
+    return {"samples left out": skipped, "captions cut": str(encoded["truncated_captions"])}
 
 
 def machine() -> str:

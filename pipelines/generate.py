@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from pipelines.artefact import digest, write_atomically, write_json
+from pipelines.artefact import digest, file_hash, write_atomically, write_json
 from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
 from pipelines.data.stream import some
@@ -28,7 +28,7 @@ from pipelines.models import load_bpe
 from pipelines.pictures import from_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
-from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators
+from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators, settings_for, settings_of
 from pipelines.stage_config import GenerateStage
 
 
@@ -69,12 +69,7 @@ class Pipeline:
 
     def settings(self, model: str, **changes: Any) -> Settings:
         """Return the settings that the recipe generates with from `model`, with those given instead."""
-        for stage in self.run.recipe.stage.values():
-            if isinstance(stage, GenerateStage) and model in stage.needs:
-                break
-        else:
-            stage = GenerateStage() if stage_of(self.run, model).kind == "latent" else MASKED_DEFAULTS
-        base = settings_of(stage)
+        base = settings_for(self.run.recipe, model)
         return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})
 
     def sample(
@@ -94,8 +89,8 @@ class Pipeline:
         """Draw pictures into a folder, each with a JSON file that says how it was made."""
         name = model or self.default("latent", "mdlm")
         self.check_prompts(prompts)
-        settings = self.settings(name, **changes)
-        images = draw(self.sampler(name), prompts, settings, seed=seed)
+        sampler, settings = self.sampler(name), self.settings(name, **changes)
+        images = draw(sampler, prompts, settings, seed=seed)
         made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
         made_by |= {"seed": seed, **dataclasses.asdict(settings)}
         paths = []
@@ -152,12 +147,14 @@ class Pipeline:
         x = from_pil([self.open_picture(path)])
         image, words = self.masked.infill(x, caption, box, generators([caption], seed), settings)
         size = (image.width * scale, image.height * scale)
-        write_picture(out, image.resize(size, Image.Resampling.NEAREST))
-        return f"{out}: {words}"
+        made = {"prompt": caption, "caption": words, "picture": file_hash(path), "box": box, "seed": seed}
+        made |= {"run": str(self.run.folder), "model": (model := self.default("mdlm"))}
+        made |= {"hash": self.run.manifest(model)["hash"], **dataclasses.asdict(settings), "guidance": 1.0}
+        save_picture(out.parent, out.stem, image.resize(size, Image.Resampling.NEAREST), made)
+        return f"{out.with_suffix('.png')}: {words}"
 
 
 log = logging.getLogger("palimpsest")
-MASKED_DEFAULTS = GenerateStage(sampler="confidence", steps=12, guidance=2.5)
 
 
 def load(run: Path | str) -> Pipeline:
@@ -165,14 +162,9 @@ def load(run: Path | str) -> Pipeline:
     return Pipeline(reopen_run(Path(run)))
 
 
-def settings_of(stage: GenerateStage) -> Settings:
-    """Return the sampling settings of a stage."""
-    return Settings(sampler=stage.sampler, steps=stage.steps, guidance=stage.guidance, temperature=stage.temperature)
-
-
 def unbiased(settings: Settings, steps: int) -> Settings:
     """Return settings that draw from the model's own law: texts alone are cheap enough for the ancestral sampler."""
-    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, guidance=1.0)
+    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, guidance=1.0, temperature=1.0)
 
 
 def write_picture(path: Path, image: Image.Image) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import shutil
+import sysconfig
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -65,7 +67,8 @@ def has_bf16(device: torch.device) -> bool:
 
 
 def can_compile() -> bool:
-    """Whether torch.compile can work here: on CPU it needs a C++ compiler, on CUDA it needs Triton."""
+    """Whether torch.compile can work here: on CPU it needs a C++ compiler and Python's headers, on CUDA Triton."""
     if torch.cuda.is_available():
         return importlib.util.find_spec("triton") is not None
-    return any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))
+    headers = Path(sysconfig.get_path("include"), "Python.h").exists()
+    return headers and any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++"))

@@ -115,8 +115,12 @@ def train_contrastive(run: Run, name: str, stage: ClipStage | JudgeStage) -> dic
     load_weights(task.network, best_weights(folder))
     PartialState().wait_for_everyone()  # all ranks have read the weights
     if PartialState().is_main_process:
-        save_contrastive(folder, task.config, task.network.model)  # type: ignore[arg-type]
-        bpe.save(folder / "bpe.json")
+        building = folder / ".towers"
+        save_contrastive(building, task.config, task.network.model)  # type: ignore[arg-type]
+        bpe.save(building / TOKENIZER)
+        for path in building.iterdir():
+            path.replace(folder / path.name)
+        building.rmdir()
         for extra in ("model.safetensors", "ema.safetensors"):
             (folder / extra).unlink(missing_ok=True)
     return facts

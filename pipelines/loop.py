@@ -12,7 +12,6 @@ import copy
 import json
 import math
 import os
-import shutil
 import signal
 import statistics
 import time
@@ -67,8 +66,7 @@ class State:
             "optimizer": self.optimizer.state_dict(),
         }
         if path.exists():
-            shutil.copy2(path, folder / "checkpoint.previous.pt.tmp")
-            (folder / "checkpoint.previous.pt.tmp").replace(folder / "checkpoint.previous.pt")
+            path.replace(folder / "checkpoint.previous.pt")
         save_state(path, values)
         self.last_save = time.monotonic()
 
@@ -85,7 +83,7 @@ class State:
             self.step, self.cursor = values["step"], values["cursor"]
             self.seconds, self.skipped = values["seconds"], values["skipped"]
             return True
-        if (folder / "checkpoint.pt").exists():
+        if any(folder.glob("checkpoint*.pt")):
             raise PalimpsestError(
                 f"No checkpoint in {folder} can be read. Look at the disk; to begin the stage anew, delete that folder."
             )
@@ -170,25 +168,31 @@ class Loop:
         """One optimiser step; returns the loss and the scalars to plot. A loss that is not finite changes nothing."""
         state, training = self.state, self.training
         generator = step_generator(self.seed, rank, state.step)
-        self.task.before(state.step, self.plan.first, generator)
+        self.task.before(state.step, self.plan.first, self.plan.at(state.step), generator)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(training, state.step, self.plan.at(state.step))
+        buffers = [buffer.clone() for buffer in state.network.buffers()]  # a forward pass moves codebooks and norms
         with autocast(self.device, training.bf16):
             loss, scalars = self.task.loss(self.prepared, to_device(batch, self.device), generator)
         value = float(loss.detach())
         self.optimizer.zero_grad(set_to_none=True)
         if self._anywhere(not math.isfinite(value)):
-            state.skipped += 1
-            return math.nan, {}
+            return self._skip(buffers)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip)
         if norm is not None and not torch.isfinite(norm):
-            state.skipped += 1
-            return math.nan, {}
+            return self._skip(buffers)
         self.optimizer.step()
         if state.average is not None:
             update_average(state.average, state.network, decay_at(training.ema or 0.0, state.step))
         return value, {**scalars, "gradient_norm": norm} if isinstance(norm, Tensor) else scalars
+
+    def _skip(self, buffers: list[Tensor]) -> tuple[float, dict[str, Tensor]]:
+        """Leave the network as it was before the step: its weights did not move, its buffers go back."""
+        self.state.skipped += 1
+        for buffer, kept in zip(self.state.network.buffers(), buffers, strict=True):
+            buffer.copy_(kept)
+        return math.nan, {}
 
     def _watch(self, loss: float, scalars: dict[str, Tensor]) -> None:
         """Plot, validate, draw and save when it is time to."""
@@ -267,7 +271,7 @@ class Loop:
         """Time a few steps that change nothing; return (steps that fit, seconds left) of `budget` seconds."""
         begun = time.monotonic()
         kept = copy.deepcopy(self.task.network.state_dict())
-        batches = self.task.batches(0, 0, 1)
+        batches = self.task.batches(0, 0, self.accelerator.num_processes)
         parameters = [p for p in self.task.network.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
         times: list[float] = []

@@ -80,12 +80,14 @@ class MaskedSampler:
         return self.decode(codes)
 
     def captions(self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
-        """Describe pictures (B, 3, H, W) in [-1, 1], one token a round: words of one caption depend on each other."""
-        settings = dataclasses.replace(settings, steps=self.layout.text_length, temperature=1.0)
+        """Describe pictures (B, 3, H, W) in [-1, 1], the surest token of a round alone: words depend on each other."""
+        own = {"sampler": "confidence", "temperature": 1.0, "choice_temperature": 0.0}
+        own |= {"guidance": settings.caption_guidance}
+        settings = dataclasses.replace(settings, steps=self.layout.text_length, **own)
         codes = self.encode(images)
         x = self.layout.join(None, codes)
         known = ~self.layout.is_text().to(self.device).expand_as(x)
-        text, _ = self.layout.split(self.fill(x, known, generators, settings, guided=False, schedule=Linear()))
+        text, _ = self.layout.split(self.fill(x, known, generators, settings, schedule=Linear()))
         return self.bpe.decode(text)
 
     def texts(self, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
@@ -147,7 +149,7 @@ class MaskedSampler:
         guided: bool = True,
         schedule: Schedule | None = None,
     ) -> Tensor:
-        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from what a hidden caption gives."""
+        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from knowing nothing."""
         cond = Condition(x, known)
         model = conditional(lambda x_t, _: self.network.logits(x_t, masked_share(x_t, self.layout)))
         scale = settings.guidance if guided else 1.0
@@ -156,7 +158,8 @@ class MaskedSampler:
         times = uniform_times(settings.steps)
         arguments = {"mask_id": self.layout.mask_id, "generator": generators, "known": known}
         if settings.sampler == "confidence":
-            return sample.confidence(denoise, schedule or self.schedule, x, times, **arguments)
+            noise = settings.choice_temperature
+            return sample.confidence(denoise, schedule or self.schedule, x, times, temperature=noise, **arguments)
         if settings.sampler == "masked_ancestral":
             return sample.ancestral(denoise, schedule or self.schedule, x, times, **arguments)
         raise ValueError(f"a masked model samples with confidence or masked_ancestral, not {settings.sampler!r}")

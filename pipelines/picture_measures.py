@@ -36,7 +36,7 @@ def reconstructions(e: Evaluation) -> None:
             again, codes = _reconstruct(e, stage, kind)
             source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
             e.note(f"{stage}.psnr", mean_interval(psnr(e.real.pictures, again)), source)
-            e.note(f"{stage}.ssim", mean_interval(ssim(e.real.pictures, again)), source)
+            e.guarded(f"{stage}.ssim", lambda shown=again: mean_interval(ssim(e.real.pictures, shown)), source)
             if codes is not None:
                 shown.append(_codebook(e, stage, codes, source))
             if e.judges.scene is not None and e.real.labelled:

@@ -6,6 +6,7 @@ run` draws one bar per stage from those files. Run alone, a stage draws its own 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from pipelines.artefact import write_json
+from pipelines.errors import PalimpsestError
 
 Item = TypeVar("Item")
 Tick = Callable[[int, int | None], None]  # (pieces done, pieces in all, None where nobody knows)
@@ -67,12 +69,14 @@ class Meter:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, note=self.note)  # type: ignore[arg-type]
         elif status := os.environ.get(STATUS_VARIABLE):
-            write_json(Path(status), {"name": self.name, "total": self.total, "done": self.done, "note": self.note})
+            shown = {"name": self.name, "total": self.total, "done": self.done, "note": self.note}
+            with contextlib.suppress(OSError, PalimpsestError):  # a full disk must not end the work that it shows
+                write_json(Path(status), shown)
 
 
 @contextmanager
 def meter(name: str, total: int | None) -> Iterator[Meter]:
-    """Show work of `total` units, None where nobody knows: a bar on a terminal, a status file under `palimpsest run`, else lines in the log."""
+    """Show work of `total` units (None: nobody knows): a bar, a status file under `palimpsest run`, or a line."""
     if os.environ.get(STATUS_VARIABLE) or not console.is_terminal:
         current = Meter(name, total)
         yield current

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import shlex
 import subprocess
@@ -16,9 +18,11 @@ from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.stage_config import AnyStage, ScenesData
 
+log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
 GONE = "the data folder is gone"
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
+PLAN = "plan.json"  # in a stage's folder: how many steps its minutes have become
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 
@@ -124,6 +128,10 @@ class Run:
         manifest = {"kind": self.recipe.stage[name].kind, "name": name, "version": code_version(), "identity": identity}
         return finish_artefact(self.stage_folder(name), {**manifest, **facts})
 
+    def planned(self) -> list[str]:
+        """Return the stages whose number of steps stands: their training has begun or is done."""
+        return [name for name in self.recipe.stage if (self.stage_folder(name) / PLAN).exists()]
+
     def command(self) -> str:
         """Return the command that started the run, the folder of the data left out."""
         return read_json(self.folder / RECIPE).get("command", f"palimpsest run {RECIPE}")
@@ -178,16 +186,30 @@ def open_run(
         recipe = scale(recipe, budget)
     run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
     run.check_settings()  # before the recipe of the folder is replaced
-    own = run.folder / RECIPE
-    if own.exists() and recipe_path.resolve() == own.resolve():  # a stage of that run, which asks as the run did
-        command = run.command()
-    else:
-        words = ["palimpsest", "run", str(recipe_path), *(["--data", "DIR"] if data else [])]
-        words += ["--budget", f"{budget:g}"] if budget is not None else []
-        command = shlex.join([*words, *(["--set", *overrides] if overrides else [])])
-    plain = {"recipe": dump_recipe(recipe), "data": str(run.data.resolve()), "command": command}
-    write_json(own, plain)
+    words = ["palimpsest", "run", str(recipe_path), *(["--data", "DIR"] if data else [])]
+    words += ["--budget", f"{budget:g}"] if budget is not None else []
+    command = shlex.join([*words, *(["--set", *overrides] if overrides else [])])
+    if (run.folder / RECIPE).exists() and run.planned():
+        command, run = run.command(), keep_plans(run)
+    plain = {"recipe": dump_recipe(run.recipe), "data": str(run.data.resolve()), "command": command}
+    write_json(run.folder / RECIPE, plain)
     return run
+
+
+def keep_plans(run: Run) -> Run:
+    """Give stages whose number of steps is planned the minutes that it was planned from, and say so."""
+    before, stages = load_recipe(run.folder / RECIPE), dict(run.recipe.stage)
+    for name in run.planned():
+        was, now = (getattr(recipe.stage.get(name), "training", None) for recipe in (before, run.recipe))
+        if was is None or now is None or None in (was.minutes, now.minutes) or was.minutes == now.minutes:
+            continue
+        log.warning(
+            "%s keeps its plan of %g minutes, not %g: delete %s to train it anew.",
+            name, was.minutes, now.minutes, run.stage_folder(name),
+        )  # fmt: skip
+        kept = dataclasses.replace(now, minutes=was.minutes, steps=was.steps)
+        stages[name] = dataclasses.replace(run.recipe.stage[name], training=kept)  # type: ignore[call-arg]
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, stage=stages))
 
 
 def reopen_run(folder: Path) -> Run:

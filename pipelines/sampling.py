@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,8 +12,10 @@ from typing import Protocol, TypeVar
 import torch
 from PIL import Image
 
+from pipelines.config import Recipe
 from pipelines.errors import PalimpsestError
 from pipelines.progress import meter
+from pipelines.stage_config import GenerateStage
 
 Item = TypeVar("Item")
 
@@ -25,6 +28,8 @@ class Settings:
     steps: int
     guidance: float
     temperature: float = 1.0
+    choice_temperature: float = 0.0  # of the confidence sampler's order
+    caption_guidance: float = 1.0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be sampled."""
@@ -34,6 +39,23 @@ class Settings:
             raise PalimpsestError(
                 f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
             )
+
+
+DEFAULTS = {
+    "latent": GenerateStage(sampler="dpmpp_2m", steps=12, guidance=3.0),
+    "mdlm": GenerateStage(sampler="masked_ancestral", steps=12, guidance=2.5, temperature=0.7),
+}
+
+
+def settings_for(recipe: Recipe, model: str) -> Settings:
+    """Return the settings that the recipe generates with from the stage `model`, or its kind's usual ones."""
+    stages = (s for s in recipe.stage.values() if isinstance(s, GenerateStage) and model in s.needs)
+    return settings_of(next(stages, DEFAULTS[recipe.stage[model].kind]))
+
+
+def settings_of(stage: GenerateStage) -> Settings:
+    """Return the sampling settings of a stage."""
+    return Settings(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(Settings)})
 
 
 class PictureSampler(Protocol):

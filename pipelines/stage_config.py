@@ -172,7 +172,9 @@ class GenerateStage(Stage):
     sampler: str = "dpmpp_2m"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
     steps: int = 12
     guidance: float = 3.0
-    temperature: float = 1.0
+    temperature: float = 1.0  # below 1, tokens are drawn from a sharper law than the model's
+    choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
+    caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself
     batch: int = 50
     seed: int = 0
 
@@ -181,6 +183,8 @@ class GenerateStage(Stage):
         for name, least in (("count", 1), ("unseen", 0), ("texts", 1), ("steps", 1), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+        if not self.choice_temperature >= 0:
+            raise ValueError(f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
 

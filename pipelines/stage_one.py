@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from eval.features import quantise
 from eval.reconstruction import psnr
-from pipelines.artefact import load_weights
+from pipelines.artefact import load_weights, write_atomically
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import Stream, once
 from pipelines.hardware import device_of, seeded
@@ -91,12 +91,12 @@ class VQVAETask(ImageTask):
         self.network = seeded(run.recipe.seed, lambda: VQVAE(stage.model))
         self.quantise = False
 
-    def before(self, step: int, steps: int, generator: torch.Generator) -> None:
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
         config = self.stage.model
-        first = int(config.unquantised * steps)
-        self.quantise = step >= first
-        if step == first:
+        start = int(config.unquantised * first)
+        self.quantise = step >= start
+        if step == start:
             self._model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
         elif self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
             self._model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
@@ -154,7 +154,7 @@ def train_bpe(run: Run, name: str, stage: BPEStage) -> dict[str, Any]:
     bpe = BPE.train(captions, stage.vocab_size, stage.length)
     folder = run.stage_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
-    bpe.save(folder / "bpe.json")
+    write_atomically(folder / "bpe.json", bpe.save)
     return {"vocab_size": bpe.vocab_size, "length": bpe.length, "tokenizer": bpe.hash}
 
 

@@ -25,7 +25,7 @@ from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe, load_vqvae, plain
 from pipelines.pictures import grid
 from pipelines.runs import Run
-from pipelines.sampling import PictureSampler, Settings, draw
+from pipelines.sampling import PictureSampler, Settings, draw, settings_for
 from pipelines.stage_config import LatentStage, MdlmStage
 from pipelines.task import Batch, Task
 from pipelines.text_bound import caption_bound
@@ -94,11 +94,7 @@ class LatentTask(Task):
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""
         sampler = LatentSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        return {
-            "samples": sample_grid(
-                sampler, self.held_out["caption"], Settings(sampler="dpmpp_2m", steps=12, guidance=3.0)
-            )
-        }
+        return {"samples": sample_grid(sampler, self.held_out["caption"], settings_for(self.run.recipe, self.name))}
 
     def facts(self) -> dict[str, Any]:
         """Return what sampling needs to know."""
@@ -172,8 +168,7 @@ class MdlmTask(Task):
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""
         sampler = MaskedSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        settings = Settings(sampler="confidence", steps=12, guidance=2.5)
-        return {"samples": sample_grid(sampler, self.held_out["caption"], settings)}
+        return {"samples": sample_grid(sampler, self.held_out["caption"], settings_for(self.run.recipe, self.name))}
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

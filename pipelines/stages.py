@@ -13,6 +13,7 @@ from typing import Any, TextIO, assert_never
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 
 from pipelines.artefact import MANIFEST
 from pipelines.data.scenes import write as write_scenes
@@ -50,23 +51,31 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     if processes.is_main_process:
         ensure_data(run)
     processes.wait_for_everyone()
-    if run.finished(name) and not again:
-        print(f"{name} is finished: {folder}")
-        return run.manifest(name)
-    processes.wait_for_everyone()  # every rank has looked before one begins
     if not processes.is_main_process:  # a rank of a distributed run trains, the main process does all else
-        processes.wait_for_everyone()
-        return make(run, name) if getattr(run.recipe.stage[name], "training", None) else {}
+        if _told(False) and getattr(run.recipe.stage[name], "training", None):
+            make(run, name)
+        return {}
     with lock(folder, name):
+        if not again and run.finished(name):  # under the lock: another process may just have finished it
+            _told(False)
+            print(f"{name} is finished: {folder}")
+            return run.manifest(name)
         (folder / MANIFEST).unlink(missing_ok=True)
         identity = run.begin(name)
-        processes.wait_for_everyone()
+        _told(True)
         started = time.monotonic()
         facts = make(run, name)
         seconds = time.monotonic() - started + facts.get("earlier_seconds", 0.0)  # before the last interruption, too
         manifest = run.finish(name, identity, {**facts, "wall_seconds": round(seconds, 1)})
         drop_checkpoints(folder)
     return manifest
+
+
+def _told(wanted: bool) -> bool:
+    """Let the main process tell every rank whether the stage is to be made."""
+    message = [wanted]
+    broadcast_object_list(message, from_process=0)
+    return message[0]
 
 
 def make(run: Run, name: str) -> dict[str, Any]:

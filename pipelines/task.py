@@ -71,9 +71,12 @@ class Task(ABC):
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss () to descend and further scalars to plot."""
 
-    def before(self, step: int, steps: int, generator: torch.Generator) -> None:
-        """Do what a stage needs ahead of a step (codebooks start and revive here)."""
-        del step, steps, generator
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
+        """Do what a stage needs ahead of a step (codebooks start and revive here).
+
+        first: the number of steps as it was first planned, which phases start by; steps: as it is planned now.
+        """
+        del step, first, steps, generator
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Return figures on held-out data at fixed times and noise."""

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 
 from eval.blocks import (
+    Figure,
     Section,
     Table,
     Texts,
     missing,
 )
-from eval.interval import share_interval
+from eval.definitions import define
+from eval.interval import share_interval, wilson
 from eval.scene import score_caption
 from eval.text import Corpus, text_bound, variety
 from pipelines.artefact import read_json
@@ -42,7 +44,11 @@ def words(e: Evaluation) -> None:
         )
         corpus = Corpus(caption.split() for caption in e.run.open("train").captions())
         found = variety([text.split() for text in texts], corpus)
-        rows = [[name, value] for name, value in vars(found).items()]
+        source = f"{made.stage}: {len(texts)} texts without a picture, a count over all of them"
+        for name, value in vars(found).items():
+            e.figures[f"text.{name}"] = Figure(value, len(texts), source=source)
+        e.note("text.copied", wilson(found.copied * len(texts), len(texts)), source)
+        rows = [[define(f"text.{name}").label, e.figures[f"text.{name}"]] for name in vars(found)]
         blocks.append(Texts("Texts without a picture", texts[:60]))
         blocks.append(Table(f"Variety of {len(texts)} texts", ["measure", "value"], rows))
     e.sections.append(Section("Texts", blocks))
@@ -58,7 +64,7 @@ def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], gener
         e.note(
             f"caption.scene.{attribute}",
             interval,
-            f"{generate}, {len(captions)} held-out pictures, parsed by the grammar",
+            f"{generate}, {len(captions)} {e.where} pictures, parsed by the grammar",
         )
     parsed = [grammar.parse(row["caption"]) is not None for row in captions]
     e.note("caption.grammatical", share_interval(parsed), f"{generate}: captions that the grammar parses")
@@ -72,7 +78,7 @@ def _bound_figures(e: Evaluation, model: str) -> None:
     bound = caption_bound(sampler.network, sampler.layout, encoded.tokens, sampler.bpe.pad_id, seed=e.seed)
     read = sampler.bpe.decode(encoded.tokens)  # what was read: a long caption is cut, and only that is scored
     figures = text_bound(bound.nats.numpy(), bound.tokens.numpy(), read, seed=e.seed)
-    source = f"{model}, upper bound on {len(captions)} held-out captions without their pictures"
+    source = f"{model}, upper bound on {len(captions)} {e.where} captions without their pictures"
     e.note("text.nats_per_token", figures.nats_per_token, source)
     e.note("text.bits_per_char", figures.bits_per_character, source)
     e.note("text.bits_per_byte", figures.bits_per_byte, source)

@@ -16,7 +16,8 @@ find_python() {
 prepare() {
   local python wanted stamp
   python=$(find_python) || exit 1
-  if [ ! -x .venv/bin/python ]; then
+  if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none, or what a failed attempt left
+    rm -rf .venv
     "$python" -m venv .venv 2>/dev/null || stop "python -m venv failed; on Debian and Ubuntu: apt install python3-venv"
   fi
   wanted="$1 $(cksum <pyproject.toml)"

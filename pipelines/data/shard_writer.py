@@ -99,6 +99,7 @@ def new_folder(out: Path) -> Iterator[Path]:
         building.rename(out)
     except OSError as error:
         reason = error.strerror or error
-        raise DataError(f"Cannot write {out}: {reason}. Free space or choose another folder with --out.") from error
+        named = f" ({error.filename})" if error.filename else ""
+        raise DataError(f"Cannot write {out}: {reason}{named}. Free space, or name another folder.") from error
     finally:
         shutil.rmtree(building, ignore_errors=True)

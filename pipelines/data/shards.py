@@ -118,11 +118,24 @@ def open_split(folder: Path, split: str) -> Split:
     for shard in shards:
         for sentence in shard.damage:
             log.warning("%s: %s; its %d readable samples are used", shard.path, sentence, len(shard.keys))
+    _check_complete(folder, split, shards)
     if not any(shard.keys for shard in shards):
         raise DataError(
             f"The {split} shards in {folder} hold no readable sample: run `palimpsest data check {folder}`."
         )
     return Split(split, shards)
+
+
+def _check_complete(folder: Path, split: str, shards: list[ShardIndex], allowed: float = 0.01) -> None:
+    """Refuse a split that lost more than the allowed share of the samples that its manifest promises."""
+    known = (read_manifest(folder) or {}).get("shards", {})
+    promised = sum(known.get(shard.path.name, {}).get("samples", len(shard.keys)) for shard in shards)
+    lost = promised - sum(len(shard.keys) for shard in shards)
+    if lost > allowed * promised:
+        raise DataError(
+            f"The {split} shards in {folder} lost {lost} of {promised} samples, more than {allowed:.0%}: copy them "
+            f"again, or look at them with `palimpsest data check {folder}`."
+        )
 
 
 def order(n: int, seed: int, epoch: int) -> np.ndarray:

@@ -152,9 +152,12 @@ class _Ahead(IterableDataset[Made]):
 
 
 def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
-    """At most `count` samples, drawn by the seed: shards are often sorted, their first samples no fair picture."""
-    stream = Stream(split=split, decode=decode, batch=max(1, min(count, len(split))), seed=seed)
-    return next(iter(stream.batches()))[0]
+    """At most `count` usable samples, drawn by the seed: shards are often sorted, their first samples no fair picture.
+
+    No sample comes twice. Raises DataError like Stream.
+    """
+    numbers = _order(len(split), seed, 0).tolist()
+    return collate(list(islice(_usable(split, decode, numbers), count)))
 
 
 def once(
@@ -164,13 +167,13 @@ def once(
 
     The last batch is what is left. Raises DataError like Stream.
     """
-    samples = islice(_usable(split, decode, max_broken), count)
+    samples = islice(_usable(split, decode, range(len(split)), max_broken), count)
     yield from DataPipeline(lambda: samples, batched(batch, collation_fn=collate))
 
 
-def _usable(split: Split, decode: Decode, max_broken: float) -> Iterator[dict[str, Any]]:
+def _usable(split: Split, decode: Decode, numbers: Iterable[int], max_broken: float = 0.01) -> Iterator[dict[str, Any]]:
     skipped = Skipped(split=split, max_broken=max_broken)
-    for number in range(len(split)):
+    for number in numbers:
         try:
             yield decode(split[number])
         except BrokenSample as error:

@@ -65,7 +65,7 @@ def test_standard_error_has_the_size_of_the_spread():
 
 
 def test_interval_is_not_wider_than_the_estimate_deserves():
-    """Between sets of one law the spread falls with n, not with its root: block estimates would be sqrt(10) too wide."""
+    """Between sets of one law the spread falls with n, not with its root: block estimates would be far too wide."""
     rng = np.random.RandomState(6)
     found = [kernel_distance(rng.randn(200, 4), rng.randn(200, 4)) for _ in range(100)]
     spread = np.std([f.value for f in found])

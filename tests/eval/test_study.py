@@ -54,6 +54,9 @@ def data_of(page):
     return json.loads(re.search(r'<script type="application/json" id="study">(.*?)</script>', page, re.DOTALL)[1])
 
 
+AT = "2026-01-02T03:04:05.678Z"
+
+
 def answer(key, better, rater, *, position=0.0, seed=0):
     """A rater who prefers the first model with probability better(prompt) and, with `position`, the left side."""
     rng = np.random.RandomState(seed)
@@ -62,7 +65,7 @@ def answer(key, better, rater, *, position=0.0, seed=0):
         for criterion in key.criteria:
             first = rng.rand() < better(item)
             side = "left" if first == item.first_left or rng.rand() < position else "right"
-            votes.append({"item": item.id, "criterion": criterion, "choice": side, "rt_ms": 900, "at": "now"})
+            votes.append({"item": item.id, "criterion": criterion, "choice": side, "rt_ms": 900, "at": AT})
     return {"schema": 1, "study": key.study, "rater": rater, "votes": votes}
 
 

@@ -1,5 +1,6 @@
 import logging
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -43,6 +44,17 @@ def test_the_digest_changes_with_the_content(scenes_folder, tmp_path):
     tar(tmp_path / "train.tar", samples(5))
     assert open_split(tmp_path, "train").digest() != first
     assert open_split(scenes_folder, "train").digest() != open_split(scenes_folder, "test").digest()
+
+
+def test_a_shard_that_lost_samples_which_its_manifest_promises_is_refused(scenes_folder, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(scenes_folder, folder)
+    shard = next(folder.glob("train-*.tar"))
+    content = shard.read_bytes()
+    shard.write_bytes(content[: len(content) * 2 // 3])
+    with pytest.raises(DataError, match=r"train shards .* lost \d+ of 120 samples, more than 1%: copy them again"):
+        open_split(folder, "train")
+    assert len(open_split(folder, "test")) > 0
 
 
 def test_a_missing_folder_names_itself_and_the_remedy(tmp_path):

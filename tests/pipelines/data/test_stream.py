@@ -6,7 +6,7 @@ import torch
 
 from pipelines.data.decode import BrokenSample, caption_only, image_and_caption
 from pipelines.data.shards import open_split, order
-from pipelines.data.stream import Stream, once
+from pipelines.data.stream import Stream, once, some
 from pipelines.errors import DataError
 
 from .conftest import samples, tar
@@ -126,6 +126,15 @@ def test_a_split_of_empty_captions_says_so(tmp_path):
     tar(tmp_path / "train.tar", samples(4, empty={0, 1, 2, 3}))
     with pytest.raises(DataError, match="4 have an empty caption"):
         keys(stream_of(tmp_path), 1)
+
+
+def test_some_gives_no_sample_twice_and_depends_on_the_seed(tmp_path):
+    tar(tmp_path / "train.tar", samples(20, broken={3}, empty={4, 5, 6}))
+    split = open_split(tmp_path, "train")
+    drawn = some(split, caption_only, 20, seed=0)["key"]
+    usable = some(split, DECODE, 20, seed=0)["key"]
+    assert len(drawn) == len(set(drawn)) == 17 and len(usable) == len(set(usable)) == 16
+    assert some(split, DECODE, 5, seed=0)["key"] == usable[:5] != some(split, DECODE, 5, seed=1)["key"]
 
 
 def test_once_reads_in_order_with_a_short_last_batch(folder):

@@ -1,0 +1,54 @@
+"""Two processes (gloo, on the CPU) train a stage as one process does: the same samples, the mean of both gradients."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipelines.runs import reopen_run
+from tests.conftest import ROOT, finish
+
+pytestmark = pytest.mark.slow
+ALMOST_UNQUANTISED = ("stage.vqvae.training.steps=12", "stage.vqvae.model.unquantised=0.99")
+
+
+def on_two_ranks(*words: str | Path) -> str:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command = [*launcher, "-m", "pipelines.cli", *map(str, words)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_two_processes_take_the_steps_of_one(smoke, tmp_path):
+    data = reopen_run(smoke).data
+    weights = {}
+    for name, command in (("one", finish), ("two", on_two_ranks), ("other", finish)):
+        sets = (*ALMOST_UNQUANTISED, *(("stage.vqvae.training.batch=8",) if name == "other" else ()))
+        command(
+            "train", "vqvae", ROOT / "recipes" / "smoke.toml", "--out", tmp_path / name, "--data", data, "--set", *sets
+        )
+        folder = tmp_path / name / "smoke" / "vqvae"
+        assert json.loads((folder / "manifest.json").read_text())["steps"] == 12
+        state = load_file(folder / "model.safetensors")
+        weights[name] = torch.cat([v.flatten() for k, v in sorted(state.items()) if k.startswith("encoder")])
+    apart = (weights["one"] - weights["two"]).norm()
+    assert apart < 0.1 * (weights["one"] - weights["other"]).norm()  # half the batch goes elsewhere
+
+
+def test_two_processes_finish_a_stage_with_noise_and_averages(smoke, tmp_path):
+    folder = tmp_path / "smoke"
+    folder.mkdir()
+    for stage in ("bpe", "vae", "vqvae", "clip", "encode", "cache", "recipe.json"):
+        (folder / stage).symlink_to(smoke / stage)
+    on_two_ranks("train", "latent", smoke / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data,
+                 "--set", "stage.latent.training.steps=10")  # fmt: skip
+    manifest = json.loads((folder / "latent" / "manifest.json").read_text())
+    assert manifest["steps"] == 10 and {"model.safetensors", "ema.safetensors"} <= manifest["files"].keys()
+    assert all(v.isfinite().all() for v in load_file(folder / "latent" / "ema.safetensors").values())
