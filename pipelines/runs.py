@@ -189,10 +189,11 @@ def open_run(
     words = ["palimpsest", "run", str(recipe_path), *(["--data", "DIR"] if data else [])]
     words += ["--budget", f"{budget:g}"] if budget is not None else []
     command = shlex.join([*words, *(["--set", *overrides] if overrides else [])])
-    if (run.folder / RECIPE).exists() and run.planned():
+    own = run.folder / RECIPE
+    if own.exists() and (run.planned() or recipe_path.resolve() == own.resolve()):  # a stage asks as its run did
         command, run = run.command(), keep_plans(run)
     plain = {"recipe": dump_recipe(run.recipe), "data": str(run.data.resolve()), "command": command}
-    write_json(run.folder / RECIPE, plain)
+    write_json(own, plain)
     return run
 
 
