@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -44,10 +44,11 @@ class TaskMix:
     text_weight: float = 0.3
     text_alone_weight: float = 0.3
     text_alone: float = 1.0  # captions on the text span alone, per example of the batch; 0 leaves them out
+    image_weighting: Literal["maskgit", "bound"] = "maskgit"  # bound: the image's loss is its likelihood bound, too
 
     def __post_init__(self) -> None:
         for name in self.__dataclass_fields__:
-            if getattr(self, name) < 0:
+            if name != "image_weighting" and getattr(self, name) < 0:
                 raise ValueError(f"tasks.{name} is {getattr(self, name)}; it must not be negative")
         if not sum(self.shares()):
             raise ValueError(
@@ -76,14 +77,14 @@ class Losses(NamedTuple):
     text_alone: Tensor
 
 
-def corrupt_text(text: Tensor, *, mask_id: int, generator: Randomness) -> Corrupted:
-    """Mask an exact, uniformly drawn count of each caption: weights 1 / l make the loss the bound over the length.
+def corrupt_evenly(x: Tensor, *, mask_id: int, generator: Randomness) -> Corrupted:
+    """Mask an exact, uniformly drawn count l of each span: weights 1 / l make the loss the bound over the length.
 
-    text: (B, Lt) int64.
+    x: (B, L) int64, of one modality.
     """
-    length = text.shape[1]
-    count = draw_count(torch.full((len(text),), length, device=text.device), generator)
-    x_t = mask_exact_count(text, count, mask_id=mask_id, generator=generator)
+    length = x.shape[1]
+    count = draw_count(torch.full((len(x),), length, device=x.device), generator)
+    x_t = mask_exact_count(x, count, mask_id=mask_id, generator=generator)
     masked = x_t == mask_id
     return Corrupted(x_t, masked * exact_count_weight(masked)[:, None] / length, count / length)
 
@@ -113,8 +114,9 @@ def draw_tasks(mix: TaskMix, batch: int, generator: Randomness) -> Tensor:
 def corrupt(x: Tensor, layout: Layout, mix: TaskMix, generator: Randomness) -> Corrupted:
     """Give each pair a task, hide what it hides and mask what it asks for. x: (B, L) [text | image]."""
     task = draw_tasks(mix, len(x), generator).to(x.device)[:, None]  # (B, 1)
-    text = corrupt_text(x[:, layout.text], mask_id=layout.mask_id, generator=generator)
-    image = corrupt_image(x[:, layout.image], mask_id=layout.mask_id, generator=generator)
+    text = corrupt_evenly(x[:, layout.text], mask_id=layout.mask_id, generator=generator)
+    mask_image = corrupt_image if mix.image_weighting == "maskgit" else corrupt_evenly
+    image = mask_image(x[:, layout.image], mask_id=layout.mask_id, generator=generator)
     asks_text, asks_image = (task == 1) | (task == 2), task != 1
     hidden = torch.full_like(text.x_t, layout.mask_id)
     shown = torch.where(asks_text, text.x_t, torch.where(task == 3, hidden, x[:, layout.text]))
@@ -134,7 +136,7 @@ def losses(network: Network, x: Tensor, layout: Layout, mix: TaskMix, generator:
     total, alone = image + mix.text_weight * text, torch.zeros_like(text)
     if captions := round(mix.text_alone * len(x)):
         captions = x[torch.arange(captions) % len(x), layout.text]
-        single = corrupt_text(captions, mask_id=layout.mask_id, generator=generator)
+        single = corrupt_evenly(captions, mask_id=layout.mask_id, generator=generator)
         alone = masked_cross_entropy(network(single.x_t, single.t.float()).text, captions, single.weight).mean()
         total = total + mix.text_alone_weight * alone
     return Losses(total, image, text, alone)

@@ -6,7 +6,7 @@ import torch
 from discrete.layout import Layout
 from discrete.loss import exact_count_weight
 from discrete.model import MaskedTransformer, MaskedTransformerConfig
-from discrete.task import TaskMix, corrupt, corrupt_image, corrupt_text, draw_tasks, losses
+from discrete.task import TaskMix, corrupt, corrupt_evenly, corrupt_image, draw_tasks, losses
 
 LAYOUT = Layout(text_length=5, image_length=9, text_vocab=11, image_vocab=7)
 MASK = LAYOUT.mask_id
@@ -63,13 +63,35 @@ def test_every_batch_keeps_the_shares():
 
 def test_weights_of_text_are_the_bound_per_token_and_of_images_one_per_token():
     x = pairs()
-    text = corrupt_text(x[:, LAYOUT.text], mask_id=MASK, generator=generator())
+    text = corrupt_evenly(x[:, LAYOUT.text], mask_id=MASK, generator=generator())
     masked = text.x_t == MASK
     torch.testing.assert_close(
         text.weight * 5, (masked * exact_count_weight(masked)[:, None]).double(), check_dtype=False
     )
     image = corrupt_image(x[:, LAYOUT.image], mask_id=MASK, generator=generator())
     assert set(image.weight.unique().tolist()) == {0.0, 1 / 9}
+
+
+def test_the_bound_of_images_is_exact_for_a_model_of_independent_codes():
+    """Where every code is drawn on its own from p, the bound equals -ln p of the whole image, whatever is masked."""
+    log_p = torch.tensor([0.4, 0.2, 0.1, 0.1, 0.1, 0.05, 0.05], dtype=torch.float64).log()
+
+    class Independent(torch.nn.Module):
+        def forward(self, x_t, t):
+            n = len(x_t)
+            return SimpleNamespace(text=torch.zeros(n, 5, 11), image=log_p.expand(n, 9, 7))
+
+    x = pairs(20_000)
+    exact = -log_p[x[:, LAYOUT.image] - LAYOUT.text_vocab].mean()
+    found = {}
+    for weighting in ("bound", "maskgit"):
+        mix = only("text_to_image", text_alone=0.0, image_weighting=weighting)
+        found[weighting] = float(losses(Independent(), x, LAYOUT, mix, generator()).image)
+    assert found["bound"] == pytest.approx(float(exact), rel=0.01)
+    share = corrupt_image(
+        x[:, LAYOUT.image], mask_id=MASK, generator=generator()
+    ).t.mean()  # of the codes, 2/pi and more
+    assert found["maskgit"] == pytest.approx(float(exact * share), rel=0.01) and share < 0.72
 
 
 def test_images_are_mostly_masked():
