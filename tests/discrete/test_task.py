@@ -88,9 +88,7 @@ def test_the_bound_of_images_is_exact_for_a_model_of_independent_codes():
         mix = only("text_to_image", text_alone=0.0, image_weighting=weighting)
         found[weighting] = float(losses(Independent(), x, LAYOUT, mix, generator()).image)
     assert found["bound"] == pytest.approx(float(exact), rel=0.01)
-    share = corrupt_image(
-        x[:, LAYOUT.image], mask_id=MASK, generator=generator()
-    ).t.mean()  # of the codes, 2/pi and more
+    share = corrupt_image(x[:, LAYOUT.image], mask_id=MASK, generator=generator()).t.mean()  # that is masked
     assert found["maskgit"] == pytest.approx(float(exact * share), rel=0.01) and share < 0.72
 
 
