@@ -86,7 +86,7 @@ def _bound_figures(e: Evaluation, model: str) -> None:
     if cut or not isinstance(e.run.recipe.data, ScenesData):
         people = "the captions of this data come from people, not from a known grammar"
         long = f"{cut} captions are longer than the {sampler.bpe.length} tokens that are read: raise bpe.length"
-        e.figures["text.exact_nats_per_token"] = missing(long if cut else people)
+        e.figures["text.exact_nats_per_token"] = missing(long if isinstance(e.run.recipe.data, ScenesData) else people)
         return
     grammar = for_size(e.run.recipe.data.size)
     exact = np.array([-grammar.log_probability(caption) for caption in captions])
