@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from pipelines.errors import PalimpsestError
 
 MANIFEST = "manifest.json"
-UNHASHED = (MANIFEST, "plan.json", "report.json")  # what holds times, or stands at the end of the line
+PLAN = "plan.json"  # beside it: how many steps a stage's minutes have become
+UNHASHED = (MANIFEST, PLAN, "report.json")  # what holds times, or stands at the end of the line
 
 
 class ArtefactError(PalimpsestError):

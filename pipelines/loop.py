@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.artefact import load_state, save_state, save_weights, write_atomically
+from pipelines.artefact import PLAN, load_state, save_state, save_weights, write_atomically
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
 from pipelines.plan import RESERVE, Plan
@@ -257,7 +257,7 @@ class Loop:
 
     def _plan(self) -> Plan:
         """Return the plan of this run; the main process makes it where there is none."""
-        path, training = self.folder / "plan.json", self.training
+        path, training = self.folder / PLAN, self.training
         if self.accelerator.is_main_process and not path.exists():
             if training.steps:
                 Plan(path, training.steps).save()

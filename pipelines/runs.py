@@ -12,7 +12,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipelines.artefact import MANIFEST, ArtefactError, digest, finish_artefact, read_json, read_manifest, write_json
+from pipelines.artefact import (
+    MANIFEST,
+    PLAN,
+    ArtefactError,
+    digest,
+    finish_artefact,
+    read_json,
+    read_manifest,
+    write_json,
+)
 from pipelines.config import Recipe, dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
@@ -22,7 +31,6 @@ log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
 GONE = "the data folder is gone"
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
-PLAN = "plan.json"  # in a stage's folder: how many steps its minutes have become
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 
