@@ -12,7 +12,7 @@ import io
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,10 +144,11 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         partial = folder.with_name(f".{folder.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        counts, truncated = _write_splits(run, stage, encoders, partial)
+        opened = {split: run.open(split) for split in run.splits()}
+        counts, truncated = _write_splits(opened, run.recipe.data.size, stage, encoders, partial)
         _write_embeddings(encoders.text, partial, f"{name} captions")
         made = {**made_of(run, name), "counts": counts, "truncated_captions": truncated, "hash": folder.name}
-        made["skipped_samples"] = {split: len(run.open(split)) - counts[split] for split in counts}
+        made["skipped_samples"] = {split: len(opened[split]) - counts[split] for split in counts}
         if skipped := sum(made["skipped_samples"].values()):
             log.warning("%d samples are broken or have no caption and were left out: `palimpsest data check`.", skipped)
         if truncated:
@@ -185,14 +186,15 @@ def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     }
 
 
-def _write_splits(run: Run, stage: EncodeStage, encoders: Encoders, folder: Path) -> tuple[dict[str, int], int]:
+def _write_splits(
+    opened: Mapping[str, Split], size: int, stage: EncodeStage, encoders: Encoders, folder: Path
+) -> tuple[dict[str, int], int]:
     """Write the arrays of every split and the list of distinct captions; returns counts and truncated captions."""
     captions: dict[str, None] = {}
     truncated = 0
-    total = sum(len(run.open(split)) for split in run.splits())
-    with meter("encode", total) as shown, SplitWriter(folder) as writer:
-        for split in run.splits():
-            for batch in once(run.open(split), image_and_caption(run.recipe.data.size), batch=stage.batch):
+    with meter("encode", sum(map(len, opened.values()))) as shown, SplitWriter(folder) as writer:
+        for split, samples in opened.items():
+            for batch in once(samples, image_and_caption(size), batch=stage.batch):
                 captions |= dict.fromkeys(batch["caption"])
                 truncated += _write_batch(writer, split, batch, encoders)
                 shown.advance(len(batch["key"]))
