@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from latent.grid import discrete, karras, uniform
-from latent.predict import Estimate, as_model, bind
+from latent.predict import Estimate
 from latent.sample import ancestral, ddim, dpmpp_2m, euler, heun
 from latent.schedule import EDM, VP, Cosine, Flow
 from tests.latent.oracle import SCHEDULES, double, exact, flow_map, generator, marginal, name, quantiles, randn
@@ -118,92 +118,6 @@ def test_euler_on_the_straight_path_is_ddim():
     torch.testing.assert_close(euler(exact(Flow()), Flow(), x, times), ddim(exact(Flow()), Flow(), x, times))
 
 
-def raw_network(x_t, t, cond):
-    return torch.tanh(1.3 * x_t + t.reshape(-1, *(1,) * (x_t.ndim - 1))) * 0.8
-
-
-def diffusers_path(kind, prediction, schedule, total=100, steps=20, **settings):
-    """The trajectory of a diffusers scheduler that has the alphas of our schedule at k / total."""
-    diffusers = pytest.importorskip("diffusers")
-    names = {"eps": "epsilon", "v": "v_prediction", "x": "sample"}
-    scheduler = getattr(diffusers, kind)(
-        num_train_timesteps=total, clip_sample=False, timestep_spacing="trailing", prediction_type=names[prediction]
-    )
-    scheduler.alphas_cumprod = schedule.alpha(torch.arange(1, total + 1, dtype=torch.float64) / total) ** 2
-    scheduler.set_timesteps(steps)
-    x = randn(4, 3, 2)
-    for k in scheduler.timesteps:
-        t = (k.double() + 1) / total
-        x = scheduler.step(raw_network(x, t, ()), k, x, **settings).prev_sample
-    return x
-
-
-def our_path(sampler, prediction, schedule, total=100, steps=20):
-    denoise = bind(as_model(raw_network, schedule, prediction), ())
-    return sampler(denoise, schedule, randn(4, 3, 2), discrete(steps, total, start=total))
-
-
-DISCRETE = [VP(), Cosine(offset=0.008)]
-
-
-def possible(prediction, schedule):
-    return prediction != "eps" or schedule.kind == "vp"
-
-
-PAIRS = [(p, s) for p in ("eps", "v", "x") for s in DISCRETE if possible(p, s)]
-every_pair = pytest.mark.parametrize(("prediction", "schedule"), PAIRS, ids=lambda value: str(value))
-
-
-@every_pair
-def test_ancestral_takes_the_steps_of_diffusers_ddpm(prediction, schedule):
-    expected = diffusers_path("DDPMScheduler", prediction, schedule, generator=generator(3))
-    found = our_path(partial(ancestral, generator=generator(3)), prediction, schedule)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-@every_pair
-@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
-def test_ddim_takes_the_steps_of_diffusers_ddim(prediction, schedule, eta):
-    expected = diffusers_path("DDIMScheduler", prediction, schedule, eta=eta, generator=generator(3))
-    found = our_path(partial(ddim, eta=eta, generator=generator(3)), prediction, schedule)
-    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
-
-
-def test_dpmpp_2m_takes_the_steps_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
-    schedule, steps = Flow(), 12
-    scheduler = diffusers.DPMSolverMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, lower_order_final=False, flow_shift=1.0
-    )
-    scheduler.set_timesteps(steps)
-    times = scheduler.sigmas.double()
-    x = randn(4, 3)
-    denoise = bind(as_model(raw_network, schedule, "velocity"), ())
-    found = dpmpp_2m(denoise, schedule, x, times)
-    for k, t in zip(scheduler.timesteps, times, strict=False):
-        x = scheduler.step(raw_network(x, t, ()), k, x).prev_sample
-    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-5)
-
-
-def test_heun_on_the_edm_path_takes_the_steps_of_diffusers():
-    diffusers = pytest.importorskip("diffusers")
-    schedule, steps = EDM(), 10
-    scheduler = diffusers.HeunDiscreteScheduler(use_karras_sigmas=True)
-    scheduler.set_timesteps(steps)
-    sigmas = scheduler.sigmas.double()  # the inner ones stand twice, once for each call
-    times = karras(schedule, steps, sigma_min=sigmas[-2].item(), sigma_max=sigmas[0].item())
-
-    def denoise(x_t, t):
-        eps = raw_network(x_t, schedule.sigma(t), ())
-        return Estimate(x_t - schedule.sigma(t) * eps, eps)
-
-    x = sigmas[0] * randn(4, 3)
-    found = heun(denoise, schedule, x, times)
-    for k, sigma in zip(scheduler.timesteps, sigmas, strict=False):
-        x = scheduler.step(raw_network(x, sigma, ()), k, x).prev_sample
-    torch.testing.assert_close(found, x, rtol=1e-5, atol=1e-5)
-
-
 @pytest.mark.parametrize("sampler", [ancestral, partial(ddim, eta=0.5)], ids=["ancestral", "ddim"])
 @every_schedule
 def test_an_item_with_its_own_generator_does_not_depend_on_its_batch(sampler, schedule):
@@ -254,14 +168,3 @@ def test_sampling_builds_no_graph(sampler):
 def test_an_impossible_grid_is_refused_with_a_remedy(sampler, times):
     with pytest.raises(ValueError, match=r"time grid.*expected.*latent\.grid"):
         sampler(exact(Flow()), Flow(), randn(2, 3), times)
-
-
-@pytest.mark.parametrize("eta", [-0.1, 1.1, math.nan])
-def test_an_impossible_eta_is_refused(eta):
-    with pytest.raises(ValueError, match="0 <= eta <= 1"):
-        ddim(exact(VP()), VP(), randn(2, 3), uniform(3), eta=eta, generator=generator())
-
-
-def test_noisy_ddim_without_a_generator_is_refused():
-    with pytest.raises(ValueError, match="generator"):
-        ddim(exact(VP()), VP(), randn(2, 3), uniform(3), eta=0.5)

@@ -1,0 +1,54 @@
+"""What the samplers share: the grid's steps, the slope of the flow, and one first-order step along it."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from latent.predict import Estimate
+from latent.schedule import Schedule, expand
+
+
+def slope(estimate: Estimate, schedule: Schedule, t: Tensor) -> Tensor:
+    """dx_t/dt of the probability-flow ODE."""
+    d_alpha, d_sigma = schedule.rates(t)
+    return expand(d_alpha, estimate.x) * estimate.x + expand(d_sigma, estimate.x) * estimate.eps
+
+
+def advance(x: Tensor, estimate: Estimate, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Euler's step; where sigma_s = 0 it is taken along sigma / alpha, which ends on the estimate.
+
+    On straight paths these are the same. On VP sigma' is infinite at t = 0, so that a step in t would leave half of the
+    noise.
+    """
+    if schedule.sigma(s) == 0:
+        return expand(schedule.alpha(s), x) * estimate.x
+    return x + (s - t) * slope(estimate, schedule, t)
+
+
+def exchanged(schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
+    """Share of the noise variance at s that is not explained by x_t: 1 - (alpha_t sigma_s / (alpha_s sigma_t))^2."""
+    kept = schedule.alpha(t) * schedule.sigma(s) / (schedule.alpha(s) * schedule.sigma(t))
+    return (1 - kept**2).clamp(min=0)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def steps(times: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Check a time grid and return its steps (t, s) as float64 on the CPU."""
+    remedy = "make one with latent.grid, such as uniform(steps)"
+    if times.ndim != 1 or len(times) < 2:
+        raise ValueError(
+            f"a time grid of shape {tuple(times.shape)}, expected (steps + 1,) with at least 2 times; {remedy}"
+        )
+    if torch.finfo(times.dtype).bits < 32:
+        raise ValueError(f"a time grid in {times.dtype} is too coarse, expected float32 or float64; {remedy}")
+    grid = times.detach().to("cpu", torch.float64)
+    if not ((grid.diff() < 0).all() and grid[0] <= 1 and grid[-1] >= 0):
+        raise ValueError(f"time grid {grid.tolist()}, expected strictly decreasing values within [0, 1]; {remedy}")
+    return list(pairwise(grid))
