@@ -1,99 +1,70 @@
-"""Training: at which times, with what weight, and the error of the network there."""
+"""Training: the weight of each time, and the error of the network there."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
 
-from backbone.noise import Randomness, uniform
-from latent.predict import Cond, Network, Prediction, corrupt, gains, per_item, target
+from latent.predict import Cond, Network, Prediction, ask, corrupt, gains, per_item, target
 from latent.schedule import Schedule
 
-TimeKind = Literal["uniform", "logit_normal"]
-Weighting = Literal["none", "simple", "min_snr"]
-
-_NEAREST = 2.0**-53
-"""Training times keep this distance from 0 and 1, where rates and logits may be infinite."""
-
-
-def sample_times(
-    kind: TimeKind,
-    shape: Sequence[int],
-    generator: Randomness,
-    *,
-    mean: float = 0.0,
-    std: float = 1.0,
-    low_discrepancy: bool = False,
-) -> Tensor:
-    """Draw training times in (0, 1), float64, on the generator's device.
-
-        uniform: t = u;   logit_normal: t = sigmoid(mean + std n), n ~ N(0, 1) (arXiv:2403.03206, section 3.1)
-
-    low_discrepancy: one u in each of B equal strata, in random order, which spreads the batch evenly (the aim of the
-    sampler of arXiv:2107.00630) while each time keeps its distribution; it needs a single generator. A resolution shift
-    is applied after, by `latent.grid.shift`. Raises ValueError for std <= 0 and for low_discrepancy with one generator
-    per item.
-    """
-    u = _spread(shape, generator) if low_discrepancy else uniform(shape, generator)
-    u = u.clamp(_NEAREST, 1 - _NEAREST)
-    match kind:
-        case "uniform":
-            return u
-        case "logit_normal":
-            if not 0 < std < math.inf:
-                raise ValueError(f"logit_normal times with std = {std}, expected std > 0; the usual choice is 1")
-            return torch.sigmoid(mean + std * torch.special.ndtri(u))
-        case _:
-            assert_never(kind)
-
-
-def _spread(shape: Sequence[int], generator: Randomness) -> Tensor:
-    if not isinstance(generator, torch.Generator):
-        raise ValueError(
-            "low-discrepancy times tie the batch together, but one generator per item was given; "
-            "pass a single generator or low_discrepancy=False"
-        )
-    count = math.prod(shape)
-    strata = torch.randperm(count, generator=generator, device=generator.device).reshape(tuple(shape))
-    return (strata + uniform(shape, generator)) / count
+Weighting = Literal["none", "simple", "elbo", "min_snr", "edm", "p2"]
+_USUAL = {"min_snr": 5.0, "p2": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
     """What the network learns: its path, its target, and the weight of each time.
 
-    weighting: "none", the squared error of the output itself; "simple", that of eps (arXiv:2006.11239, eq. 14);
-    "min_snr", that of x times min(SNR, gamma) (arXiv:2303.09556).
+    weighting, as a factor of the squared error of one estimate:
+        "none"     of the output itself: 1
+        "simple"   of eps: 1 (arXiv:2006.11239, eq. 14)
+        "elbo"     of eps: -d log_snr / dt / 2: with uniform times the bound in nats per dimension (arXiv:2107.00630, eq. 18)
+        "min_snr"  of x: min(SNR, gamma) (arXiv:2303.09556, section 3.4)
+        "edm"      of x: 1 + SNR, that is 1 of the output for prediction "edm" (arXiv:2206.00364, table 1)
+        "p2"       of eps: 1 / (1 + SNR)^gamma (arXiv:2204.00227, eq. 8 with k = 1)
+    gamma: None is the usual choice, 5 for min_snr and 1 for p2.
     """
 
     schedule: Schedule
     prediction: Prediction
     weighting: Weighting = "none"
-    gamma: float = 5.0
+    gamma: float | None = None
 
     def __post_init__(self) -> None:
-        if not 0 < self.gamma < math.inf:
-            raise ValueError(f"min-SNR gamma is {self.gamma}, expected gamma > 0; the usual choice is 5")
+        if self.gamma is not None and not 0 < self.gamma < math.inf:
+            raise ValueError(
+                f"gamma is {self.gamma}, expected gamma > 0; the usual choice is 5 for min_snr and 1 for p2"
+            )
 
     def weight(self, t: Tensor) -> Tensor:
         """Return the factor of the output's squared error, shaped like t.
 
         An output error e means errors gain_x e of x and gain_eps e of eps, and SNR gain_x^2 = gain_eps^2. So
-        min(SNR, gamma) gain_x^2 = min(gain_eps^2, gamma gain_x^2) is right for every prediction, also at SNR = 0.
+        min(SNR, gamma) gain_x^2 = min(gain_eps^2, gamma gain_x^2) is right for every prediction, also at SNR = 0, and
+        (1 + SNR) gain_x^2 = gain_x^2 + gain_eps^2.
         """
         if self.weighting == "none":
             return torch.ones_like(t)
         x_gain, eps_gain = gains(self.prediction, self.schedule, t)
+        gamma = _USUAL.get(self.weighting, 1.0) if self.gamma is None else self.gamma
         match self.weighting:
             case "simple":
                 return eps_gain**2
+            case "elbo":
+                alpha, sigma = self.schedule.alpha(t), self.schedule.sigma(t)
+                d_alpha, d_sigma = self.schedule.rates(t)
+                return (alpha * d_sigma - sigma * d_alpha) / (alpha * sigma) * eps_gain**2
             case "min_snr":
-                return torch.minimum(eps_gain**2, self.gamma * x_gain**2)
+                return torch.minimum(eps_gain**2, gamma * x_gain**2)
+            case "edm":
+                return x_gain**2 + eps_gain**2
+            case "p2":
+                return eps_gain**2 * torch.exp(-gamma * torch.nn.functional.softplus(self.schedule.log_snr(t)))
             case _:
                 assert_never(self.weighting)
 
@@ -105,9 +76,11 @@ def diffusion_loss(
 
         w(t) mean |network(alpha x + sigma eps, t, cond) - (a x + b eps)|^2
 
-    x, eps: (B, ...); t: () or (B,). Returns (B,), float32 or wider. Given fixed t and eps this is the validation loss.
+    x, eps: (B, ...); t: () or (B,), float64 where the path ends in noise alone, so that t near 1 stays below it. eps is
+    noise, or for flows from picture to picture the other picture. Returns (B,), float32 or wider. Given fixed t and eps
+    this is the validation loss.
     """
     x_t = corrupt(objective.schedule, x, eps, t)
-    output = network(x_t, per_item(t, x_t), cond)
+    output = ask(network, objective.prediction, objective.schedule, x_t, t, cond)
     error = output.to(x_t.dtype) - target(objective.prediction, objective.schedule, x, eps, t)
     return per_item(objective.weight(t), x_t) * error.square().flatten(1).mean(1)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from latent.schedule import Schedule, expand
 
-Prediction = Literal["x", "eps", "v", "velocity"]
+Prediction = Literal["x", "eps", "v", "velocity", "score", "edm"]
 
 
 class Estimate(NamedTuple):
@@ -43,7 +43,10 @@ _SMALLEST_ALPHA = 1e-5
 def coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
     """Return (a, b), shaped like t, such that the target is a x + b eps.
 
-    x: (1, 0);  eps: (0, 1);  v: (-sigma, alpha) (arXiv:2202.00512);  velocity: dx_t/dt = (alpha', sigma').
+    x: (1, 0);  eps: (0, 1);  v: (-sigma, alpha) (arXiv:2202.00512);  velocity: dx_t/dt = (alpha', sigma');
+    score: grad log q(x_t | x) = (0, -1 / sigma);  edm: (sigma, -alpha) / sqrt(alpha^2 + sigma^2), the output behind the
+    preconditioning of Karras et al. (arXiv:2206.00364, table 1) for data of unit variance, and -v where variance is
+    preserved. Data of another scale: divide them, and sigma, by their standard deviation.
     """
     match prediction:
         case "x":
@@ -54,6 +57,11 @@ def coefficients(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple
             return -schedule.sigma(t), schedule.alpha(t)
         case "velocity":
             return schedule.rates(t)
+        case "score":
+            return torch.zeros_like(t), -1 / schedule.sigma(t)
+        case "edm":
+            scale = _scale(schedule, t)
+            return schedule.sigma(t) / scale, -schedule.alpha(t) / scale
         case _:
             assert_never(prediction)
 
@@ -69,6 +77,11 @@ def gains(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor
             return torch.ones_like(t), -alpha / sigma
         case "eps":
             return -sigma / alpha, torch.ones_like(t)
+        case "score":
+            return sigma**2 / alpha, -sigma
+        case "edm":
+            scale = _scale(schedule, t)
+            return sigma / scale, -alpha / scale
         case "v" | "velocity":
             a, b = coefficients(prediction, schedule, t)
             determinant = alpha * b - sigma * a
@@ -107,14 +120,15 @@ def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Te
 def check(prediction: Prediction, schedule: Schedule, start: float = 1.0) -> None:
     """Raise ValueError where x cannot be read from the prediction at the first sampling time.
 
-    From eps alone, x = (x_t - sigma eps) / alpha: impossible at alpha = 0, the end of `Flow` and `Cosine`.
+    From eps (or the score, -eps / sigma) x = (x_t - sigma eps) / alpha: impossible at alpha = 0, where `Flow`, `Cosine`
+    and paths of zero terminal SNR end.
     """
     alpha = schedule.alpha(torch.tensor(start, dtype=torch.float64)).item()
-    if prediction == "eps" and alpha < _SMALLEST_ALPHA:
+    if prediction in ("eps", "score") and alpha < _SMALLEST_ALPHA:
         raise ValueError(
-            f"prediction 'eps' with {schedule} has alpha = {alpha:.1e} at t = {start}, so x cannot be read from it "
-            f"(expected alpha >= {_SMALLEST_ALPHA:g}); start sampling below t = {start}, such as 0.999, "
-            "or predict 'v', 'velocity' or 'x'"
+            f"prediction {prediction!r} with {schedule} has alpha = {alpha:.1e} at t = {start}, so x cannot be read "
+            f"from it (expected alpha >= {_SMALLEST_ALPHA:g}); start sampling below t = {start}, such as 0.999, "
+            "or predict 'v', 'velocity', 'edm' or 'x'"
         )
 
 
@@ -125,9 +139,22 @@ def as_model(network: Network[Cond], schedule: Schedule, prediction: Prediction)
     """
 
     def model(x_t: Tensor, t: Tensor, cond: Cond) -> Estimate:
-        return estimate(prediction, schedule, x_t, network(x_t, per_item(t, x_t), cond), t)
+        return estimate(prediction, schedule, x_t, ask(network, prediction, schedule, x_t, t, cond), t)
 
     return model
+
+
+def ask(
+    network: Network[Cond], prediction: Prediction, schedule: Schedule, x_t: Tensor, t: Tensor, cond: Cond
+) -> Tensor:
+    """Call a raw network on x_t (B, ...) and t, () or (B,), as training and sampling both do. Returns (B, ...).
+
+    Prediction "edm" brings the input to unit variance, x_t / sqrt(alpha^2 + sigma^2), and tells the noise-to-signal
+    ratio as sigma / (alpha + sigma), the time at which `Flow` has it, in place of log(sigma) / 4.
+    """
+    if prediction == "edm":
+        x_t, t = x_t / expand(_scale(schedule, t), x_t), schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+    return network(x_t, per_item(t, x_t), cond)
 
 
 def per_item(t: Tensor, x_t: Tensor) -> Tensor:
@@ -142,3 +169,8 @@ def bind(model: Model[Cond], cond: Cond) -> Denoise:
         return model(x_t, t, cond)
 
     return denoise
+
+
+def _scale(schedule: Schedule, t: Tensor) -> Tensor:
+    """Standard deviation of x_t for data of unit variance."""
+    return torch.hypot(schedule.alpha(t), schedule.sigma(t))

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, assert_never
 
 import torch
 from torch import Tensor
@@ -56,24 +57,30 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Flow(Schedule):
-    """Straight path of rectified flow (arXiv:2209.03003): alpha = 1 - t, sigma = t.
+    """Straight path of rectified flow (arXiv:2209.03003): alpha = 1 - t, sigma = t + sigma_min (1 - t).
 
-    In that paper and in flow matching (arXiv:2210.02747) time runs the other way, from noise at 0 to data at 1.
+    sigma_min: noise that is left on the data, as in the optimal-transport path of conditional flow matching
+    (arXiv:2210.02747, eq. 20); 0 is rectified flow. Time runs the other way there, from noise at 0 to data at 1.
     """
 
     kind: Literal["flow"] = "flow"
+    sigma_min: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sigma_min < 1:
+            raise ValueError(f"Flow: sigma_min is {self.sigma_min}, expected 0 <= sigma_min < 1; use 0, or 1e-4")
 
     def alpha(self, t: Tensor) -> Tensor:
         """1 - t."""
         return 1 - t
 
     def sigma(self, t: Tensor) -> Tensor:
-        """t."""
-        return t.clone()
+        """t + sigma_min (1 - t)."""
+        return t + self.sigma_min * (1 - t)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(-1, 1)."""
-        return -torch.ones_like(t), torch.ones_like(t)
+        """(-1, 1 - sigma_min)."""
+        return -torch.ones_like(t), torch.full_like(t, 1 - self.sigma_min)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,31 +89,110 @@ class VP(Schedule):
 
     beta_t = beta_min + t (beta_max - beta_min),  I_t = int_0^t beta,  alpha = exp(-I_t / 2),  sigma^2 = 1 - alpha^2.
     The usual DDPM betas from 1e-4 to 0.02 in 1,000 steps are beta_min = 0.1 and beta_max = 20.
+    zero_terminal: moves and stretches alpha so that it ends at exactly 0 (arXiv:2305.08891, algorithm 1).
     """
 
     kind: Literal["vp"] = "vp"
     beta_min: float = 0.1
     beta_max: float = 20.0
+    zero_terminal: bool = False
 
     def __post_init__(self) -> None:
         _increasing("VP", beta_min=self.beta_min, beta_max=self.beta_max, usual="0.1 and 20")
 
     def alpha(self, t: Tensor) -> Tensor:
-        """exp(-I_t / 2)."""
-        return torch.exp(-0.5 * self._integral(t))
+        """exp(-I_t / 2); with zero_terminal (exp(-I_t / 2) - exp(-I_1 / 2)) / (1 - exp(-I_1 / 2))."""
+        alpha = torch.exp(-0.5 * _beta_integral(self, t))
+        if not self.zero_terminal:
+            return alpha
+        left = (1 - t) * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * (1 + t))  # I_1 - I_t, 0 at t = 1
+        return -alpha * torch.expm1(-0.5 * left) / self._spread
 
     def sigma(self, t: Tensor) -> Tensor:
-        """sqrt(1 - exp(-I_t))."""
-        return torch.sqrt(-torch.expm1(-self._integral(t)))
+        """sqrt(1 - alpha^2)."""
+        if not self.zero_terminal:
+            return torch.sqrt(-torch.expm1(-_beta_integral(self, t)))
+        return _preserving(-torch.expm1(-0.5 * _beta_integral(self, t)) / self._spread)
 
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """(-beta_t alpha / 2, beta_t alpha^2 / (2 sigma)); the second is infinite at t = 0."""
-        half_beta = 0.5 * (self.beta_min + (self.beta_max - self.beta_min) * t)
-        alpha = self.alpha(t)
-        return -half_beta * alpha, half_beta * alpha**2 / self.sigma(t)
+        """(alpha', -alpha alpha' / sigma), alpha' = -beta_t exp(-I_t / 2) / 2; the second is infinite at t = 0."""
+        d_alpha = -0.5 * _beta(self, t) * torch.exp(-0.5 * _beta_integral(self, t)) / self._spread
+        return d_alpha, -self.alpha(t) * d_alpha / self.sigma(t)
 
-    def _integral(self, t: Tensor) -> Tensor:
-        return self.beta_min * t + 0.5 * (self.beta_max - self.beta_min) * t**2
+    @property
+    def _spread(self) -> float:
+        return -math.expm1(-0.25 * (self.beta_min + self.beta_max)) if self.zero_terminal else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SubVP(Schedule):
+    """Sub-variance-preserving path (arXiv:2011.13456, eq. 29): VP's alpha with less noise, sigma = 1 - alpha^2."""
+
+    kind: Literal["sub_vp"] = "sub_vp"
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        _increasing("SubVP", beta_min=self.beta_min, beta_max=self.beta_max, usual="0.1 and 20")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """exp(-I_t / 2)."""
+        return torch.exp(-0.5 * _beta_integral(self, t))
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """1 - exp(-I_t)."""
+        return -torch.expm1(-_beta_integral(self, t))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(-beta_t alpha / 2, beta_t alpha^2)."""
+        alpha, beta = self.alpha(t), _beta(self, t)
+        return -0.5 * beta * alpha, beta * alpha**2
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPM(Schedule):
+    """The betas of DDPM in `levels` discrete steps; alpha is linear between the levels, which stand at t = k / levels.
+
+        alpha_k = prod_{i <= k} sqrt(1 - beta_i),   sigma^2 = 1 - alpha^2
+
+    betas: "linear", evenly spaced from beta_min to beta_max (arXiv:2006.11239); "scaled_linear", their roots are
+    (arXiv:2112.10752); "cosine", from the cosine path with betas of at most 0.999 (arXiv:2102.09672, eq. 17).
+    zero_terminal: moves and stretches alpha so that it ends at exactly 0 (arXiv:2305.08891, algorithm 1).
+    Use `latent.grid.discrete` to stay on the levels that a discrete model was trained on.
+    """
+
+    kind: Literal["ddpm"] = "ddpm"
+    betas: Literal["linear", "scaled_linear", "cosine"] = "linear"
+    levels: int = 1000
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+    zero_terminal: bool = False
+
+    def __post_init__(self) -> None:
+        if self.levels < 2:
+            raise ValueError(f"DDPM: levels is {self.levels}, expected at least 2; the usual choice is 1000")
+        _increasing("DDPM", beta_min=self.beta_min, beta_max=self.beta_max, usual="1e-4 and 0.02", limit=1.0)
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """alpha_k at t = k / levels, linear in between."""
+        return (1 - self._lost(t)[0]).to(t.dtype)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """sqrt(1 - alpha^2)."""
+        return _preserving(self._lost(t)[0]).to(t.dtype)
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """(alpha', -alpha alpha' / sigma): constant between two levels; the second is infinite at t = 0."""
+        lost, rate = self._lost(t)
+        return -rate.to(t.dtype), ((1 - lost) * rate / _preserving(lost)).to(t.dtype)
+
+    def _lost(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """1 - alpha and its rate, in float64."""
+        table = _lost_signal(self).to(t.device)
+        place = self.levels * t.double()
+        below = place.detach().long().clamp(0, self.levels - 1)
+        step = table[below + 1] - table[below]
+        return table[below] + (place - below) * step, self.levels * step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,13 +291,48 @@ class EDM(Schedule):
         return torch.zeros_like(t), torch.full_like(t, self.sigma_max)
 
 
-AnySchedule = Flow | VP | Cosine | VE | EDM
+AnySchedule = Flow | VP | SubVP | Cosine | DDPM | VE | EDM
 """Every schedule that a recipe can name, told apart by `kind`."""
 
 
-def _increasing(owner: str, *, usual: str, **values: float) -> None:
-    limits = [0.0, *values.values(), math.inf]
+def _beta(path: VP | SubVP, t: Tensor) -> Tensor:
+    return path.beta_min + (path.beta_max - path.beta_min) * t
+
+
+def _beta_integral(path: VP | SubVP, t: Tensor) -> Tensor:
+    """int_0^t beta."""
+    return path.beta_min * t + 0.5 * (path.beta_max - path.beta_min) * t**2
+
+
+def _preserving(lost: Tensor) -> Tensor:
+    """sqrt(1 - alpha^2) from 1 - alpha, which keeps its digits where alpha is near 1."""
+    return torch.sqrt(lost * (2 - lost))
+
+
+@lru_cache
+def _lost_signal(path: DDPM) -> Tensor:
+    """1 - alpha at the levels 0 to `path.levels`, float64."""
+    count = path.levels
+    match path.betas:
+        case "linear":
+            beta = torch.linspace(path.beta_min, path.beta_max, count, dtype=torch.float64)
+        case "scaled_linear":
+            beta = torch.linspace(path.beta_min**0.5, path.beta_max**0.5, count, dtype=torch.float64) ** 2
+        case "cosine":
+            kept = Cosine(offset=0.008).alpha(torch.arange(count + 1, dtype=torch.float64) / count) ** 2
+            beta = (1 - kept[1:] / kept[:-1]).clamp(max=0.999)
+        case _:
+            assert_never(path.betas)
+    lost = -torch.expm1(0.5 * torch.log1p(-beta).cumsum(0))
+    if path.zero_terminal:
+        first, last = 1 - lost[0], 1 - lost[-1]
+        lost = 1 - (1 - lost - last) * first / (first - last)
+    return torch.cat([lost.new_zeros(1), lost])
+
+
+def _increasing(owner: str, *, usual: str, limit: float = math.inf, **values: float) -> None:
+    limits = [0.0, *values.values(), limit]
     if not all(low < high for low, high in pairwise(limits)):
         given = ", ".join(f"{name} = {value}" for name, value in values.items())
-        order = " < ".join(["0", *values, "infinity"])
+        order = " < ".join(["0", *values, "infinity" if limit == math.inf else f"{limit:g}"])
         raise ValueError(f"{owner}: {given}, expected {order}; the usual choice is {usual}")

@@ -3,11 +3,26 @@
 import torch
 
 from latent.predict import Estimate
-from latent.schedule import EDM, VE, VP, Cosine, Flow
+from latent.schedule import DDPM, EDM, VE, VP, Cosine, Flow, SubVP
 
 MEAN, STD = 1.5, 0.5
-SCHEDULES = [Flow(), VP(), Cosine(), Cosine(offset=0.008), VE(), EDM()]
-PREDICTIONS = ["x", "eps", "v", "velocity"]
+SCHEDULES = [
+    Flow(),
+    Flow(sigma_min=0.01),
+    VP(),
+    VP(zero_terminal=True),
+    SubVP(),
+    Cosine(),
+    Cosine(offset=0.008),
+    DDPM(),
+    DDPM(betas="cosine"),
+    DDPM(betas="scaled_linear", beta_min=0.00085, beta_max=0.012, zero_terminal=True),
+    VE(),
+    EDM(),
+]
+PURE = [schedule for schedule in SCHEDULES if schedule.alpha(torch.ones(())) == 0]
+"""Those that end in noise alone, at alpha = 0."""
+PREDICTIONS = ["x", "eps", "v", "velocity", "score", "edm"]
 
 
 def name(schedule):

@@ -87,7 +87,7 @@ def test_karras_grid_decreases_between_its_ratios(schedule):
     assert times.shape == (13,)
     assert (times.diff() < 0).all()
     assert ratio[0].item() == pytest.approx(50)
-    assert ratio[-1].item() == pytest.approx(0.01 if schedule.kind == "ve" else 0.0)
+    assert ratio[-1].item() == pytest.approx(0.01 if schedule.sigma(double(0.0)) > 0 else 0.0)
 
 
 def test_karras_grid_reaches_both_ends_of_its_own_path():

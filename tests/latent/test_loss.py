@@ -2,76 +2,21 @@ import math
 
 import pytest
 import torch
-from scipy import special, stats
 
-from latent.loss import Objective, diffusion_loss, sample_times
+from latent.loss import Objective, diffusion_loss
 from latent.predict import Estimate, coefficients, corrupt, target
-from latent.schedule import VP, Cosine, Flow, expand
-from tests.latent.oracle import PREDICTIONS, SCHEDULES, double, generator, name, randn
+from latent.schedule import EDM, VP, Cosine, Flow, expand
+from latent.times import LogitNormalTimes, sample_times
+from tests.latent.oracle import PREDICTIONS, PURE, SCHEDULES, double, generator, name, randn
 
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
-@pytest.mark.parametrize("low_discrepancy", [False, True])
-def test_uniform_times_are_uniform(low_discrepancy):
-    t = sample_times("uniform", (20_000,), generator(), low_discrepancy=low_discrepancy)
-    assert t.dtype == torch.float64
-    assert 0 < t.min() < t.max() < 1
-    assert stats.kstest(t.numpy(), "uniform").pvalue > 1e-3
-
-
-@pytest.mark.parametrize("low_discrepancy", [False, True])
-@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (-0.8, 1.5)])
-def test_logit_normal_times_have_the_moments_of_scipy(mean, std, low_discrepancy):
-    t = sample_times("logit_normal", (50_000,), generator(1), mean=mean, std=std, low_discrepancy=low_discrepancy)
-    assert stats.kstest(special.logit(t.numpy()), stats.norm(mean, std).cdf).pvalue > 1e-3
-    for power in (1, 2):
-        expected = stats.norm(mean, std).expect(lambda n, p=power: special.expit(n) ** p)
-        assert t.pow(power).mean().item() == pytest.approx(expected, abs=0.005)
-
-
-def test_low_discrepancy_times_are_evenly_spread_over_the_batch():
-    t = sample_times("uniform", (64,), generator(), low_discrepancy=True)
-    assert (64 * t).long().sort().values.tolist() == list(range(64))
-
-
-def test_low_discrepancy_leaves_the_distribution_of_a_single_time():
-    source = generator()
-    first = torch.cat([sample_times("uniform", (8,), source, low_discrepancy=True)[:1] for _ in range(2_000)])
-    assert stats.kstest(first.numpy(), "uniform").pvalue > 1e-3
-
-
-def test_low_discrepancy_makes_the_batch_mean_steadier():
-    def spread(low_discrepancy):
-        draws = [
-            sample_times("logit_normal", (32,), generator(s), low_discrepancy=low_discrepancy).mean() for s in range(99)
-        ]
-        return torch.stack(draws).std()
-
-    assert spread(True) < spread(False) / 5
-
-
-def test_times_of_an_item_with_its_own_generator_do_not_depend_on_the_batch():
-    full = sample_times("logit_normal", (5,), [generator(s) for s in range(5)])
-    torch.testing.assert_close(full[3:4], sample_times("logit_normal", (1,), [generator(3)]), rtol=0, atol=0)
-
-
-def test_low_discrepancy_with_one_generator_per_item_is_refused():
-    with pytest.raises(ValueError, match="single generator"):
-        sample_times("uniform", (2,), [generator(0), generator(1)], low_discrepancy=True)
-
-
-@pytest.mark.parametrize("std", [0.0, -1.0, math.nan])
-def test_a_logit_normal_without_width_is_refused(std):
-    with pytest.raises(ValueError, match="std > 0"):
-        sample_times("logit_normal", (2,), generator(), std=std)
-
-
-def network_with_errors(objective, x, eps, x_error):
+def network_with_errors(objective, x, eps, x_error, t):
     """A network whose estimate of x is off by x_error, and of eps by what then follows from x_t."""
 
-    def network(x_t, t, cond):
+    def network(x_t, seen, cond):
         ratio = objective.schedule.alpha(t) / objective.schedule.sigma(t)
         found = Estimate(x + x_error, eps - expand(ratio, x) * x_error)
         return target(objective.prediction, objective.schedule, found.x, found.eps, t)
@@ -79,24 +24,59 @@ def network_with_errors(objective, x, eps, x_error):
     return network
 
 
-@every_prediction
-@every_schedule
-def test_simple_weighting_is_the_error_of_eps_for_every_prediction(prediction, schedule):
-    x, eps, error, t = randn(3, 4), randn(3, 4, seed=1), randn(3, 4, seed=2), double(0.2, 0.5, 0.9)
-    objective = Objective(schedule=schedule, prediction=prediction, weighting="simple")
-    loss = diffusion_loss(network_with_errors(objective, x, eps, error), objective, x, (), t, eps)
-    snr = schedule.log_snr(t).exp()
-    torch.testing.assert_close(loss, snr * error.square().mean(1))
+def elbo(schedule, t):
+    """-d log_snr / dt / 2, by differentiation."""
+    return -torch.func.jvp(schedule.log_snr, (t,), (torch.ones_like(t),))[1] / 2
+
+
+WEIGHTS = {  # of the squared error of x, given (schedule, t, SNR)
+    "simple": lambda schedule, t, snr: snr,
+    "elbo": lambda schedule, t, snr: elbo(schedule, t) * snr,
+    "min_snr": lambda schedule, t, snr: snr.clamp(max=5.0),
+    "edm": lambda schedule, t, snr: 1 + snr,
+    "p2": lambda schedule, t, snr: snr / (1 + snr),
+}
 
 
 @every_prediction
 @every_schedule
-def test_min_snr_is_the_clipped_error_of_x_for_every_prediction(prediction, schedule):
+@pytest.mark.parametrize("weighting", WEIGHTS)
+def test_a_weighting_weighs_the_same_error_of_x_alike_for_every_prediction(prediction, schedule, weighting):
     x, eps, error, t = randn(3, 4), randn(3, 4, seed=1), randn(3, 4, seed=2), double(0.2, 0.5, 0.9)
-    objective = Objective(schedule=schedule, prediction=prediction, weighting="min_snr", gamma=3.0)
-    loss = diffusion_loss(network_with_errors(objective, x, eps, error), objective, x, (), t, eps)
+    objective = Objective(schedule=schedule, prediction=prediction, weighting=weighting)
+    loss = diffusion_loss(network_with_errors(objective, x, eps, error, t), objective, x, (), t, eps)
     snr = schedule.log_snr(t).exp()
-    torch.testing.assert_close(loss, snr.clamp(max=3.0) * error.square().mean(1))
+    torch.testing.assert_close(loss, WEIGHTS[weighting](schedule, t, snr) * error.square().mean(1))
+
+
+def test_gamma_is_the_ceiling_of_min_snr_and_the_power_of_p2():
+    t = double(0.1, 0.5, 0.9)
+    snr = VP().log_snr(t).exp()
+    for weighting, gamma, expected in (("min_snr", 3.0, snr.clamp(max=3.0)), ("p2", 0.5, snr / (1 + snr).sqrt())):
+        objective = Objective(schedule=VP(), prediction="x", weighting=weighting, gamma=gamma)
+        torch.testing.assert_close(objective.weight(t), expected)
+
+
+def test_edm_weighting_of_an_edm_network_is_the_plain_error_of_its_output():
+    t = double(1e-9, 0.3, 0.999)
+    for schedule in SCHEDULES:
+        weight = Objective(schedule=schedule, prediction="edm", weighting="edm").weight(t)
+        torch.testing.assert_close(weight, torch.ones_like(t))
+
+
+def test_the_edm_loss_is_that_of_karras_for_data_of_standard_deviation_one_half():
+    """lambda(sigma) |D(y + n; sigma) - y|^2 with D = c_skip x + c_out F(c_in x) (arXiv:2206.00364, eqs. 7 and 8)."""
+    data, sigma_data, eps, t = 0.5 * randn(3, 4), 0.5, randn(3, 4, seed=1), double(0.001, 0.01, 0.4)
+    sigma = EDM().sigma(t)[:, None]
+    noisy = data + sigma * eps
+    total = (sigma**2 + sigma_data**2).sqrt()
+    denoised = sigma_data**2 / total**2 * noisy + sigma * sigma_data / total * torch.tanh(noisy / total)
+    expected = (total / (sigma * sigma_data)) ** 2 * (denoised - data) ** 2
+
+    unit = EDM(sigma_max=80 / sigma_data)  # the same noise on data of unit variance
+    objective = Objective(schedule=unit, prediction="edm", weighting="edm")
+    loss = diffusion_loss(lambda x_t, t, cond: torch.tanh(x_t), objective, data / sigma_data, (), t, eps)
+    torch.testing.assert_close(loss, expected.mean(1))
 
 
 @pytest.mark.parametrize("schedule", [VP(), Cosine()], ids=name)
@@ -109,6 +89,17 @@ def test_min_snr_has_the_published_form_for_eps_v_and_x(schedule):
         torch.testing.assert_close(objective.weight(t), expected)
 
 
+POSSIBLE = [(p, s) for p in PREDICTIONS for s in SCHEDULES if p not in ("eps", "score") or s not in PURE]
+
+
+@pytest.mark.parametrize(("prediction", "schedule"), POSSIBLE, ids=str)
+@pytest.mark.parametrize("weighting", ["min_snr", "edm", "p2"])
+def test_weights_are_finite_wherever_training_times_can_fall(prediction, schedule, weighting):
+    weight = Objective(schedule=schedule, prediction=prediction, weighting=weighting).weight(double(2**-53, 1 - 2**-53))
+    assert weight.isfinite().all()
+    assert (weight >= 0).all()
+
+
 @every_prediction
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
 def test_min_snr_is_finite_at_both_ends_of_every_path(prediction, schedule):
@@ -119,7 +110,7 @@ def test_min_snr_is_finite_at_both_ends_of_every_path(prediction, schedule):
 
 def test_min_snr_at_zero_terminal_snr_keeps_its_limits():
     one = torch.ones((), dtype=torch.float64)
-    for prediction, expected in (("eps", 1.0), ("v", 0.0), ("velocity", 0.0), ("x", 0.0)):
+    for prediction, expected in (("eps", 1.0), ("v", 0.0), ("velocity", 0.0), ("x", 0.0), ("edm", 0.0)):
         objective = Objective(schedule=Cosine(), prediction=prediction, weighting="min_snr")
         assert objective.weight(one).item() == pytest.approx(expected, abs=1e-30)
 
@@ -133,14 +124,16 @@ def test_an_impossible_gamma_is_refused(gamma):
 @every_prediction
 @every_schedule
 def test_a_perfect_network_has_no_loss(prediction, schedule):
-    x, eps, t = randn(2, 3, 4), randn(2, 3, 4, seed=1), double(0.3, 0.6)
+    x, eps, times = randn(2, 3, 4), randn(2, 3, 4, seed=1), double(0.3, 0.6)
 
     def network(x_t, t, cond):
-        torch.testing.assert_close(x_t, corrupt(schedule, x, eps, t))
-        return target(prediction, schedule, x, eps, t)
+        if prediction != "edm":  # that one scales its input
+            torch.testing.assert_close(x_t, corrupt(schedule, x, eps, times))
+            torch.testing.assert_close(t, times)
+        return target(prediction, schedule, x, eps, times)
 
     objective = Objective(schedule=schedule, prediction=prediction)
-    assert diffusion_loss(network, objective, x, (), t, eps).tolist() == [0, 0]
+    assert diffusion_loss(network, objective, x, (), times, eps).tolist() == [0, 0]
 
 
 def test_the_loss_of_an_item_is_its_own_mean_squared_error():
@@ -166,7 +159,7 @@ def test_the_loss_in_half_precision_is_wide_and_trains_the_network():
     layer = torch.nn.Linear(4, 4, dtype=torch.bfloat16)
     objective = Objective(schedule=Flow(), prediction="velocity", weighting="min_snr")
     x, eps = randn(3, 4).bfloat16(), randn(3, 4, seed=1).bfloat16()
-    t = sample_times("logit_normal", (3,), generator())
+    t = sample_times(LogitNormalTimes(), Flow(), (3,), generator())
     loss = diffusion_loss(lambda x_t, t, cond: layer(x_t.bfloat16()), objective, x, (), t, eps)
     loss.mean().backward()
     assert loss.shape == (3,)

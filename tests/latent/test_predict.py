@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from latent.predict import as_model, bind, check, coefficients, corrupt, estimate, gains, target
-from latent.schedule import VP, Cosine, Flow
-from tests.latent.oracle import PREDICTIONS, SCHEDULES, double, name, randn
+from latent.schedule import EDM, VP, Cosine, Flow
+from tests.latent.oracle import PREDICTIONS, PURE, SCHEDULES, double, name, randn
 
 every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -73,8 +73,8 @@ def test_gains_are_the_derivatives_of_the_estimate(prediction, schedule):
         torch.testing.assert_close(gain, (after - before).flatten(), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Cosine(offset=0.008)], ids=name)
-@pytest.mark.parametrize("prediction", ["x", "v", "velocity"])
+@pytest.mark.parametrize("schedule", PURE, ids=name)
+@pytest.mark.parametrize("prediction", ["x", "v", "velocity", "edm"])
 def test_estimates_are_finite_in_pure_noise(prediction, schedule):
     x_t = randn(2, 3)
     found = estimate(prediction, schedule, x_t, randn(2, 3, seed=1), torch.ones(2, dtype=torch.float64))
@@ -82,17 +82,18 @@ def test_estimates_are_finite_in_pure_noise(prediction, schedule):
     torch.testing.assert_close(found.eps, x_t)
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Cosine(offset=0.008)], ids=name)
-def test_eps_on_a_path_to_pure_noise_is_refused_at_one_with_a_remedy(schedule):
-    with pytest.raises(ValueError, match=r"eps.*t = 1\.0.*start sampling below"):
-        check("eps", schedule)
-    check("eps", schedule, start=0.999)
+@pytest.mark.parametrize("schedule", PURE, ids=name)
+@pytest.mark.parametrize("prediction", ["eps", "score"])
+def test_noise_alone_on_a_path_to_pure_noise_is_refused_at_one_with_a_remedy(schedule, prediction):
+    with pytest.raises(ValueError, match=rf"{prediction}.*t = 1\.0.*start sampling below"):
+        check(prediction, schedule)
+    check(prediction, schedule, start=0.99)
 
 
 @every_prediction
 @every_schedule
 def test_every_other_pair_passes_the_check(prediction, schedule):
-    if prediction != "eps" or schedule.kind in ("vp", "ve", "edm"):
+    if prediction not in ("eps", "score") or schedule not in PURE:
         check(prediction, schedule)
 
 
@@ -120,6 +121,39 @@ def test_a_model_gives_the_network_a_time_per_item_and_reads_its_output(predicti
     assert times.dtype == torch.float32
     expected = estimate(prediction, VP(), x_t, 0.5 * x_t + torch.arange(3.0)[:, None], t)
     torch.testing.assert_close(found, expected)
+
+
+def test_score_is_the_gradient_of_the_log_density_of_the_path():
+    x, eps, t = randn(4), randn(4, seed=1), double(0.37, 0.5, 0.8, 0.99)
+    x_t = corrupt(VP(), x, eps, t).requires_grad_()
+    torch.distributions.Normal(VP().alpha(t) * x, VP().sigma(t)).log_prob(x_t).sum().backward()
+    torch.testing.assert_close(target("score", VP(), x, eps, t), x_t.grad)
+
+
+def test_edm_preconditioning_is_that_of_diffusers():
+    """Their data have the standard deviation 0.5, ours 1: D_0.5(x; sigma) = 0.5 D_1(2 x; 2 sigma)."""
+    diffusers = pytest.importorskip("diffusers")
+    edm = diffusers.EDMEulerScheduler(sigma_data=0.5)
+    schedule = EDM(sigma_max=160.0)
+    for t in (0.9, 0.3, 0.001):
+        x_t, output, time = randn(2, 3), randn(2, 3, seed=1), double(t)[0]
+        sigma = schedule.sigma(time) / 2
+        seen = []
+
+        def network(x_in, t, cond, seen=seen, output=output):
+            seen.append((x_in, t))
+            return output
+
+        model = as_model(network, schedule, "edm")
+        found = model(2 * x_t, time, (torch.zeros(2),)).x / 2
+        torch.testing.assert_close(found, edm.precondition_outputs(x_t, output, sigma))
+        torch.testing.assert_close(seen[0][0], edm.precondition_inputs(x_t, sigma))
+        torch.testing.assert_close(torch.log(seen[0][1] / (1 - seen[0][1])), torch.log(2 * sigma).expand(2))
+
+
+def test_edm_output_is_minus_v_where_variance_is_preserved():
+    x, eps, t = randn(4), randn(4, seed=1), double(0.1, 0.5, 0.8, 1.0)
+    torch.testing.assert_close(target("edm", Cosine(), x, eps, t), -target("v", Cosine(), x, eps, t))
 
 
 def test_a_network_in_half_precision_still_gets_exact_times():

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from latent.schedule import EDM, VE, VP, Cosine, Flow, expand
-from tests.latent.oracle import SCHEDULES, double, name
+from latent.schedule import DDPM, EDM, VE, VP, Cosine, Flow, SubVP, expand
+from tests.latent.oracle import PURE, SCHEDULES, double, name
 
 TIMES = torch.linspace(0, 1, 203, dtype=torch.float64)
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
@@ -38,7 +38,7 @@ def test_log_snr_is_twice_the_half_log_snr(schedule):
 def test_the_clean_end_has_no_signal_loss_and_little_noise(schedule):
     alpha, sigma = schedule.alpha(TIMES[0]), schedule.sigma(TIMES[0])
     assert alpha.item() == 1
-    assert sigma.item() == (schedule.sigma_min if schedule.kind == "ve" else 0)
+    assert sigma.item() == pytest.approx(getattr(schedule, "sigma_min", 0), rel=1e-12)
 
 
 @every_schedule
@@ -53,7 +53,7 @@ def test_nothing_is_nan_or_negative_at_the_ends(schedule, dtype):
     assert not torch.stack(schedule.rates(t)).isnan().any()
 
 
-@pytest.mark.parametrize("schedule", [Flow(), Cosine(), Cosine(offset=0.008)], ids=name)
+@pytest.mark.parametrize("schedule", PURE, ids=name)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_paths_to_pure_noise_have_no_signal_at_all_at_one(schedule, dtype):
     one = torch.ones((), dtype=dtype)
@@ -90,6 +90,52 @@ def test_cosine_with_offset_is_the_schedule_of_improved_ddpm():
     torch.testing.assert_close(Cosine(offset=0.008).alpha(t)[:-1], expected[:-1], rtol=0, atol=1e-4)  # last beta capped
 
 
+LEVELS = torch.arange(1, 1001, dtype=torch.float64) / 1000
+
+
+@pytest.mark.parametrize("zero_terminal", [False, True])
+@pytest.mark.parametrize(
+    ("betas", "theirs"), [("linear", "linear"), ("scaled_linear", "scaled_linear"), ("cosine", "squaredcos_cap_v2")]
+)
+def test_discrete_levels_are_those_of_diffusers(betas, theirs, zero_terminal):
+    ddpm = pytest.importorskip("diffusers").DDPMScheduler(
+        beta_schedule=theirs, beta_start=1e-4, beta_end=0.02, rescale_betas_zero_snr=zero_terminal
+    )
+    alpha = DDPM(betas=betas, zero_terminal=zero_terminal).alpha(LEVELS)
+    torch.testing.assert_close(alpha, ddpm.alphas_cumprod.double().sqrt(), rtol=1e-4, atol=1e-6)  # float32 products
+
+
+def test_discrete_levels_tend_to_the_continuous_path():
+    """The betas of T levels are beta_t / T; the gap shrinks like 1 / T."""
+    t = torch.linspace(0, 1, 51, dtype=torch.float64)
+
+    def gap(levels):
+        path = DDPM(levels=levels, beta_min=0.1 / levels, beta_max=20 / levels)
+        return (path.alpha(t) - VP().alpha(t)).abs().max().item()
+
+    assert gap(10_000) < 1e-3
+    assert gap(10_000) == pytest.approx(gap(1_000) / 10, rel=0.1)
+
+
+@pytest.mark.parametrize("make", [VP, DDPM])
+def test_zero_terminal_stretches_alpha_affinely_to_zero(make):
+    plain, stretched = make().alpha(LEVELS), make(zero_terminal=True).alpha(LEVELS)
+    assert stretched[-1] == 0
+    slope, offset = (stretched[0] - stretched[-1]) / (plain[0] - plain[-1]), plain[-1]
+    torch.testing.assert_close(stretched, slope * (plain - offset))
+
+
+def test_sub_vp_has_less_noise_than_vp_and_the_same_signal():
+    assert torch.equal(SubVP().alpha(TIMES), VP().alpha(TIMES))
+    torch.testing.assert_close(SubVP().sigma(TIMES), VP().sigma(TIMES) ** 2)  # arXiv:2011.13456, eq. 29
+
+
+def test_the_straight_path_with_noise_left_is_the_conditional_flow_of_lipman():
+    """x_r = r x + (1 - (1 - sigma_min) r) eps at r = 1 - t (arXiv:2210.02747, eq. 22)."""
+    path, r = Flow(sigma_min=0.1), 1 - TIMES
+    torch.testing.assert_close(path.sigma(TIMES), 1 - (1 - 0.1) * r)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -101,6 +147,11 @@ def test_cosine_with_offset_is_the_schedule_of_improved_ddpm():
         (lambda: EDM(sigma_max=0.0), "the usual choice is 80"),
         (lambda: Cosine(offset=-0.1), "0.008"),
         (lambda: Cosine(offset=math.nan), "nan"),
+        (lambda: Flow(sigma_min=1.0), "0 <= sigma_min < 1"),
+        (lambda: Flow(sigma_min=math.nan), "nan"),
+        (lambda: SubVP(beta_min=30.0), "beta_min < beta_max"),
+        (lambda: DDPM(levels=1), "at least 2"),
+        (lambda: DDPM(beta_max=1.0), "beta_max < 1"),
     ],
 )
 def test_impossible_parameters_are_refused_with_value_and_remedy(make, words):
