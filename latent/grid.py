@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -59,26 +61,61 @@ def at_log_snr(schedule: Schedule, log_snr: Tensor) -> Tensor:
 
 
 def karras(
-    schedule: Schedule, steps: int, *, sigma_min: float = 0.002, sigma_max: float = 80.0, rho: float = 7.0
+    schedule: Schedule,
+    steps: int,
+    *,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    rho: float = 7.0,
 ) -> Tensor:
     """Grid of Karras et al. (arXiv:2206.00364, eq. 5) in the noise-to-signal ratio sigma_t / alpha_t, (steps + 1,).
 
     From sigma_max to sigma_min, then t = 0 where the path is free of noise there; a path that is not (VE) ends at
-    sigma_min. Start from sigma(times[0]) eps: the first time is below 1. Raises ValueError for ratios outside the path.
+    sigma_min. None is 80 and 0.002, or the end of the path where it ends before. Start from sigma(times[0]) eps: the
+    first time is below 1. Raises ValueError for ratios outside the path.
     """
+    if not rho > 0:
+        raise ValueError(f"Karras grid with rho = {rho}, expected rho > 0; the usual choice is 7")
+
+    def ratios(low: float, high: float, ramp: Tensor) -> Tensor:
+        return (high ** (1 / rho) + ramp * (low ** (1 / rho) - high ** (1 / rho))) ** rho
+
+    return _by_ratio(schedule, steps, sigma_min, sigma_max, ratios)
+
+
+def even_log_snr(
+    schedule: Schedule, steps: int, *, sigma_min: float | None = None, sigma_max: float | None = None
+) -> Tensor:
+    """Grid with even steps of log-SNR (arXiv:2206.00927, section 3.3), (steps + 1,); ends and errors as in `karras`."""
+
+    def ratios(low: float, high: float, ramp: Tensor) -> Tensor:
+        return high * (low / high) ** ramp
+
+    return _by_ratio(schedule, steps, sigma_min, sigma_max, ratios)
+
+
+def _by_ratio(
+    schedule: Schedule,
+    steps: int,
+    sigma_min: float | None,
+    sigma_max: float | None,
+    ratios: Callable[[float, float, Tensor], Tensor],
+) -> Tensor:
+    """Times of the ratios sigma / alpha that `ratios` spreads over a ramp from 0 to 1."""
     _at_least_one(steps)
     ends = schedule.half_log_snr(torch.tensor([0.0, 1.0], dtype=torch.float64)).neg().exp()
     lowest, highest = ends.tolist()
+    low = max(0.002, lowest) if sigma_min is None else sigma_min
+    high = min(80.0, highest) if sigma_max is None else sigma_max
     slack = 1e-9  # the ends of the path are themselves computed
-    if not (lowest * (1 - slack) <= sigma_min < sigma_max <= highest * (1 + slack) and sigma_min > 0 and rho > 0):
+    if not (lowest * (1 - slack) <= low < high <= highest * (1 + slack) and low > 0):
         raise ValueError(
-            f"Karras grid from {sigma_max} to {sigma_min} with rho = {rho}: expected rho > 0 and "
+            f"a grid of noise-to-signal ratios from {high} to {low}: expected "
             f"{lowest:.4g} <= sigma_min < sigma_max <= {highest:.4g}, what {schedule} reaches"
         )
     to_zero = lowest == 0
     ramp = torch.linspace(0, 1, steps + (not to_zero), dtype=torch.float64)
-    ratio = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    times = at_log_snr(schedule, -2 * torch.log(ratio))
+    times = at_log_snr(schedule, -2 * torch.log(ratios(low, high, ramp)))
     return torch.cat([times, times.new_zeros(1)]) if to_zero else times
 
 

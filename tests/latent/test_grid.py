@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from latent.grid import at_log_snr, discrete, karras, shift, uniform
+from latent.grid import at_log_snr, discrete, even_log_snr, karras, shift, uniform
 from latent.schedule import EDM, VE, VP, Cosine, Flow
 from tests.latent.oracle import SCHEDULES, double, name
 
@@ -99,14 +99,37 @@ def test_karras_grid_reaches_both_ends_of_its_own_path():
     ("schedule", "settings"),
     [
         (VP(), {"sigma_max": 500.0}),
-        (EDM(sigma_max=20.0), {}),
+        (EDM(sigma_max=20.0), {"sigma_max": 80.0}),
         (VE(), {"sigma_min": 0.001}),
         (Flow(), {"sigma_min": 0.0}),
         (Flow(), {"sigma_min": 2.0, "sigma_max": 1.0}),
-        (Cosine(), {"rho": 0.0}),
         (Cosine(), {"sigma_max": math.nan}),
     ],
 )
-def test_a_karras_grid_outside_the_path_is_refused(schedule, settings):
+@pytest.mark.parametrize("grid", [karras, even_log_snr])
+def test_a_grid_outside_the_path_is_refused(grid, schedule, settings):
     with pytest.raises(ValueError, match="sigma_min < sigma_max"):
-        karras(schedule, 10, **settings)
+        grid(schedule, 10, **settings)
+
+
+def test_a_karras_grid_without_a_power_is_refused():
+    with pytest.raises(ValueError, match="rho > 0"):
+        karras(Cosine(), 10, rho=0.0)
+
+
+@every_schedule
+def test_even_log_snr_steps_are_even_and_take_the_path_as_far_as_it_goes(schedule):
+    times = even_log_snr(schedule, 9)
+    lowest = torch.exp(-schedule.half_log_snr(double(0.0))).item()
+    steps = schedule.log_snr(times[: 9 if lowest == 0 else 10]).diff()
+    torch.testing.assert_close(steps, steps[:1].expand(len(steps)))
+    assert times.shape == (10,)
+
+
+def test_even_log_snr_is_the_limit_of_karras_for_a_large_power():
+    torch.testing.assert_close(even_log_snr(EDM(), 8)[:-1], karras(EDM(), 8, rho=1e6)[:-1], rtol=1e-4, atol=0)
+
+
+def test_grids_stop_where_a_path_stops():
+    path = EDM(sigma_max=20.0)
+    assert karras(path, 5)[0] == 1
