@@ -34,10 +34,16 @@ def marginal(schedule, t):
     return schedule.alpha(t) * MEAN, torch.sqrt((schedule.alpha(t) * STD) ** 2 + schedule.sigma(t) ** 2)
 
 
+def beside(t, x):
+    """t, () or (B,), with the trailing axes of x where it has any."""
+    return t.reshape(-1, *(1,) * (x.ndim - 1)) if t.ndim else t
+
+
 def exact(schedule):
     """E[x | x_t] and E[eps | x_t]."""
 
     def denoise(x_t, t):
+        t = beside(t, x_t)
         mean, std = marginal(schedule, t)
         score = -(x_t - mean) / std**2
         alpha, sigma = schedule.alpha(t), schedule.sigma(t)
