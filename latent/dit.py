@@ -1,101 +1,57 @@
 """Diffusion transformer over latents, conditioned on frozen text tokens (arXiv:2212.09748, with cross-attention).
 
-Unusual: a small trainable transformer refines the frozen text tokens first, since an encoder that was trained to match
-whole pictures says little about which colour stands where; the modulation of all blocks is fed by a condition narrower
-than the stream, which saves a third of the parameters; positions come from the input, so one network serves all sizes.
+Unusual: the modulation of all blocks is fed by a condition narrower than the stream, which saves a third of the
+parameters; positions come from the input, so one network serves all sizes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block, RMSNorm
-from backbone.embed import TimeEmbedding, rotary_1d, rotary_2d, sincos_1d, sincos_2d
+from backbone.conv import zero_
+from backbone.embed import Rotary, rotary_2d, sincos_2d
+from latent.condition import Condition as Condition
+from latent.condition import NetworkConfig, TextConditioned, require, require_heads
+from latent.sizes import TRANSFORMER_SIZES, Default, SizeName, settle
 
-
-class Condition(NamedTuple):
-    """Text of a batch: `tokens` (B, L, D); `mask` (B, L) bool, True = a word or the end token; `pooled` (B, P)."""
-
-    tokens: Tensor
-    mask: Tensor
-    pooled: Tensor
+Positions = Literal["rotary", "sincos", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DiTConfig:
-    """Sizes of a DiT. text_width D, text_length L and pooled_width P are those of the text encoder.
+class DiTConfig(NetworkConfig):
+    """Sizes of a DiT: dim, layers and heads, or the `size` that stands for them in arXiv:2212.09748, table 1.
 
-    text_dim: width of the refined text; cond_dim: width of time and pooled text together.
+    There cond_dim is dim, the activation GELU, and positions are sincos.
     """
 
     kind: Literal["dit"] = "dit"
-    channels: int = 4
-    patch: int = 2
-    dim: int = 256
-    layers: int = 6
-    heads: int = 4
-    mlp_ratio: float = 4.0
-    cond_dim: int = 128
-    text_width: int = 128
-    text_length: int = 32
-    pooled_width: int = 128
-    text_dim: int = 128
-    text_heads: int = 4
-    refiner_layers: int = 2
+    size: SizeName | None = None
+    dim: int = Default(256)
+    layers: int = Default(6)
+    heads: int = Default(4)
+    positions: Positions = "both"
 
     def __post_init__(self) -> None:
-        for name in ("channels", "patch", "layers", "text_width", "text_length", "pooled_width"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.refiner_layers >= 0, "refiner_layers", self.refiner_layers, "0 (no refiner) or more; use 2")
-        _require(self.mlp_ratio > 0, "mlp_ratio", self.mlp_ratio, "a positive number; use 4")
-        _require(self.cond_dim >= 1, "cond_dim", self.cond_dim, "at least 1; use half of dim")
-        for name, heads in (("dim", self.heads), ("text_dim", self.text_heads)):
-            wanted = f"a positive multiple of 4 x its heads = {4 * heads}"
-            _require(heads >= 1 and getattr(self, name) > 0, name, getattr(self, name), wanted)
-            _require(getattr(self, name) % (4 * heads) == 0, name, getattr(self, name), wanted)
+        super().__post_init__()
+        settle(self, self.size, TRANSFORMER_SIZES)
+        require(self.layers >= 1, "layers", self.layers, "at least 1")
+        require_heads("dim", self.dim, self.heads)
 
 
-class Refiner(nn.Module):
-    """A transformer over frozen text tokens with their positions: (B, L, D) -> (B, L, text_dim).
-
-    Positions enter twice: added, and as rotary angles, without which word order is learned several times later.
-    """
-
-    def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
-        self.heads = config.text_heads
-        self.linear_in = nn.Linear(config.text_width, config.text_dim)
-        self.blocks = nn.ModuleList(Block(config.text_dim, config.text_heads) for _ in range(config.refiner_layers))
-        self.norm = RMSNorm(config.text_dim)
-
-    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
-        """tokens: (B, L, D); mask: bool, (B, 1, 1, L). Masked positions of the result carry no meaning."""
-        x = self.linear_in(tokens)
-        x = x + sincos_1d(x.shape[1], x.shape[2], x.device).to(x.dtype)
-        rotary = rotary_1d(x.shape[1], x.shape[2] // self.heads, device=x.device)
-        for block in self.blocks:
-            x = block(x, mask=mask, rotary=rotary)
-        return self.norm(x)
-
-
-class DiT(nn.Module):
+class DiT(TextConditioned):
     """Network(x_t, t, cond) -> raw output, shaped like x_t; zero at initialisation."""
 
     def __init__(self, config: DiTConfig) -> None:
-        super().__init__()
+        super().__init__(config)
         self.config = config
-        area = config.channels * config.patch**2
-        self.null_token = nn.Parameter(torch.randn(config.text_width) * 0.02)
-        self.null_pooled = nn.Parameter(torch.zeros(config.pooled_width))
-        self.refiner = Refiner(config)
-        self.time = TimeEmbedding(config.cond_dim)
-        self.pooled = nn.Linear(config.pooled_width, config.cond_dim)
-        self.linear_in = nn.Linear(area, config.dim)
+        area = config.patch**2
+        self.linear_in = nn.Linear((config.channels + config.image_channels) * area, config.dim)
         self.blocks = nn.ModuleList(
             Block(
                 config.dim,
@@ -103,51 +59,40 @@ class DiT(nn.Module):
                 cond_dim=config.cond_dim,
                 cross_dim=config.text_dim,
                 mlp_ratio=config.mlp_ratio,
+                style=config.style,
             )
             for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.dim, affine=False)
         self.modulation = nn.Linear(config.cond_dim, 2 * config.dim)
-        self.out = nn.Linear(config.dim, area)
+        self.out = nn.Linear(config.dim, config.channels * area)
         for layer in (self.modulation, self.out):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
+            zero_(layer)
 
-    def forward(self, x_t: Tensor, t: Tensor, cond: Condition, dropped: Tensor | None = None) -> Tensor:
-        """x_t: (B, channels, h, w), the patch divides h and w; t: (B,) in [0, 1]. Returns (B, channels, h, w).
-
-        dropped: (B,) bool, items that are trained without their condition, for guidance; here, so that in a distributed
-        run the null condition's gradients meet as well. Raises ValueError where the patch does not divide the sides.
-        """
-        if dropped is not None:
-            cond = self.drop(cond, dropped)
-        height, width = (side // self.config.patch for side in x_t.shape[-2:])
-        x = self.linear_in(patchify(x_t, self.config.patch))  # (B, h w / patch^2, dim)
-        x = x + sincos_2d(height, width, self.config.dim, x.device).to(x.dtype)
-        mask = cond.mask[:, None, None]  # (B, 1, 1, L)
-        context = self.refiner(cond.tokens, mask)
-        c = self.time(t) + self.pooled(cond.pooled)  # (B, cond_dim)
-        rotary = rotary_2d(height, width, self.config.dim // self.config.heads, device=x.device)
+    def trunk(self, x: Tensor, c: Tensor, text: Tensor, mask: Tensor) -> Tensor:
+        """Patches, blocks and back. Raises ValueError where the patch does not divide the sides."""
+        config = self.config
+        height, width = (side // config.patch for side in x.shape[-2:])
+        x = self.linear_in(patchify(x, config.patch))  # (B, h w / patch^2, dim)
+        x, rotary = place(x, height, width, config.heads, config.positions)
         for block in self.blocks:
-            x = block(x, c, context, context_mask=mask, rotary=rotary)
-        shift, scale = self.modulation(F.silu(c))[:, None].chunk(2, -1)
-        x = self.out(self.norm(x) * (1 + scale) + shift)
-        return unpatchify(x, self.config.patch, height, width)
+            x = self.run(partial(block, cond=c, context=text, context_mask=mask, rotary=rotary), x)
+        shift, scale = two_parts(self.modulation, c)
+        return unpatchify(self.out(self.norm(x) * scale + shift), config.patch, height, width)
 
-    def null_condition(self, batch: int) -> Condition:
-        """The learned condition that says nothing: the null token once, alone in its mask."""
-        tokens = self.null_token.expand(batch, self.config.text_length, -1)
-        mask = torch.arange(self.config.text_length, device=tokens.device) < 1
-        return Condition(tokens, mask.expand(batch, -1), self.null_pooled.expand(batch, -1))
 
-    def drop(self, cond: Condition, dropped: Tensor) -> Condition:
-        """Replace the conditions of some items by the null one, for guidance. dropped: (B,) bool, True = replaced."""
-        null = self.null_condition(len(dropped))
-        return Condition(
-            torch.where(dropped[:, None, None], null.tokens.to(cond.tokens.dtype), cond.tokens),
-            torch.where(dropped[:, None], null.mask, cond.mask),
-            torch.where(dropped[:, None], null.pooled.to(cond.pooled.dtype), cond.pooled),
-        )
+def place(x: Tensor, height: int, width: int, heads: int, positions: Positions) -> tuple[Tensor, Rotary | None]:
+    """Tell tokens (B, height width, dim) where they stand: by sincos features added to them, by a rotary table."""
+    dim = x.shape[-1]
+    if positions != "rotary":
+        x = x + sincos_2d(height, width, dim, x.device).to(x.dtype)
+    return x, None if positions == "sincos" else rotary_2d(height, width, dim // heads, device=x.device)
+
+
+def two_parts(modulation: nn.Linear, c: Tensor) -> tuple[Tensor, Tensor]:
+    """Shift and 1 + scale, (B, 1, dim) each. c: (B, cond_dim)."""
+    shift, scale = modulation(F.silu(c))[:, None].chunk(2, -1)
+    return shift, 1 + scale
 
 
 def patchify(x: Tensor, patch: int) -> Tensor:
@@ -160,8 +105,3 @@ def patchify(x: Tensor, patch: int) -> Tensor:
 def unpatchify(x: Tensor, patch: int, height: int, width: int) -> Tensor:
     """(B, height width, c patch^2) -> (B, c, height patch, width patch): the inverse of `patchify`."""
     return F.pixel_shuffle(x.mT.unflatten(2, (height, width)), patch)
-
-
-def _require(holds: bool, name: str, value: object, wanted: str) -> None:
-    if not holds:
-        raise ValueError(f"{name} is {value}, expected {wanted}")
