@@ -7,30 +7,24 @@ would come closer to the data, but it would not be the density of any sampler he
 
 The ODE is solved with adaptive steps (Dormand-Prince) and no time grid is taken: a density is worth no more than the
 error of its integral, of which a grid says nothing, and the Euler step backwards is not the inverse of that forwards,
-while two solutions within a tolerance invert each other within that tolerance. It goes along the arc of `Cosine()`, to
-which every path comes down when it is divided by sqrt(alpha^2 + sigma^2): there no rate is infinite and none jumps.
+while two solutions within a tolerance invert each other within that tolerance (`latent.sample.arc`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
 from backbone.noise import Randomness, noise_like, uniform
 from latent.grid import at_log_snr
 from latent.predict import Denoise, corrupt
-from latent.sample.step import slope, widen
-from latent.schedule import Cosine, Schedule
-
-State = tuple[Tensor, ...]
-"""What is integrated, in float64: z = x_t / sqrt(alpha^2 + sigma^2), (B, ...), and perhaps a number per item."""
-
-_ARC = Cosine()
+from latent.sample.arc import State, carry, solve, stretch, velocity
+from latent.sample.step import widen
+from latent.schedule import Schedule
 
 
 class Density(NamedTuple):
@@ -76,15 +70,15 @@ def log_density(
     _check(schedule, start, tolerance)
     _at_least("probes", probes, 1)
     directions = _basis(x) if generator is None else _rademacher(x, generator, probes)
-    times, radius = _arc(schedule, start)
+    times, radius = stretch(schedule, start, 1.0)
 
     def rates(tau: Tensor, state: State) -> State:
         with torch.enable_grad():
             z = state[0].detach().requires_grad_()
-            v = _velocity(denoise, schedule, z, tau, x.dtype)
+            v = velocity(denoise, schedule, z, tau, x.dtype)
         return v.detach(), _divergence(v, z, directions)
 
-    (z, gained), calls = _solve(
+    (z, gained), calls = solve(
         rates, (x.double() / radius[0], x.new_zeros(len(x), dtype=torch.float64)), times, tolerance
     )
     sigma = schedule.sigma(_time(1.0)).item()
@@ -102,9 +96,7 @@ def encode(denoise: Denoise, schedule: Schedule, x: Tensor, *, start: float = 1e
     """
     x = widen(x)
     _check(schedule, start, tolerance)
-    times, radius = _arc(schedule, start)
-    z = _carry(denoise, schedule, x / radius[0], times, tolerance)
-    return z * (radius[1] / schedule.sigma(_time(1.0)).item())
+    return carry(denoise, schedule, x, start, 1.0, tolerance) / schedule.sigma(_time(1.0)).item()
 
 
 @torch.no_grad()
@@ -117,9 +109,7 @@ def decode(
     """
     noise = widen(noise)
     _check(schedule, start, tolerance)
-    times, radius = _arc(schedule, start)
-    z = noise * (schedule.sigma(_time(1.0)).item() / radius[1])
-    return _carry(denoise, schedule, z, times.flip(0), tolerance) * radius[0]
+    return carry(denoise, schedule, noise * schedule.sigma(_time(1.0)).item(), 1.0, start, tolerance)
 
 
 @torch.no_grad()
@@ -179,56 +169,6 @@ def bits_per_dim(log_p: Tensor, dims: int, *, levels: int | None = None) -> Tens
         return bits
     _at_least("levels", levels, 2)
     return bits + math.log2(levels / 2)
-
-
-def _carry(denoise: Denoise, schedule: Schedule, z: Tensor, times: Tensor, tolerance: float) -> Tensor:
-    def rates(tau: Tensor, state: State) -> State:
-        return (_velocity(denoise, schedule, state[0], tau, z.dtype),)
-
-    (carried,), _ = _solve(rates, (z.double(),), times, tolerance)
-    return carried.to(z.dtype)
-
-
-def _solve(rates: Callable[[Tensor, State], State], state: State, times: Tensor, tolerance: float) -> tuple[State, int]:
-    """Integrate between the two times of the arc and count the calls of `rates`, which never leave them."""
-    calls = 0
-
-    def counted(tau: Tensor, state: State) -> State:
-        nonlocal calls
-        calls += 1
-        return rates(tau.cpu(), state)
-
-    counted(times.max(), state)  # at alpha = 0 itself: the solver stays a rounding error short of it, finite but wrong
-    times = times.to(state[0].device)
-    # by default torchdiffeq steps past the end and interpolates, and may try its first step beyond it
-    options = {"norm": _worst_item, "first_step": times.diff().abs()[0] / 50, "step_t": times[1:]}
-    path = odeint(counted, state, times, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
-    return tuple(part[-1] for part in path), calls
-
-
-def _worst_item(state: State) -> Tensor:
-    """Root mean square over each item's axes, and the largest of these: no item hides behind its batch."""
-    return torch.stack([part.reshape(len(part), -1).square().mean(1).max() for part in state]).max().sqrt()
-
-
-def _arc(schedule: Schedule, start: float) -> tuple[Tensor, list[float]]:
-    """Return the times of the arc with the SNR of t = start and t = 1, and sqrt(alpha^2 + sigma^2) at these two."""
-    ends = torch.tensor([start, 1.0], dtype=torch.float64)
-    radius = torch.hypot(schedule.alpha(ends), schedule.sigma(ends))
-    return at_log_snr(_ARC, schedule.log_snr(ends)), radius.tolist()
-
-
-def _velocity(denoise: Denoise, schedule: Schedule, z: Tensor, tau: Tensor, dtype: torch.dtype) -> Tensor:
-    """dz/dtau = slope along the arc. The denoiser works on x_t in `dtype`, at the t whose SNR is that of tau."""
-    t = at_log_snr(schedule, _ARC.log_snr(tau))
-    x_t = (z * torch.hypot(schedule.alpha(t), schedule.sigma(t)).item()).to(dtype)
-    v = slope(denoise(x_t, t), _ARC, tau)
-    if not v.isfinite().all():
-        raise ValueError(
-            f"the denoiser's velocity at t = {t.item():g} is not finite, expected numbers from start to 1; where the "
-            "network predicts 'eps' on a path with alpha = 0 at t = 1, predict 'v', 'velocity' or 'x'"
-        )
-    return v.double()
 
 
 def _divergence(v: Tensor, z: Tensor, directions: Iterable[Tensor]) -> Tensor:

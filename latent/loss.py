@@ -23,7 +23,7 @@ class Objective:
     weighting, as a factor of the squared error of one estimate:
         "none"     of the output itself: 1
         "simple"   of eps: 1 (arXiv:2006.11239, eq. 14)
-        "elbo"     of eps: -d log_snr / dt / 2: with uniform times the bound in nats per dimension (arXiv:2107.00630, eq. 18)
+        "elbo"     of eps: -d log_snr / dt / 2, in uniform times the bound in nats per value (arXiv:2107.00630, eq. 18)
         "min_snr"  of x: min(SNR, gamma) (arXiv:2303.09556, section 3.4)
         "edm"      of x: 1 + SNR, that is 1 of the output for prediction "edm" (arXiv:2206.00364, table 1)
         "p2"       of eps: 1 / (1 + SNR)^gamma (arXiv:2204.00227, eq. 8 with k = 1)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchdiffeq import odeint
 
-from latent.grid import at_log_snr
 from latent.predict import Denoise
+from latent.sample.arc import carry
 from latent.sample.step import advance, slope, steps, widen
 from latent.schedule import Schedule, expand
 
@@ -101,34 +100,18 @@ def dormand_prince(
 
         z = x_t / sqrt(alpha^2 + sigma^2),   tan(phi) = sigma / alpha;   dz/dphi = cos(phi) eps_hat - sin(phi) x_hat
 
-    It goes along the angle phi since there all schedules are one and the same arc, finite at both ends, without kinks
-    and with |z| near 1: in t, sigma' may be infinite or jump; lambda is infinite at the ends.
-
-    x: (B, ...) at `start`. tolerance: relative and absolute, for the root mean square over the whole batch (the norm of
-    torchdiffeq), so that the steps of an item depend on its batch; below the precision of the network it only costs
-    calls. Integrates in float64 from start to stop and returns alpha_0 x_hat at stop, so stop where little noise is
-    left (on EDM below 0.001, which is sigma = 0.08); where sigma_0 > 0 it integrates to t = 0 instead. The number of
-    calls depends on the data: 6 per step, tried or taken, 1 at the start and 1 at stop. Returns (B, ...) at t = 0.
-    Raises ValueError unless tolerance > 0 and 1 >= start > stop > 0.
+    x: (B, ...) at `start`. tolerance: relative and absolute, for the root mean square of the worst item, so that the
+    steps of an item depend on its batch; below the precision of the network it only costs calls. Integrates in float64
+    from start to stop (see `latent.sample.arc`) and returns alpha_0 x_hat at stop, so stop where little noise is left
+    (on EDM below 0.001, which is sigma = 0.08); where sigma_0 > 0 it integrates to t = 0 instead. The number of calls
+    depends on the data: 6 per step, tried or taken, 2 at the start and 1 at stop. Returns (B, ...) at t = 0. Raises
+    ValueError unless tolerance > 0 and 1 >= start > stop > 0.
     """
     _check_adaptive(start, stop, tolerance)
-    x = widen(x)
-    noise_free = schedule.sigma(torch.zeros((), dtype=torch.float64)) == 0
-    ends = torch.tensor([start, stop if noise_free else 0.0], dtype=torch.float64)
-    radius = torch.hypot(schedule.alpha(ends), schedule.sigma(ends))
-    angles = torch.atan2(schedule.sigma(ends), schedule.alpha(ends)).to(x.device)
-
-    def d(phi: Tensor, z: Tensor) -> Tensor:
-        t = at_log_snr(schedule, -2 * torch.log(torch.tan(phi.cpu())))
-        x_hat, eps_hat = denoise((z * torch.hypot(schedule.alpha(t), schedule.sigma(t))).to(x.dtype), t)
-        return torch.cos(phi) * eps_hat - torch.sin(phi) * x_hat
-
-    # by default torchdiffeq steps past the end and interpolates, and may try its first step beyond t = 0
-    options = {"step_t": angles[1:], "first_step": (angles[0] - angles[1]) / 50}
-    z = odeint(d, x.double() / radius[0], angles, rtol=tolerance, atol=tolerance, method="dopri5", options=options)
-    assert isinstance(z, Tensor)  # torchdiffeq says so for a tensor x only
-    x = (z[-1] * radius[1]).to(x.dtype)
-    return expand(schedule.alpha(torch.zeros_like(ends[1])), x) * denoise(x, ends[1]).x if noise_free else x
+    zero, end = torch.tensor([0.0, stop], dtype=torch.float64)
+    noise_free = schedule.sigma(zero) == 0
+    x = carry(denoise, schedule, widen(x), start, stop if noise_free else 0.0, tolerance)
+    return expand(schedule.alpha(zero), x) * denoise(x, end).x if noise_free else x
 
 
 def _check_adaptive(start: float, stop: float, tolerance: float) -> None:

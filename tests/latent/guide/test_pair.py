@@ -1,32 +1,13 @@
-from typing import NamedTuple
-
 import pytest
 import torch
-from torch import Tensor
 
 from latent.grid import uniform
-from latent.guide import autoguidance, classifier_free
-from latent.predict import Estimate, as_model, bind, corrupt, estimate
-from latent.sample import euler
+from latent.guide import autoguidance, classifier_free, extrapolate
+from latent.predict import Estimate, as_model, ask, bind, corrupt, estimate
+from latent.sample import euler, heun
 from latent.schedule import VP, Flow
-from tests.latent.oracle import PREDICTIONS, SCHEDULES, double, name, randn
-
-
-class Words(NamedTuple):
-    tokens: Tensor  # (B, 2)
-    mask: Tensor  # (B, 2) bool
-
-
-COND = Words(randn(3, 2, seed=5), torch.ones(3, 2, dtype=torch.bool))
-NULL = Words(torch.zeros(3, 2, dtype=torch.float64), torch.tensor([[True, False]] * 3))
-
-
-def network(x_t, t, cond):
-    assert isinstance(cond, Words)
-    assert cond.mask.dtype == torch.bool
-    assert len(x_t) == len(t) == len(cond.tokens) == len(cond.mask)
-    words = (cond.tokens * cond.mask).sum(1) + cond.mask.sum(1)
-    return torch.tanh(x_t * t[:, None]) + words[:, None]
+from tests.latent.guide.pairs import COND, NULL, gaussian, network
+from tests.latent.oracle import PREDICTIONS, SCHEDULES, double, name, quantiles, randn
 
 
 class Counted:
@@ -45,8 +26,7 @@ class Counted:
 def test_guidance_equals_combining_raw_outputs(schedule, prediction, scale, t):
     x_t = randn(3, 4)
     guided = classifier_free(as_model(network, schedule, prediction), COND, NULL, scale)(x_t, t)
-    times = t.expand(3)
-    with_words, without = network(x_t, times, COND), network(x_t, times, NULL)
+    with_words, without = (ask(network, prediction, schedule, x_t, t, cond) for cond in (COND, NULL))
     expected = estimate(prediction, schedule, x_t, without + scale * (with_words - without), t)
     torch.testing.assert_close(guided, expected)
 
@@ -73,26 +53,66 @@ def test_scale_one_is_the_conditional_model_at_the_cost_of_one_branch():
     torch.testing.assert_close(found, bind(model, COND)(x_t, t), rtol=0, atol=0)
 
 
-def test_guidance_acts_only_inside_its_interval():
+def pair(form, model, scale, **options):
+    """Guidance by the unconditional branch, in either form."""
+    if form == "classifier_free":
+        return classifier_free(model, COND, NULL, scale, **options)
+    return autoguidance(bind(model, COND), bind(model, NULL), scale, **options)
+
+
+every_form = pytest.mark.parametrize("form", ["classifier_free", "autoguidance"])
+
+
+@every_form
+def test_guidance_acts_only_inside_its_interval(form):
     model = Counted(as_model(network, Flow(), "velocity"))
-    denoise = classifier_free(model, COND, NULL, 3.0, interval=(0.2, 0.7))
-    everywhere = classifier_free(model.model, COND, NULL, 3.0)
-    for t, batch, expected in (
-        (0.1, 3, bind(model.model, COND)),
-        (0.2, 6, everywhere),
-        (0.5, 6, everywhere),
-        (0.7, 6, everywhere),
-        (0.9, 3, bind(model.model, COND)),
+    denoise = pair(form, model, 3.0, interval=(0.2, 0.7))
+    everywhere = pair(form, model.model, 3.0)
+    both = [6] if form == "classifier_free" else [3, 3]
+    for t, batches, expected in (
+        (0.1, [3], bind(model.model, COND)),
+        (0.2, both, everywhere),
+        (0.5, both, everywhere),
+        (0.7, both, everywhere),
+        (0.9, [3], bind(model.model, COND)),
     ):
-        time = double(t)[0]
+        time, model.batches = double(t)[0], []
         torch.testing.assert_close(denoise(COND.tokens, time), expected(COND.tokens, time), rtol=0, atol=0)
-        assert model.batches.pop() == batch
+        assert model.batches == batches
 
 
+@every_form
+@pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1)])
-def test_an_impossible_interval_is_refused(interval):
+def test_an_impossible_interval_is_refused(form, scale, interval):
     with pytest.raises(ValueError, match="0 <= low < high <= 1"):
-        classifier_free(as_model(network, Flow(), "velocity"), COND, NULL, 3.0, interval=interval)
+        pair(form, as_model(network, Flow(), "velocity"), scale, interval=interval)
+
+
+@every_form
+def test_a_scale_that_changes_over_time_is_a_rule(form):
+    def falling(main, weak, x_t, t):
+        return extrapolate(main, weak, 1 + 6 * t)
+
+    model = as_model(network, VP(), "v")
+    for t in double(0.1, 0.5, 0.9):
+        found = pair(form, model, falling)(randn(3, 4), t)
+        torch.testing.assert_close(found, pair(form, model, 1 + 6 * t.item())(randn(3, 4), t))
+
+
+@every_form
+def test_a_rule_is_given_the_condition_as_main_and_its_absence_as_weak(form):
+    model = as_model(network, VP(), "v")
+    x_t, t = randn(3, 4), double(0.4)[0]
+
+    def rule(main, weak, given, time):
+        assert given is x_t
+        assert time is t
+        torch.testing.assert_close(main, model(x_t, t, COND))
+        torch.testing.assert_close(weak, model(x_t, t, NULL))
+        return main
+
+    torch.testing.assert_close(pair(form, model, rule)(x_t, t), model(x_t, t, COND))
 
 
 def test_plain_tuples_of_conditions_work_too():
@@ -123,3 +143,29 @@ def test_guidance_towards_a_condition_moves_samples_beyond_it():
     denoise = classifier_free(model, (double(1.0, 2.0),), (double(-1.0, 0.0),), 3.0)
     found = euler(denoise, Flow(), randn(2, 4), uniform(5))
     torch.testing.assert_close(found, double(5.0, 6.0)[:, None].expand(2, 4))
+
+
+MEAN, NEGATIVE, STD = 0.5, -0.25, 0.3
+
+
+def away_from_the_negative(schedule, count):
+    def model(x_t, t, cond):
+        return gaussian(schedule, cond[0][:, None], STD)(x_t, t)
+
+    cond, negative = ((torch.full((count,), mean, dtype=torch.float64),) for mean in (MEAN, NEGATIVE))
+    return classifier_free(model, cond, negative, 3.0)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=name)
+def test_a_negative_prompt_moves_the_mean_away_by_the_scale(schedule):
+    """N(m, s^2) guided by N(n, s^2) is N(n + scale (m - n), s^2)."""
+    x_t, t = randn(50, 4), double(0.5)[0]
+    expected = gaussian(schedule, NEGATIVE + 3 * (MEAN - NEGATIVE), STD)(x_t, t)
+    torch.testing.assert_close(away_from_the_negative(schedule, 50)(x_t, t), expected)
+
+
+def test_samples_keep_away_from_a_negative_prompt():
+    x = quantiles(Flow(), double(1.0)[0])[:, None]
+    samples = heun(away_from_the_negative(Flow(), 1000), Flow(), x, uniform(32))
+    assert samples.mean().item() == pytest.approx(2.0, abs=0.01)
+    assert samples.std().item() == pytest.approx(STD, abs=0.01)
