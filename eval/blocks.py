@@ -105,11 +105,16 @@ class Gallery:
 
 @dataclass(frozen=True)
 class Series:
-    """One line of a chart: x and y of equal length; a y that is not finite is a gap."""
+    """One line of a chart: x and y of equal length; a y that is not finite is a gap.
+
+    low, high: the ends of each y's interval, where there are any; points with intervals are drawn as points.
+    """
 
     name: str
     x: Sequence[float]
     y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,11 @@ def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
         for index, series in enumerate(block.series):
             x, y = thin(series)
             axes.plot(x, y, color=_colour(index), linewidth=1.5, dashes=_dash(index))
+            if series.low and series.high:
+                axes.plot(
+                    x, y, MARKERS[index % len(MARKERS)][0], color=_colour(index), markersize=3.5, markeredgewidth=0
+                )
+                axes.fill_between(x, series.low, series.high, color=_colour(index), alpha=0.12, linewidth=0)
         axes.set_xlabel(clip(block.x_label))
         axes.set_ylabel(clip(block.y_label))
         if log:

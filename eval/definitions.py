@@ -39,9 +39,12 @@ class Definition:
 RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r"vqvae\.patch_kmeans_psnr", "patch k-means PSNR", "dB", None,
      "PSNR of a codec without a network: k-means on raw patches at the same number of bits. The VQ-VAE must beat it."),
+    (r".*\.bicubic_psnr", "bicubic PSNR", "dB", None,
+     "PSNR of enlarging without a network: the same small pictures, made large by bicubic interpolation."),
     (r".*\.psnr", "PSNR", "dB", "higher",
-     "Peak signal-to-noise ratio between a held-out picture and its reconstruction, 10 log10(1 / MSE) for values in "
-     "[0, 1] after clamping; one value per picture, then the mean. Three dB halve the squared error."),
+     "Peak signal-to-noise ratio between a held-out picture and its reconstruction (from codes or latents, or, for a "
+     "model that enlarges, from the picture made small), 10 log10(1 / MSE) for values in [0, 1] after clamping; one "
+     "value per picture, then the mean. Three dB halve the squared error."),
     (r".*\.ssim", "SSIM", "plain", "higher",
      "Structural similarity (Wang 2004): 11-pixel Gaussian window, valid region, mean over pictures; 1 is identical."),
     (r".*\.usage", "codes used", "share", "higher",
@@ -67,6 +70,18 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features; it may be slightly negative."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
      "Cosine between the judge's embeddings of picture and caption, unscaled; mean within prompts, then over prompts."),
+    (r".*\.sweep\.(colour|shape)\[.*\]", "sampling sweep: as asked", "share", "higher",
+     "Share of asked objects whose attribute the scene judge reads as the caption asked, with the sampler, the number "
+     "of network evaluations (both branches of guidance count as one) and the guidance in the brackets."),
+    (r".*\.sweep\.kd\[.*\]", "sampling sweep: kernel distance", "plain", "lower",
+     "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features between generated and training "
+     "pictures, with the sampler, the number of network evaluations and the guidance in the brackets."),
+    (r".*\.bits_per_dim\[ode\]", "bits per latent dimension", "plain", "lower",
+     "-log2 of the density that the model without guidance gives a held-out latent with its caption, along the "
+     "probability-flow ODE (Hutchinson's estimate), divided by the number of values. Latents have unit variance: "
+     "N(0, I) costs 2.05 bits. It compares models of one autoencoder only."),
+    (r".*\.bits_per_dim\[bound\]", "bits per latent dimension, bound", "plain", "lower",
+     "The variational upper bound on the same, for the reverse SDE."),
     (r"caption\.grammatical", "grammatical captions", "share", "higher",
      "Share of generated captions that the grammar of the data can parse as a whole."),
     (r"text\.excess_nats_per_token", "excess over the grammar", "plain", "lower",

@@ -6,7 +6,7 @@ from eval.blocks import Column, Dots, Figure, Known, Row, RowKind, Section, Tabl
 from eval.definitions import ATTRIBUTES, SCENE, SLICES, define, subject
 
 KINDS: dict[str, RowKind] = {"real": "judge", "shuffled": "floor", "chance": "floor"}
-RECONSTRUCTION = ("psnr", "ssim", "usage", "perplexity", "patch_kmeans_psnr")
+RECONSTRUCTION = ("psnr", "ssim", "usage", "perplexity", "patch_kmeans_psnr", "bicubic_psnr")
 Grid = dict[str, dict[str, dict[str, Known]]]  # attribute -> subject -> slice -> figure
 
 

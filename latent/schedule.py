@@ -25,7 +25,7 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
     never rounded to half precision.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return value.to(dtype).to(like.device).reshape(-1, *(1,) * (like.ndim - 1))
+    return value.to(like.device, dtype).reshape(-1, *(1,) * (like.ndim - 1))
 
 
 class Schedule(ABC):
@@ -188,11 +188,10 @@ class DDPM(Schedule):
 
     def _lost(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """1 - alpha and its rate, in float64."""
-        table = _lost_signal(self).to(t.device)
         place = self.levels * t.double()
         below = place.detach().long().clamp(0, self.levels - 1)
-        step = table[below + 1] - table[below]
-        return table[below] + (place - below) * step, self.levels * step
+        start, step = _lost_signal(self).to(t.device)[below].unbind(-1)
+        return start + (place - below) * step, self.levels * step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -311,7 +310,7 @@ def _preserving(lost: Tensor) -> Tensor:
 
 @lru_cache
 def _lost_signal(path: DDPM) -> Tensor:
-    """1 - alpha at the levels 0 to `path.levels`, float64."""
+    """1 - alpha at the levels 0 to `path.levels` - 1, and its step to the next: (levels, 2), float64."""
     count = path.levels
     match path.betas:
         case "linear":
@@ -327,7 +326,7 @@ def _lost_signal(path: DDPM) -> Tensor:
     if path.zero_terminal:
         first, last = 1 - lost[0], 1 - lost[-1]
         lost = 1 - (1 - lost - last) * first / (first - last)
-    return torch.cat([lost.new_zeros(1), lost])
+    return torch.stack([torch.cat([lost.new_zeros(1), lost[:-1]]), lost.diff(prepend=lost.new_zeros(1))], -1)
 
 
 def _increasing(owner: str, *, usual: str, limit: float = math.inf, **values: float) -> None:

@@ -101,7 +101,10 @@ def _run_kind(kind: str, recipe: Path, out: Path, data: Path | None, overrides: 
 
 def sample_image(
     prompt: Words, run: Path = Path("runs/scenes"), model: str | None = None, out: Path = Path("samples"),
-    count: int = 1, seed: int = 0, guidance: float | None = None, steps: int | None = None, scale: int = 8,
+    count: int = 1, seed: int = 0, sampler: str | None = None, steps: int | None = None, guidance: float | None = None,
+    rule: str | None = None, interval: tuple[float, float] | None = None, negative: str | None = None,
+    classifier: str | None = None, classifier_scale: float | None = None, grid: str | None = None,
+    start: float | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
     """Draw pictures for a prompt; a JSON file beside each says how it was made.
 
@@ -112,13 +115,24 @@ def sample_image(
         out: folder for the pictures.
         count: how many.
         seed: a picture depends on the prompt, the seed and its number alone.
-        guidance: classifier-free guidance scale; the run's own by default.
+        sampler: such as dpmpp_2m, unipc, heun or ancestral; a wrong name lists them all. The run's own by default.
         steps: sampling steps; the run's own by default.
+        guidance: classifier-free guidance scale; the run's own by default.
+        rule: how guidance combines its branches: plain, rescaled, projected or zero_star.
+        interval: times between which guidance acts, such as 0.2 0.8; 0 is data and 1 is noise.
+        negative: what to keep away from, such as "a blue circle".
+        classifier: stage of a classifier whose gradient guides as well, such as match; on flows add --interval 0 0.9.
+        classifier_scale: of that gradient; 1 is Bayes' rule, more is sharper.
+        grid: where the steps lie: uniform, karras, log_snr or levels.
+        start: time of the first step, below 1 for samplers that need some signal, such as 0.999.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
 
-    paths = load(run).save([prompt] * count, out, model=model, seed=seed, guidance=guidance, steps=steps, scale=scale)
+    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "rule": rule, "interval": interval}
+    asked |= {"negative": negative, "grid": grid, "start": start}
+    asked |= {"classifier": classifier, "classifier_scale": classifier_scale}
+    paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 
 
@@ -172,7 +186,10 @@ def sample_infill(
     print(load(run).infill_file(picture, caption, box, out, seed=seed, scale=scale))
 
 
-def data_scenes(out: Annotated[Path, tyro.conf.Positional], count: int = 20_000, size: int = 32, seed: int = 0) -> None:
+def data_scenes(
+    out: Annotated[Path, tyro.conf.Positional], count: int = 20_000, size: int = 32, seed: int = 0,
+    render: int | None = None,
+) -> None:  # fmt: skip
     """Render the built-in captioned scenes into shards: train, test and unseen splits.
 
     Args:
@@ -180,12 +197,13 @@ def data_scenes(out: Annotated[Path, tyro.conf.Positional], count: int = 20_000,
         count: training scenes; a tenth is held out beside them (8 to 2,000), a twentieth has unseen combinations.
         size: side of the pictures in pixels, 32 (two objects at most) or 64 (three).
         seed: of everything that is drawn.
+        render: side of the pictures where it is not the size for which the scenes are laid out.
     """
     from pipelines.data.scenes import write
     from pipelines.progress import ticking
 
     with ticking("scenes") as tick:
-        manifest = write(out, count=count, size=size, seed=seed, progress=tick)
+        manifest = write(out, count=count, size=size, seed=seed, pixels=render, progress=tick)
     print(f"{out}: " + ", ".join(f"{number} {split}" for split, number in manifest["counts"].items()) + " scenes")
 
 

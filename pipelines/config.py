@@ -1,120 +1,30 @@
-"""Recipes: one TOML file describes an experiment as a graph of named stages.
+"""Recipes from files: one TOML file describes an experiment as a graph of named stages (`pipelines.recipe`).
 
-Every table is a frozen dataclass beside its owner; this module composes them, checks them with pydantic (unknown keys
-are refused with the nearest right one) and answers questions about the graph.
+Every table is a frozen dataclass beside its owner; this module composes them and checks them with pydantic: unknown
+keys are refused with the nearest right one.
 """
 
 from __future__ import annotations
 
+import collections.abc
 import dataclasses
-import difflib
 import json
-import re
 import tomllib
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import ConfigDict, TypeAdapter, ValidationError, create_model
 from pydantic_core import ErrorDetails
 
-from pipelines.errors import PalimpsestError
-from pipelines.stage_config import (
-    FORERUNNERS,
-    LATENT_SAMPLERS,
-    MASKED_SAMPLERS,
-    AnyStage,
-    GenerateStage,
-    ScenesData,
-    ShardData,
-)
-
-RESERVED = ("cache", "data")  # folders of a run that are no stage
+from pipelines.errors import PalimpsestError, nearest
+from pipelines.recipe import Recipe
 
 
 class RecipeError(PalimpsestError):
     """A recipe that cannot be run as it stands."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """One experiment."""
-
-    name: str
-    seed: int = 0
-    data: Annotated[ScenesData | ShardData, Field(discriminator="kind")]
-    stage: dict[str, Annotated[AnyStage, Field(discriminator="kind")]]
-
-    def __post_init__(self) -> None:
-        """Check the graph: every need exists, nothing turns back, no forerunner is missing."""
-        for name, stage in self.stage.items():
-            for need in stage.needs:
-                if need not in self.stage:
-                    raise ValueError(
-                        f"stage.{name} needs {need!r}, which is no stage of the recipe{nearest(need, self.stage)}"
-                    )
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name) or name in RESERVED:
-                raise ValueError(
-                    f"stage name {name!r}: use letters, digits, - and _, and none of {', '.join(RESERVED)}"
-                )
-            if isinstance(stage, GenerateStage):
-                self._check_sampler(name, stage)
-        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.name):
-            raise ValueError(f"recipe name {self.name!r}: use letters, digits, - and _; it names a folder")
-        self.order()
-        for name, stage in self.stage.items():
-            for kind in FORERUNNERS.get(stage.kind, ()):
-                if not self.of_kind(name, kind):
-                    raise ValueError(
-                        f"stage.{name} ({stage.kind}) needs a stage of kind {kind!r}: add its name to `needs`"
-                    )
-
-    def _check_sampler(self, name: str, stage: GenerateStage) -> None:
-        """Refuse a generate stage without a model, or with a sampler of the other kind of model."""
-        kinds = {self.stage[need].kind for need in stage.needs if need in self.stage}
-        fitting = MASKED_SAMPLERS if "mdlm" in kinds else LATENT_SAMPLERS
-        if not kinds & {"latent", "mdlm"}:
-            raise ValueError(f"stage.{name} draws with a model: name a stage of kind latent or mdlm in its `needs`")
-        if stage.sampler not in fitting:
-            known = ", ".join(fitting)
-            raise ValueError(
-                f"stage.{name}.sampler is {stage.sampler!r}, which its model cannot use; it can use {known}"
-            )
-
-    def order(self) -> list[str]:
-        """Return the stage names so that every stage stands behind its needs. Raises ValueError on a circle."""
-        done: list[str] = []
-        while len(done) < len(self.stage):
-            ready = [n for n, s in self.stage.items() if n not in done and all(need in done for need in s.needs)]
-            if not ready:
-                circle = ", ".join(name for name in self.stage if name not in done)
-                raise ValueError(f"the stages {circle} need each other in a circle: take one of their `needs` away")
-            done += ready
-        return done
-
-    def forerunners(self, name: str) -> list[str]:
-        """Return all stages that `name` stands on, directly or not, the nearest first."""
-        found: list[str] = []
-        waiting = list(self.stage[name].needs)
-        while waiting:
-            need = waiting.pop(0)
-            if need not in found:
-                found.append(need)
-                waiting += self.stage[need].needs
-        return found
-
-    def of_kind(self, name: str, kind: str) -> list[str]:
-        """Return the forerunners of `name` that are of `kind`, the nearest first."""
-        return [need for need in self.forerunners(name) if self.stage[need].kind == kind]
-
-
-def nearest(word: str, known: Iterator[str] | Mapping[str, Any] | Sequence[str]) -> str:
-    """Return '; did you mean X?' for the closest of the known words, or nothing."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 Config = TypeVar("Config")
@@ -190,36 +100,40 @@ def _apply(raw: dict[str, Any], override: str) -> None:
 
 def _explain(detail: ErrorDetails) -> str:
     """Put one validation error into words."""
-    tags = {
-        "scenes",
-        "shards",
-        "flow",
-        "vp",
-        "cosine",
-        "linear",
-        *(k for s in typing.get_args(AnyStage) for k in _kinds(s)),
-    }
+    tags = {kind for owner in _configs(Recipe, set()) for kind in _kinds(owner)}
     location = [str(part) for part in detail["loc"][1:]]
-    place = [part for i, part in enumerate(location) if not (part in tags and i > 0 and location[i - 1] != "stage")]
+    place: list[str] = []
+    tagged = False  # whether the part before was the kind of a union: no two of these stand side by side
+    for i, part in enumerate(location):
+        tagged = not tagged and part in tags and i > 0 and location[i - 1] != "stage"
+        place += [] if tagged else [part]
     where = ".".join(place)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        return f"unknown key {where}{nearest(location[-1], sorted(_field_names(Recipe, set())))}"
+        return f"unknown key {where}{nearest(location[-1], sorted(_field_names()))}"
+    if detail["type"] == "union_tag_not_found":
+        return f'{where}: add kind = "..."; a wrong one lists all that there are'
     value = "" if isinstance(detail["input"], dict) else f" (given {detail['input']!r})"
     return f"{where or 'recipe'}: {detail['msg'].removeprefix('Value error, ')}{value}"
 
 
-def _kinds(stage: type) -> tuple[str, ...]:
-    return typing.get_args(typing.get_type_hints(stage)["kind"])
+def _kinds(config: type) -> tuple[str, ...]:
+    """Return the values of a configuration's `kind`."""
+    return typing.get_args(typing.get_type_hints(config).get("kind"))
 
 
-def _field_names(kind: Any, seen: set[Any]) -> set[str]:
-    """Return the names of all fields of a dataclass and of those inside it."""
-    if kind in seen:
+def _field_names() -> set[str]:
+    """Return the names of all keys that a recipe can hold."""
+    return {field.name for config in _configs(Recipe, set()) for field in dataclasses.fields(config)}
+
+
+def _configs(kind: Any, seen: set[Any]) -> set[type[Any]]:
+    """Return all dataclasses that a type is made of, itself included."""
+    if not isinstance(kind, collections.abc.Hashable) or kind in seen:
         return set()
     seen.add(kind)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
-        return set(hints).union(*(_field_names(hint, seen) for hint in hints.values()))
+        return {kind}.union(*(_configs(hint, seen) for hint in hints.values()))  # type: ignore[arg-type]
     if typing.get_origin(kind) in (typing.Union, types.UnionType, dict, tuple, Annotated):
-        return set().union(*(_field_names(part, seen) for part in typing.get_args(kind)))
+        return set().union(*(_configs(part, seen) for part in typing.get_args(kind)))
     return set()

@@ -35,10 +35,10 @@ def distances(e: Evaluation) -> None:
         pictures = read_generated(made.folder / e.run.held_out_name())
         sets[f"{made.stage} ({made.subject})"] = (made.subject, pictures, "model")
     n = min(len(shown) for _, shown, _ in sets.values())  # distances depend on n: all sets are cut to the smallest
-    reference = tower.embed(e.train.pictures[:REFERENCE])
+    reference = e.judges.features(e.train.pictures[:REFERENCE])
     rows, scores = [], []
     for label, (subject, shown, kind) in sets.items():
-        features = tower.embed(shown.pictures[:n])
+        features = e.judges.features(shown.pictures[:n])
         key, figures = _distances(e, tower, subject, features, reference)
         rows.append(Row([label, *figures, key], kind))
         scores += _clip_rows(e, subject, label, features, shown.captions[:n])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
@@ -26,10 +27,14 @@ from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real, reconstructions
 from pipelines.runs import Run, code_version
 from pipelines.stage_config import EvalStage
+from pipelines.sweep_report import sweeps
+from pipelines.upscale_measures import enlargements
 from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
 KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
+NOT_CURVES = ("step", "seconds", "split", "gradient_norm")
+BY_TIME = re.compile(r"(\w+)_t([\d.-]+)")  # a figure of validation at some times: name_t0.00-0.25
 NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data scenes` have them"
 
 
@@ -38,11 +43,13 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     real = read_set(run, run.held_out_name(), stage.reconstructions)
     e = Evaluation(run, name, stage, Judges.load(run, name), real, read_set(run, "train", KMEANS_TRAIN))
     reconstructions(e)
+    enlargements(e)
     judged_real(e)
     for made in e.generated():
         judged_generated(e, made)
     distances(e)
     words(e)
+    sweeps(e)
     e.sections += [curves(e)]
     _name_missing(e)
     page, figures = write_report(report_of(e), run.stage_folder(name))
@@ -57,22 +64,27 @@ def curves(e: Evaluation) -> Section:
         if not path.exists():
             continue
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        for field_name in dict.fromkeys(
-            key for line in lines for key in line if key not in ("step", "seconds", "split", "gradient_norm")
-        ):
-            series = []
-            for split in ("train", "validation"):
-                points = [
-                    (line["step"], line[field_name]) for line in lines if line["split"] == split and field_name in line
-                ]
-                if points:
-                    x, y = zip(*points, strict=True)
-                    series.append(Series(split, list(x), list(y)))
-            positive = all(value > 0 for one in series for value in one.y)
-            blocks.append(
-                Curve(f"{name}: {field_name}", series, y_label=field_name, log=positive and field_name == "loss")
-            )
+        names = dict.fromkeys(key for line in lines for key in line if key not in NOT_CURVES)
+        for field_name in names:
+            if not BY_TIME.fullmatch(field_name):
+                series = [_line(lines, field_name, split, split) for split in ("train", "validation")]
+                blocks.append(_curve(name, field_name, series))
+        timed = [found for field_name in names if (found := BY_TIME.fullmatch(field_name))]
+        for what in dict.fromkeys(found[1] for found in timed):
+            series = [_line(lines, found[0], "validation", f"t {found[2]}") for found in timed if found[1] == what]
+            blocks.append(_curve(name, f"{what} by time", series))
     return Section("Training", blocks)
+
+
+def _line(lines: list[dict[str, Any]], field_name: str, split: str, label: str) -> Series:
+    points = [(line["step"], line[field_name]) for line in lines if line["split"] == split and field_name in line]
+    return Series(label, [step for step, _ in points], [value for _, value in points])
+
+
+def _curve(stage: str, what: str, series: list[Series]) -> Curve:
+    shown = [one for one in series if one.x]
+    positive = all(value > 0 for one in shown for value in one.y)
+    return Curve(f"{stage}: {what}", shown, y_label=what, log=positive and what.startswith("loss"))
 
 
 def _name_missing(e: Evaluation) -> None:

@@ -25,11 +25,12 @@ from pipelines.errors import PalimpsestError
 from pipelines.latent_sampler import LatentSampler
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe
-from pipelines.pictures import from_pil
+from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators, settings_for, settings_of
-from pipelines.stage_config import GenerateStage
+from pipelines.stage_config import PICTURE_MODELS, GenerateStage, LatentOptions
+from pipelines.upscale_sampler import Cascade, Upscaler
 
 
 @dataclass(frozen=True)
@@ -59,29 +60,61 @@ class Pipeline:
     def sampler(self, model: str) -> PictureSampler:
         """Return the sampler of a stage."""
         stage = stage_of(self.run, model)
-        if stage.kind == "latent":
-            return LatentSampler.load(self.run, model)
-        if stage.kind == "mdlm":
-            return MaskedSampler.load(self.run, model)
-        raise PalimpsestError(
-            f"stage {model!r} is of kind {stage.kind!r} and draws no pictures; name one of kind latent or mdlm."
-        )
+        match stage.kind:
+            case "latent" | "distill":
+                return LatentSampler.load(self.run, model)
+            case "upscale":
+                base = self.run.recipe.base(model)
+                settings = settings_for(self.run.recipe, base)
+                return Cascade(self.sampler(base), settings, Upscaler.load(self.run, model))
+            case "mdlm":
+                return MaskedSampler.load(self.run, model)
+        known = ", ".join(PICTURE_MODELS)
+        raise PalimpsestError(f"stage {model!r} is of kind {stage.kind!r} and draws no pictures; name one of {known}.")
 
     def settings(self, model: str, **changes: Any) -> Settings:
-        """Return the settings that the recipe generates with from `model`, with those given instead."""
+        """Return the settings that the recipe generates with from `model`, with those given instead.
+
+        changes: fields of Settings or LatentOptions; None leaves a field as it is. Raises PalimpsestError where options
+        of latent models are given for another.
+        """
+        given = {key: value for key, value in changes.items() if value is not None}
+        options = {key: given.pop(key) for key in list(given) if key in LATENT_OPTIONS}
+        if options and self.run.recipe.stage[model].kind == "mdlm":
+            raise PalimpsestError(
+                f"{', '.join(options)}: stage {model!r} is no latent model and knows no such thing; leave it out, "
+                "or name a latent model with --model"
+            )
         base = settings_for(self.run.recipe, model)
-        return dataclasses.replace(base, **{key: value for key, value in changes.items() if value is not None})
+        return dataclasses.replace(base, **given, latent=dataclasses.replace(base.latent, **options))
 
     def sample(
         self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, batch: int = 50, **changes: Any
     ) -> list[Image.Image]:
-        """Draw one picture per prompt; `changes` are fields of Settings, such as guidance=4.0.
+        """Draw one picture per prompt; `changes` are fields of Settings or LatentOptions, such as guidance=4.0.
 
         Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
         """
         name = model or self.default("latent", "mdlm")
         self.check_prompts(prompts)
         return draw(self.sampler(name), prompts, self.settings(name, **changes), seed=seed, batch=batch)
+
+    def enlarge(
+        self,
+        images: Sequence[Image.Image],
+        prompts: Sequence[str],
+        *,
+        seed: int = 0,
+        model: str | None = None,
+        **changes: Any,
+    ) -> list[Image.Image]:
+        """Enlarge pictures that are described by prompts; those of another size are first brought to the model's."""
+        name = model or self.default("upscale")
+        self.check_prompts(prompts)
+        upscaler = Upscaler.load(self.run, name)
+        low = from_pil([fit(image, upscaler.stage.source) for image in images])
+        found = upscaler.enlarge(low, prompts, generators(prompts, seed), self.settings(name, **changes))
+        return to_pil(found)
 
     def save(
         self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, scale: int = 1, **changes: Any
@@ -155,6 +188,7 @@ class Pipeline:
 
 
 log = logging.getLogger("palimpsest")
+LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
 
 
 def load(run: Path | str) -> Pipeline:
@@ -182,7 +216,7 @@ def save_picture(folder: Path, stem: str, image: Image.Image, made: dict[str, An
 
 def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
     """Make the pictures (and texts) of a generate stage: held-out and unseen captions, one picture each."""
-    model = next(n for n in run.recipe.forerunners(name) if run.recipe.stage[n].kind in ("latent", "mdlm"))
+    model = run.recipe.base(name)
     pipeline, settings = Pipeline(run), settings_of(stage)
     sampler = pipeline.sampler(model)
     made = {"model": model, "settings": dataclasses.asdict(settings), "seed": stage.seed}

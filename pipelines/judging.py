@@ -10,12 +10,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 from backbone.clip import contrastive_hash, image_features, load_contrastive
 from eval.features import Tower
 from eval.interval import Interval
 from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
+from pipelines.data.picture import fit
 from pipelines.hardware import device_of
 from pipelines.models import device, load_scene_judge
 from pipelines.pictures import from_uint8
@@ -33,19 +35,31 @@ class Judges:
     tower: Tower | None  # features for distances and CLIP score
     text: TextEncoder | None  # its text side
     scene: SceneJudge | None
+    size: int  # side of the pictures that they were trained on
 
     @classmethod
     def load(cls, run: Run, name: str) -> Judges:
         """Load the judges that stage `name` needs."""
         contrastive, scene = (run.recipe.of_kind(name, kind) for kind in ("judge", "scene_judge"))
         tower, text = _contrastive(run, contrastive[0]) if contrastive else (None, None)
-        return cls(tower, text, load_scene_judge(run, scene[0]) if scene else None)
+        return cls(tower, text, load_scene_judge(run, scene[0]) if scene else None, run.recipe.data.size)
+
+    def seen(self, pictures: Pictures) -> Pictures:
+        """Return pictures at the size that the judges know, by the rule that reduced what they were trained on."""
+        if pictures.shape[1] == self.size:
+            return pictures
+        return np.stack([np.asarray(fit(Image.fromarray(picture), self.size)) for picture in pictures])
+
+    def features(self, pictures: Pictures) -> NDArray[np.float32]:
+        """Features (n, dim) of pictures."""
+        assert self.tower is not None
+        return self.tower.embed(self.seen(pictures))
 
     @torch.no_grad()
     def verdicts(self, pictures: Pictures) -> list[Canonical]:
         """Read scenes."""
         assert self.scene is not None
-        found: list[Canonical] = []
+        found, pictures = list[Canonical](), self.seen(pictures)
         for start in range(0, len(pictures), BATCH):
             x = from_uint8(pictures[start : start + BATCH]).to(device_of(self.scene))
             found += read(self.scene(x), self.scene.config)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, assert_never
 
 import torch
 from torch import nn
@@ -13,10 +13,15 @@ from torch import nn
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer, MaskedTransformerConfig
 from eval.scene import SceneJudge, SceneJudgeConfig
+from latent.classifier import MatchConfig, NoisyMatch
+from latent.condition import TextConditioned
 from latent.dit import DiT, DiTConfig
+from latent.mmdit import MMDiT, MMDiTConfig
+from latent.unet import UNet, UNetConfig
 from pipelines.artefact import ArtefactError, load_weights
 from pipelines.config import read_config
 from pipelines.runs import Run
+from pipelines.stage_config import ClassifierStage, LatentConfig
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
@@ -63,9 +68,29 @@ def load_vqvae(run: Run, name: str) -> VQVAE:
     return _load(run, name, VQVAEConfig, VQVAE)
 
 
-def load_dit(run: Run, name: str) -> DiT:
+def build_latent(config: LatentConfig) -> TextConditioned:
+    """Return a new network of the kind that a configuration is for."""
+    match config:
+        case DiTConfig():
+            return DiT(config)
+        case MMDiTConfig():
+            return MMDiT(config)
+        case UNetConfig():
+            return UNet(config)
+        case _:
+            assert_never(config)
+
+
+def load_latent(run: Run, name: str) -> TextConditioned:
     """Load the latent model of stage `name`."""
-    return _load(run, name, DiTConfig, DiT)
+    return _load(run, name, LatentConfig, build_latent)  # type: ignore[arg-type]
+
+
+def load_classifier(run: Run, name: str) -> NoisyMatch:
+    """Load the classifier of stage `name`, on the path that it was trained on."""
+    stage = run.recipe.stage[name]
+    assert isinstance(stage, ClassifierStage)
+    return _load(run, name, MatchConfig, lambda config: NoisyMatch(config, stage.schedule))
 
 
 def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:

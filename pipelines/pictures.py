@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
@@ -28,6 +29,11 @@ def to_pil(x: Tensor) -> list[Image.Image]:
 def from_pil(images: Sequence[Image.Image]) -> Tensor:
     """Return PIL images of one size as (B, 3, H, W) float32 in [-1, 1]."""
     return from_uint8(np.stack([np.asarray(image.convert("RGB")) for image in images]))
+
+
+def enlarged(x: Tensor, size: int) -> Tensor:
+    """Return pictures (B, 3, h, w) as (B, 3, size, size), bilinear."""
+    return F.interpolate(x, (size, size), mode="bilinear", align_corners=False)
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, scale: int = 1) -> Image.Image:

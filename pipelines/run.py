@@ -22,10 +22,10 @@ import torch
 from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
-from pipelines.config import Recipe
 from pipelines.errors import PalimpsestError
 from pipelines.loop import PARENT_VARIABLE, Interrupted
 from pipelines.progress import STATUS_VARIABLE, bars, console
+from pipelines.recipe import Recipe
 from pipelines.runs import RECIPE, Run, open_run
 from pipelines.stage_config import AnyStage, ScenesData
 from pipelines.stages import ensure_data

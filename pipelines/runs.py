@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from pipelines.artefact import (
     read_manifest,
     write_json,
 )
-from pipelines.config import Recipe, dump_recipe, load_recipe
+from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
+from pipelines.recipe import Recipe
 from pipelines.stage_config import AnyStage, ScenesData
 
 log = logging.getLogger("palimpsest")
@@ -108,9 +109,11 @@ class Run:
         """Refuse an artefact that was made by another configuration, other data or other forerunners."""
         folder = self.stage_folder(name)
         remedy = f"Give another --out, or delete {folder} (and what was built on it) to make it anew."
+        known = flatten(made)
         for key, now in flatten(wanted).items():
-            before = flatten(made).get(key)
-            if before != now and now != GONE:  # a run can be sampled without its data
+            before = known.get(key)
+            newer = key not in known and is_default(self.recipe.stage[name], key.split(".")[1:])
+            if before != now and now != GONE and not newer:  # a run can be sampled without its data
                 raise ArtefactError(
                     f"{folder} does not match the recipe: {key} was {before!r} and is now {now!r}. {remedy}"
                 )
@@ -161,9 +164,24 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     plain = dump_recipe(recipe)["stage"][name]
     for key in ("save_seconds", "compile", "minutes", "validate_every", "picture_every"):  # plan.json fixes the steps
         (plain.get("training") or {}).pop(key, None)
+    (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory
     if plain["kind"] in ("encode", "generate"):
         plain.pop("batch", None)
     return plain
+
+
+def is_default(config: Any, path: Sequence[str]) -> bool:
+    """Whether a value of a configuration is the default of its field: artefacts of older versions do not name it."""
+    for part in path[:-1]:
+        config = getattr(config, part, None)
+    if not path or not dataclasses.is_dataclass(config):
+        return False
+    for field in dataclasses.fields(config):
+        if field.name == path[-1]:
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            return getattr(config, field.name) == default
+    return False
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
@@ -236,7 +254,8 @@ def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:
     if given is not None:
         return given
     if isinstance(recipe.data, ScenesData):
-        return out / "data" / f"scenes-{recipe.data.size}-{recipe.data.count}-{recipe.data.seed}"
+        drawn = f"-at{recipe.data.render}" if recipe.data.render else ""
+        return out / "data" / f"scenes-{recipe.data.size}-{recipe.data.count}-{recipe.data.seed}{drawn}"
     if recipe.data.path is None:
         raise PalimpsestError(f"The recipe {recipe.name} reads your own shards: say where they are with --data DIR.")
     return Path(recipe.data.path)

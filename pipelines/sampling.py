@@ -6,18 +6,20 @@ import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from dataclasses import dataclass, field
+from typing import Protocol, TypeVar, assert_never
 
 import torch
 from PIL import Image
 
-from pipelines.config import Recipe
 from pipelines.errors import PalimpsestError
+from pipelines.pictures import grid
 from pipelines.progress import meter
-from pipelines.stage_config import GenerateStage
+from pipelines.recipe import Recipe
+from pipelines.stage_config import DistillStage, GenerateStage, LatentOptions
 
 Item = TypeVar("Item")
+SHOWN = 16  # samples that training shows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +29,7 @@ class Settings:
     sampler: str
     steps: int
     guidance: float
+    latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
     temperature: float = 1.0
     choice_temperature: float = 0.0  # of the confidence sampler's order
     caption_guidance: float = 1.0
@@ -43,14 +46,31 @@ class Settings:
 
 DEFAULTS = {
     "latent": GenerateStage(sampler="dpmpp_2m", steps=12, guidance=3.0),
+    "upscale": GenerateStage(sampler="dpmpp_2m", steps=8, guidance=1.5),
     "mdlm": GenerateStage(sampler="masked_ancestral", steps=12, guidance=2.5, temperature=0.7),
 }
 
 
 def settings_for(recipe: Recipe, model: str) -> Settings:
     """Return the settings that the recipe generates with from the stage `model`, or its kind's usual ones."""
-    stages = (s for s in recipe.stage.values() if isinstance(s, GenerateStage) and model in s.needs)
-    return settings_of(next(stages, DEFAULTS[recipe.stage[model].kind]))
+    for stage in recipe.stage.values():
+        if isinstance(stage, GenerateStage) and model in stage.needs:
+            return settings_of(stage)
+    stage = recipe.stage[model]
+    return student_settings(stage) if isinstance(stage, DistillStage) else settings_of(DEFAULTS[stage.kind])
+
+
+def student_settings(student: DistillStage, steps: int | None = None) -> Settings:
+    """Return how a student is sampled: with the steps it was trained for, its guidance inside it."""
+    match student.method:
+        case "progressive":
+            return Settings(sampler="ddim", steps=steps or student.steps, guidance=1.0)
+        case "reflow":
+            return Settings(sampler="euler", steps=steps or student.steps, guidance=1.0)
+        case "consistency":
+            return Settings(sampler="consistency", steps=steps or 2, guidance=1.0)
+        case _:
+            assert_never(student.method)
 
 
 def settings_of(stage: GenerateStage) -> Settings:
@@ -59,7 +79,7 @@ def settings_of(stage: GenerateStage) -> Settings:
 
 
 class PictureSampler(Protocol):
-    """What draws pictures: a latent or a masked model."""
+    """What draws pictures: a latent or a masked model, or a cascade."""
 
     def pictures(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
@@ -96,3 +116,8 @@ def draw(
             images += sampler.pictures([p for p, _ in part], [g for _, g in part], settings)
             shown.advance(len(part), "pictures")
     return images
+
+
+def sample_grid(sampler: PictureSampler, captions: list[str], settings: Settings) -> Image.Image:
+    """Draw the first held-out captions, always with the same noise."""
+    return grid(draw(sampler, captions[:SHOWN], settings, seed=0))

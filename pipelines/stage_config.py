@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -12,9 +13,13 @@ import latent.schedule
 from backbone.clip import TowerSizes
 from discrete.model import MaskedTransformerConfig
 from discrete.task import TaskMix
+from latent.classifier import MatchConfig
 from latent.dit import DiTConfig
-from latent.loss import TimeKind, Weighting
+from latent.loss import Objective, Weighting
+from latent.mmdit import MMDiTConfig
 from latent.predict import Prediction, check
+from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
+from latent.unet import UNetConfig
 from pipelines.task import Training
 from tokenizer.vae import VAEConfig
 from tokenizer.vqvae import VQVAEConfig
@@ -28,6 +33,12 @@ class ScenesData:
     size: int = 32
     count: int = 20_000
     seed: int = 0
+    render: int | None = None  # pixels of the pictures in the shards, from which stages read smaller ones; None is size
+
+    def __post_init__(self) -> None:
+        """Refuse pictures that would have to be enlarged."""
+        if self.render is not None and self.render < self.size:
+            raise ValueError(f"render is {self.render}, expected at least size = {self.size}, or nothing for just that")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,28 +131,136 @@ class EncodeStage(Stage):
     batch: int = 64
 
 
-@dataclass(frozen=True, kw_only=True)
-class LatentStage(Stage):
-    """Latent flow matching or DDPM."""
+LatentConfig = Annotated[DiTConfig | MMDiTConfig | UNetConfig, Field(discriminator="kind")]
 
-    kind: Literal["latent"] = "latent"
-    model: DiTConfig = field(default_factory=DiTConfig)
-    schedule: Annotated[
-        latent.schedule.Flow | latent.schedule.VP | latent.schedule.Cosine, Field(discriminator="kind")
-    ] = field(default_factory=latent.schedule.Flow)
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisingStage(Stage):
+    """What the stages that learn to denoise under a caption share: path, target and times."""
+
+    schedule: Annotated[latent.schedule.AnySchedule, Field(discriminator="kind")] = field(
+        default_factory=latent.schedule.Flow
+    )
     prediction: Prediction = "velocity"
-    times: TimeKind = "logit_normal"
-    times_mean: float = 0.0
-    times_std: float = 1.0
+    times: Annotated[AnyTimes, Field(discriminator="kind")] = field(default_factory=LogitNormalTimes)
+    shift: float = 1.0  # resolution shift of the training times and of every grid that samples from this model
     weighting: Weighting = "none"
+    gamma: float | None = None  # of the weighting
     caption_dropout: float = 0.1
     training: Training
 
     def __post_init__(self) -> None:
         """Refuse a prediction from which the path's first step cannot be read, and shares that are none."""
         check(self.prediction, self.schedule)
+        self.objective()
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift is {self.shift}, expected a factor above 0; 1 leaves the times as they are")
         if not 0 <= self.caption_dropout < 1:
             raise ValueError(f"caption_dropout is {self.caption_dropout}, expected a share below 1; 0.1 is usual")
+
+    def objective(self) -> Objective:
+        """Return what the network learns."""
+        return Objective(schedule=self.schedule, prediction=self.prediction, weighting=self.weighting, gamma=self.gamma)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStage(DenoisingStage):
+    """Latent flow matching or DDPM."""
+
+    kind: Literal["latent"] = "latent"
+    model: LatentConfig = field(default_factory=DiTConfig)
+    coupling: Literal["independent", "transport"] = "independent"  # which noise meets which latent of a batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpscaleStage(DenoisingStage):
+    """A model of pixels that enlarges what its base, the first picture model in `needs`, draws.
+
+    noise: a diffusion that starts from noise and is told the small picture. pair: a flow from the small picture, made
+    as large as the result, to the result (arXiv:2310.03725), sampled by an ODE.
+    """
+
+    kind: Literal["upscale"] = "upscale"
+    size: int  # side of its pictures
+    source: int  # side of the pictures that it starts from
+    model: UNetConfig = field(default_factory=lambda: UNetConfig(patch=4))
+    prediction: Prediction = "x"  # a small network cannot carry the noise of as many numbers as a patch has
+    start: Literal["noise", "pair"] = "noise"
+    level: float = 0.1  # noise on the small picture: each training item draws its own level up to this one
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit, and pairs on a path that does not end in the small picture."""
+        super().__post_init__()
+        if not 0 < self.source < self.size or self.size % self.source:
+            raise ValueError(f"from {self.source} to {self.size} pixels: expected a size that is a multiple of source")
+        if self.size % self.model.factor:
+            raise ValueError(
+                f"size is {self.size}, which the model's patch and levels do not divide: expected a multiple of "
+                f"{self.model.factor}, or a smaller patch or fewer multipliers"
+            )
+        if not 0 <= self.level < 1:
+            raise ValueError(f"level is {self.level}, expected a time from 0 (no noise) to below 1; 0.1 is usual")
+        if self.prediction == "edm":
+            raise ValueError("prediction is 'edm', which is made for unit variance: for pixels take x, v or velocity")
+        if self.start == "pair" and self.schedule != latent.schedule.Flow():
+            raise ValueError(f"start = 'pair' on {self.schedule}: only the straight path, flow, ends in a picture")
+
+    def unfit(self, sampler: str, options: LatentOptions) -> str:
+        """Return why it cannot be sampled so, or nothing where it can."""
+        if guide := options.weak or options.classifier:
+            return f"{guide} cannot guide a model that enlarges: leave it out, the text guides alone"
+        if self.start == "noise":
+            return ""
+        if sampler not in ODE_SAMPLERS:
+            known = ", ".join(ODE_SAMPLERS)
+            return f"{sampler!r} adds noise, but a model with start = 'pair' goes from picture to picture: use {known}"
+        if options.start != 1 or options.grid != "uniform":
+            return (
+                f"start = {options.start:g} on the grid {options.grid!r}, but a model with start = 'pair' starts from "
+                "a picture at time 1: leave both out"
+            )
+        return ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillStage(Stage):
+    """A student that starts as its teacher, the latent model or student in `needs`, and learns to take few steps.
+
+    progressive: one step of the student does the work of two of its teacher; a chain of such stages halves the steps
+    again and again. reflow: the teacher's samples and their noise become pairs, between which paths are straight.
+    consistency: the estimate of x is the same all along a path of the teacher.
+    """
+
+    kind: Literal["distill"] = "distill"
+    method: Literal["progressive", "reflow", "consistency"]
+    steps: int = 4  # of the student: those it is trained for; for consistency the levels between which it is trained
+    guidance: float = (
+        3.0  # of the teacher, which the student has inside: it is sampled with 1; a student teaches with 1
+    )
+    pairs: int = 5000  # samples that the teacher draws for reflow
+    teacher_steps: int = 16  # with which it draws them (dpmpp_2m)
+    training: Training
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that teach nothing."""
+        for name in ("steps", "pairs", "teacher_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if self.method == "consistency" and self.steps < 2:
+            raise ValueError(f"consistency between {self.steps} levels, expected at least 2; 16 is usual")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierStage(Stage):
+    """A match of captions to noisy latents, whose gradient guides a latent model of the same path and cache."""
+
+    kind: Literal["classifier"] = "classifier"
+    model: MatchConfig = field(default_factory=MatchConfig)
+    schedule: Annotated[latent.schedule.AnySchedule, Field(discriminator="kind")] = field(
+        default_factory=latent.schedule.Flow
+    )
+    times: Annotated[AnyTimes, Field(discriminator="kind")] = field(default_factory=UniformTimes)
+    training: Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,8 +276,62 @@ class MdlmStage(Stage):
     training: Training
 
 
-LATENT_SAMPLERS = ("euler", "heun", "ddim", "dpmpp_2m", "ancestral")
+ODE_SAMPLERS = ("euler", "heun", "midpoint", "rk4", "dormand_prince", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
+NOISY_SAMPLERS = (
+    "ancestral",
+    "ancestral_large",
+    "dpmpp_2m_sde",
+    "edm_stochastic",
+    "euler_maruyama",
+    "predictor_corrector",
+    "annealed_langevin",
+    "consistency",
+)
+LATENT_SAMPLERS = ODE_SAMPLERS + NOISY_SAMPLERS
 MASKED_SAMPLERS = ("confidence", "masked_ancestral")
+Rule = Literal["plain", "rescaled", "projected", "zero_star"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """How a latent model is sampled, beyond sampler, steps and guidance scale."""
+
+    grid: Literal["uniform", "karras", "log_snr", "levels"] = "uniform"  # where the steps lie
+    start: float = 1.0  # time of the first step; below 1 for samplers that need some signal, such as 0.999
+    rule: Rule = "plain"  # how the two branches of guidance are combined
+    interval: tuple[float, float] = (0.0, 1.0)  # times at which guidance acts; elsewhere the model alone
+    negative: str = ""  # what to keep away from; empty is the learned null condition
+    weak: str = ""  # stage of a weaker model that guides in place of the null condition (autoguidance)
+    classifier: str = ""  # stage of a classifier whose gradient guides as well, also at guidance 1
+    classifier_scale: float = 1.0  # of that gradient; interval holds for it, too
+    threshold: float | None = None  # dynamic thresholding: values of x beyond this size are scaled back
+    tolerance: float = 1e-3  # of dormand_prince, which chooses its own steps
+    langevin_steps: int = 8  # of annealed_langevin, at each level of the grid
+    level: float | None = None  # noise on what an upscale model starts from; None is a third of its training's
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can use."""
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance interval {self.interval}, expected 0 <= low < high <= 1; (0, 1) is everywhere")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"start is {self.start}, expected a time above 0 and at most 1; 1 is pure noise")
+        if self.threshold is not None and not self.threshold > 0:
+            raise ValueError(
+                f"threshold is {self.threshold}, expected a size above 0; latents have unit variance, try 4"
+            )
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}, expected a number above 0, such as 1e-3")
+        if self.langevin_steps < 1:
+            raise ValueError(f"langevin_steps is {self.langevin_steps}, expected at least 1")
+        if self.level is not None and not 0 <= self.level < 1:
+            raise ValueError(f"level is {self.level}, expected a time from 0 (no noise) to below 1")
+        if not 0 <= self.classifier_scale < math.inf:
+            raise ValueError(f"classifier_scale is {self.classifier_scale}, expected 0 (no guidance) or above")
+        if self.classifier_scale != 1 and not self.classifier:
+            raise ValueError(f"classifier_scale is {self.classifier_scale}, but no stage is named as the classifier")
+        if self.negative and self.weak:
+            raise ValueError("negative and weak are two ways to guide: give one of them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,6 +345,7 @@ class GenerateStage(Stage):
     sampler: str = "dpmpp_2m"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
     steps: int = 12
     guidance: float = 3.0
+    latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
     temperature: float = 1.0  # below 1, tokens are drawn from a sharper law than the model's
     choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
     caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself
@@ -187,6 +361,30 @@ class GenerateStage(Stage):
             raise ValueError(f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above")
         if not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStage(Stage):
+    """Every sampler at several numbers of network evaluations, and guidance at several scales, judged."""
+
+    kind: Literal["sweep"] = "sweep"
+    count: int = 100  # held-out captions behind every figure
+    samplers: tuple[str, ...] = tuple(name for name in LATENT_SAMPLERS if name != "consistency")
+    evaluations: tuple[int, ...] = (4, 8, 16, 32)
+    guidance: float = 3.0  # while samplers are compared
+    rules: tuple[Rule, ...] = ("plain", "rescaled", "projected", "zero_star")
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0)
+    student_steps: tuple[int, ...] = (1, 2, 4)
+    likelihoods: int = 32  # held-out latents whose density is measured; below 2 none is
+    weak: str = ""  # the latent stage in `needs` that is there only to guide the others (autoguidance)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse samplers that there are not, and numbers that measure nothing."""
+        if unknown := [name for name in self.samplers if name not in LATENT_SAMPLERS]:
+            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(LATENT_SAMPLERS)}")
+        if min((self.count, *self.evaluations, *self.student_steps)) < 1:
+            raise ValueError("count, evaluations and student_steps: expected at least 1 each")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,8 +405,12 @@ AnyStage = (
     | SceneJudgeStage
     | EncodeStage
     | LatentStage
+    | UpscaleStage
+    | DistillStage
+    | ClassifierStage
     | MdlmStage
     | GenerateStage
+    | SweepStage
     | EvalStage
 )
 FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do without
@@ -216,5 +418,10 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "judge": ("bpe",),
     "encode": ("vae", "vqvae", "bpe", "clip"),
     "latent": ("encode",),
+    "upscale": ("encode",),
+    "distill": ("latent",),
+    "classifier": ("encode",),
+    "sweep": ("latent", "scene_judge", "judge"),
     "mdlm": ("encode",),
 }
+PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm")  # kinds that draw pictures

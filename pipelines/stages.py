@@ -23,7 +23,9 @@ from pipelines.progress import ticking
 from pipelines.runs import Run, stage_of
 from pipelines.stage_config import (
     BPEStage,
+    ClassifierStage,
     ClipStage,
+    DistillStage,
     EncodeStage,
     EvalStage,
     GenerateStage,
@@ -32,6 +34,8 @@ from pipelines.stage_config import (
     MdlmStage,
     SceneJudgeStage,
     ScenesData,
+    SweepStage,
+    UpscaleStage,
     VAEStage,
     VQVAEStage,
 )
@@ -107,17 +111,33 @@ def make(run: Run, name: str) -> dict[str, Any]:
 
             return encode(run, name, stage)
         case LatentStage():
-            from pipelines.stage_two import train_latent
+            from pipelines.latent_stage import train_latent
 
             return train_latent(run, name, stage)
+        case UpscaleStage():
+            from pipelines.upscale_stage import train_upscale
+
+            return train_upscale(run, name, stage)
+        case DistillStage():
+            from pipelines.distill_stage import train_distill
+
+            return train_distill(run, name, stage)
+        case ClassifierStage():
+            from pipelines.classifier_stage import train_classifier
+
+            return train_classifier(run, name, stage)
         case MdlmStage():
-            from pipelines.stage_two import train_mdlm
+            from pipelines.masked_stage import train_mdlm
 
             return train_mdlm(run, name, stage)
         case GenerateStage():
             from pipelines.generate import generate
 
             return generate(run, name, stage)
+        case SweepStage():
+            from pipelines.sweep import sweep
+
+            return sweep(run, name, stage)
         case EvalStage():
             from pipelines.evaluate import evaluate
 
@@ -139,7 +159,7 @@ def ensure_data(run: Run) -> None:
     if not isinstance(data, ScenesData) or run.data.exists():
         return
     with lock(run.data.parent, "data"), ticking("scenes") as tick:
-        write_scenes(run.data, count=data.count, size=data.size, seed=data.seed, progress=tick)
+        write_scenes(run.data, count=data.count, size=data.size, seed=data.seed, pixels=data.render, progress=tick)
 
 
 @contextmanager

@@ -12,7 +12,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from backbone.block import Block
+from latent.mmdit import JointBlock
+from latent.unet import Stage
+
 Batch = dict[str, Any]
+HELD_OUT = 256  # items that validate a model of stage two
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,3 +116,13 @@ def update_average(average: nn.Module, network: nn.Module, decay: float) -> None
         mine.lerp_(theirs, 1 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """Return the repeated parts of a network: many of one shape, so that compiling one serves all.
+
+    A part inside another goes with the outer one.
+    """
+    if isinstance(network, Block | JointBlock | Stage):
+        return [network]
+    return [block for child in network.children() for block in blocks_of(child)]

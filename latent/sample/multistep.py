@@ -9,15 +9,19 @@ where D is the mean of x_hat over the step with weight e^lambda. They differ in 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
 from latent.predict import Denoise
-from latent.sample.step import steps, widen
-from latent.schedule import Schedule, expand
+from latent.sample.step import Path, ends, rows, steps, widen
+from latent.schedule import Schedule
 
-Node = tuple[Tensor, Tensor]
+Node = tuple[float, Tensor]
 """(r, x_hat): an estimate, and where on the step it was made: 0 at t, 1 at s, negative before the step."""
 
 
@@ -66,77 +70,81 @@ def _multistep(
     order: int,
     generator: Randomness | None = None,
 ) -> Tensor:
-    x = widen(x)
-    history = History(schedule, order - 1)
-    for t, s in steps(times):
+    x, path = widen(x), steps(times)
+    numbers = exponential_steps(schedule, path) if generator is None else _noisy_steps(schedule, path)
+    history = History(order - 1)
+    for (t, _), (start, h, kept, of_d, of_noise) in zip(path, numbers, strict=True):
         x_hat, _ = denoise(x, t)
-        h, nodes = history.seen_from(t, s)
-        d = mean_estimate(x_hat, nodes, h)
-        x = (
-            exponential_step(x, d, schedule, t, s)
-            if generator is None
-            else _noisy_step(x, d, schedule, t, s, generator)
-        )
-        history.add(t, x_hat)
+        x = kept * x + of_d * mean_estimate(x_hat, history.seen_from(start, h), h)
+        if generator is not None:
+            x = x + of_noise * noise_like(x, generator)
+        history.add(start, x_hat)
     return x
 
 
 class History:
     """The latest estimates of a run, at most `size`, that were made where lambda is finite."""
 
-    def __init__(self, schedule: Schedule, size: int) -> None:
-        self._half_log_snr, self._size = schedule.half_log_snr, size
-        self._past: list[tuple[Tensor, Tensor]] = []  # (lambda, x_hat), latest first
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._past: list[tuple[float, Tensor]] = []  # (lambda, x_hat), latest first
 
-    def add(self, t: Tensor, x_hat: Tensor) -> None:
-        """Remember the estimate made at t."""
-        if self._half_log_snr(t).isfinite():
-            self._past = [(self._half_log_snr(t), x_hat), *self._past][: self._size]
+    def add(self, place: float, x_hat: Tensor) -> None:
+        """Remember the estimate made at lambda = place."""
+        if math.isfinite(place):
+            self._past = [(place, x_hat), *self._past][: self._size]
 
-    def seen_from(self, t: Tensor, s: Tensor) -> tuple[Tensor, list[Node]]:
-        """Return h and the remembered estimates, latest first, with their places on the step; none if h is infinite."""
-        start = self._half_log_snr(t)
-        h = self._half_log_snr(s) - start
-        return h, [((past - start) / h, x_hat) for past, x_hat in self._past] if h.isfinite() else []
+    def seen_from(self, start: float, h: float) -> list[Node]:
+        """Return the remembered estimates, latest first, with their places on the step; none if h is infinite."""
+        return [((past - start) / h, x_hat) for past, x_hat in self._past] if math.isfinite(h) else []
 
 
-def mean_estimate(x_hat: Tensor, nodes: list[Node], h: Tensor) -> Tensor:
+def mean_estimate(x_hat: Tensor, nodes: list[Node], h: float) -> Tensor:
     """Return D, the mean over a step of width h of the polynomial through x_hat (made at t) and K other estimates.
 
     D = x_hat + sum_k c_k (x_k - x_hat),   sum_k c_k r_k^i = M_i for i = 1 .. K
     """
     if not nodes:
         return x_hat
-    places = torch.stack([r for r, _ in nodes])
-    powers = places ** torch.arange(1, len(nodes) + 1)[:, None]  # (K, K)
+    places = np.array([r for r, _ in nodes])
+    powers = places ** np.arange(1, len(nodes) + 1)[:, None]  # (K, K)
     d = x_hat
-    for weight, (_, other) in zip(torch.linalg.solve(powers, _moments(h, len(nodes))), nodes, strict=True):
-        d = d + expand(weight, x_hat) * (other - x_hat)
+    for weight, (_, other) in zip(np.linalg.solve(powers, _moments(h, len(nodes))), nodes, strict=True):
+        d = d + float(weight) * (other - x_hat)
     return d
 
 
-def _moments(h: Tensor, count: int) -> Tensor:
+def _moments(h: float, count: int) -> list[float]:
     """M_i, the mean of r^i over 0 < r < 1 with weight e^(h r), for i = 1 .. count: by parts, from that of i - 1.
 
     A line alone takes M_1 = 1/2, whatever h, as both papers do; this is of the same order.
     """
     if count == 1:
-        return torch.full((1,), 0.5, dtype=h.dtype)
-    integrals = [-torch.expm1(-h)]  # h e^-h times the integral of r^i e^(h r)
+        return [0.5]
+    integrals = [-math.expm1(-h)]  # h e^-h times the integral of r^i e^(h r)
     for i in range(1, count + 1):
         integrals.append(1 - i / h * integrals[-1])
-    return torch.stack(integrals[1:]) / integrals[0]
+    return [integral / integrals[0] for integral in integrals[1:]]
 
 
-def exponential_step(x: Tensor, d: Tensor, schedule: Schedule, t: Tensor, s: Tensor) -> Tensor:
-    """(sigma_s / sigma_t) x - alpha_s (e^-h - 1) d; a step to sigma_s = 0 ends on alpha_s d."""
-    h = schedule.half_log_snr(s) - schedule.half_log_snr(t)
-    return expand(schedule.sigma(s) / schedule.sigma(t), x) * x - expand(schedule.alpha(s) * torch.expm1(-h), x) * d
+def exponential_steps(schedule: Schedule, path: Path) -> Iterator[tuple[float, ...]]:
+    """Numbers (lambda_t, h, k, a, 0) of every step x_s = k x_t + a D; a step to sigma_s = 0 ends on alpha_s D.
+
+    k = sigma_s / sigma_t,   a = -alpha_s (e^-h - 1)
+    """
+    start, h, ratio, alpha = _ingredients(schedule, path)
+    return rows(start, h, ratio, -alpha * torch.expm1(-h), torch.zeros_like(h))
 
 
-def _noisy_step(x: Tensor, d: Tensor, schedule: Schedule, t: Tensor, s: Tensor, generator: Randomness) -> Tensor:
-    h = schedule.half_log_snr(s) - schedule.half_log_snr(t)
+def _noisy_steps(schedule: Schedule, path: Path) -> Iterator[tuple[float, ...]]:
+    """Numbers (lambda_t, h, k, a, n) of every step x_s = k x_t + a D + n z."""
+    start, h, ratio, alpha = _ingredients(schedule, path)
     renewed = -torch.expm1(-2 * h)
-    x_s = expand(schedule.sigma(s) / schedule.sigma(t) * torch.exp(-h), x) * x
-    x_s = x_s + expand(schedule.alpha(s) * renewed, x) * d
-    return x_s + expand(schedule.sigma(s) * renewed.sqrt(), x) * noise_like(x, generator)
+    return rows(start, h, ratio * torch.exp(-h), alpha * renewed, schedule.sigma(ends(path)[1]) * renewed.sqrt())
+
+
+def _ingredients(schedule: Schedule, path: Path) -> tuple[Tensor, ...]:
+    """lambda_t, h, sigma_s / sigma_t and alpha_s of all steps, (N,) each."""
+    t, s = ends(path)
+    start = schedule.half_log_snr(t)
+    return start, schedule.half_log_snr(s) - start, schedule.sigma(s) / schedule.sigma(t), schedule.alpha(s)

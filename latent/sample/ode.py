@@ -7,7 +7,7 @@ from torch import Tensor
 
 from latent.predict import Denoise
 from latent.sample.arc import carry
-from latent.sample.step import advance, slope, steps, widen
+from latent.sample.step import advance, ends, euler_rows, rows, slope, steps, widen
 from latent.schedule import Schedule, expand
 
 
@@ -19,9 +19,10 @@ def euler(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Ten
 
     Calls the denoiser N times. Returns (B, ...) at times[-1].
     """
-    x = widen(x)
-    for t, s in steps(times):
-        x = advance(x, denoise(x, t), schedule, t, s)
+    x, path = widen(x), steps(times)
+    for (t, _), (kept, of_x, of_eps) in zip(path, euler_rows(schedule, path), strict=True):
+        x_hat, eps_hat = denoise(x, t)
+        x = kept * x + of_x * x_hat + of_eps * eps_hat
     return x
 
 
@@ -33,13 +34,15 @@ def heun(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Tens
 
     Calls the denoiser 2 N - 1 times (2 N where sigma > 0 at the end). Returns (B, ...) at times[-1].
     """
-    x = widen(x)
-    for t, s in steps(times):
-        estimate = denoise(x, t)
-        x_s = advance(x, estimate, schedule, t, s)
-        if schedule.sigma(s) > 0:
-            d_t, d_s = slope(estimate, schedule, t), slope(denoise(x_s, s), schedule, s)
-            x_s = x + (s - t) * (d_t + d_s) / 2
+    x, path = widen(x), steps(times)
+    begins, stops = ends(path)
+    halves = rows(*((stops - begins) / 2 * rate for rate in schedule.rates(stops)))
+    for (t, s), (kept, of_x, of_eps), half in zip(path, euler_rows(schedule, path), halves, strict=True):
+        x_hat, eps_hat = denoise(x, t)
+        x_s = kept * x + of_x * x_hat + of_eps * eps_hat
+        if kept > 0:
+            x_hat, eps_hat = denoise(x_s, s)
+            x_s = (x + x_s) / 2 + half[0] * x_hat + half[1] * eps_hat
         x = x_s
     return x
 

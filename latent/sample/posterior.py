@@ -10,8 +10,8 @@ from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
 from latent.predict import Denoise
-from latent.sample.step import exchanged, steps, widen
-from latent.schedule import Schedule, expand
+from latent.sample.step import ends, exchanged, rows, steps, widen
+from latent.schedule import Schedule
 
 
 @torch.no_grad()
@@ -95,12 +95,13 @@ def _exchange(
     generator: Randomness | None,
 ) -> Tensor:
     """x_s = alpha_s x_hat + sqrt(kept) eps_hat + sqrt(fresh) z, with (kept, fresh) = variances(t, s)."""
-    x = widen(x)
-    for t, s in steps(times):
-        kept, fresh = variances(t, s)
-        x_hat, eps_hat = denoise(x, t)
-        x_s = expand(schedule.alpha(s), x) * x_hat + expand(kept.clamp(min=0).sqrt(), x) * eps_hat
-        if generator is not None and fresh > 0:
-            x_s = x_s + expand(fresh.sqrt(), x) * noise_like(x, generator)
-        x = x_s
+    x, path = widen(x), steps(times)
+    t, s = ends(path)
+    kept, fresh = variances(t, s)
+    coefficients = rows(schedule.alpha(s), kept.clamp(min=0).sqrt(), fresh.sqrt())
+    for (time, _), (alpha_s, of_eps, of_noise) in zip(path, coefficients, strict=True):
+        x_hat, eps_hat = denoise(x, time)
+        x = alpha_s * x_hat + of_eps * eps_hat
+        if generator is not None and of_noise > 0:
+            x = x + of_noise * noise_like(x, generator)
     return x

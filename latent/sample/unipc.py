@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latent.predict import Denoise
-from latent.sample.multistep import History, exponential_step, mean_estimate
+from latent.sample.multistep import History, exponential_steps, mean_estimate
 from latent.sample.step import steps, widen
 from latent.schedule import Schedule
 
@@ -25,18 +25,16 @@ def unipc(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, *, ord
     """
     if order not in (1, 2, 3):
         raise ValueError(f"UniPC of order {order}, expected 1, 2 or 3; use 2, or 3 with fine grids")
-    x = widen(x)
-    grid = steps(times)
-    history = History(schedule, order - 1)
-    x_hat, _ = denoise(x, grid[0][0])
-    for t, s in grid:
-        h, nodes = history.seen_from(t, s)
-        x_s = exponential_step(x, mean_estimate(x_hat, nodes, h), schedule, t, s)
-        if s > grid[-1][1]:
+    x, path = widen(x), steps(times)
+    history = History(order - 1)
+    x_hat, _ = denoise(x, path[0][0])
+    for (_, s), (start, h, kept, of_d, _) in zip(path, exponential_steps(schedule, path), strict=True):
+        nodes = history.seen_from(start, h)
+        x_s = kept * x + of_d * mean_estimate(x_hat, nodes, h)
+        if s > path[-1][1]:
             ahead, _ = denoise(x_s, s)
-            nodes = [*nodes, (torch.ones_like(h), ahead)]
-            x_s = exponential_step(x, mean_estimate(x_hat, nodes, h), schedule, t, s)
-            history.add(t, x_hat)
+            x_s = kept * x + of_d * mean_estimate(x_hat, [*nodes, (1.0, ahead)], h)
+            history.add(start, x_hat)
             x_hat = ahead
         x = x_s
     return x

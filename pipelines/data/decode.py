@@ -55,6 +55,20 @@ def _image_and_caption(sample: Sample, *, size: int, needs_caption: bool) -> dic
     return {"image": to_tensor(fit(picture(sample), size)), "caption": words, "label": label(sample), "key": sample.key}
 
 
+def two_sizes(size: int, source: int) -> Decode:
+    """Decoder as `image_and_caption`, with "low" (3, source, source) beside "image": the same picture, small.
+
+    Both come from the sample's own pixels: "low" is what a stage reads that works at that size.
+    """
+    return partial(_two_sizes, size=size, source=source)
+
+
+def _two_sizes(sample: Sample, *, size: int, source: int) -> dict[str, Any]:
+    words, shown = caption(sample), picture(sample)
+    both = {"image": to_tensor(fit(shown, size)), "low": to_tensor(fit(shown, source))}
+    return {**both, "caption": words, "label": label(sample), "key": sample.key}
+
+
 def caption_only(sample: Sample) -> dict[str, Any]:
     """Decoder to {"caption": str, "label": dict, "key": str}."""
     return {"caption": caption(sample), "label": label(sample), "key": sample.key}

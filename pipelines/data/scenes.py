@@ -66,10 +66,13 @@ def _position(diameter: float, slot: int, slots: int, rng: np.random.Generator) 
     return float(along), float(0.5 + rng.uniform(-JITTER_ACROSS, JITTER_ACROSS))
 
 
-def render(label: Label, size: int) -> Image.Image:
-    """RGB picture of size x size pixels of a label with positions, antialiased by supersampling."""
-    diameters = DIAMETERS[2 if size < 64 else 3]
-    side = size * SUPERSAMPLING
+def render(label: Label, size: int, pixels: int | None = None) -> Image.Image:
+    """RGB picture of a label with positions, antialiased by supersampling.
+
+    size: the side for which the scene was laid out; pixels: the side of the picture, `size` where it is None.
+    """
+    diameters, pixels = DIAMETERS[2 if size < 64 else 3], pixels or size
+    side = pixels * SUPERSAMPLING
     image = Image.new("RGB", (side, side), BACKGROUNDS[label["background"]])
     draw = ImageDraw.Draw(image)
     for item in label["objects"]:
@@ -77,7 +80,7 @@ def render(label: Label, size: int) -> Image.Image:
         centre = (item["x"] * side, item["y"] * side)
         radius = diameters[item["size"]] * side / 2
         _draw_shape(draw, item["shape"], centre, radius, COLOURS[item["colour"]], BACKGROUNDS[label["background"]])
-    return image.resize((size, size), Image.Resampling.BOX)
+    return image.resize((pixels, pixels), Image.Resampling.BOX)
 
 
 def _draw_shape(
@@ -119,23 +122,28 @@ OUTLINES: dict[str, list[tuple[float, float]]] = {
 }
 
 
-def write(out: Path, *, count: int, size: int, seed: int, progress: Tick | None = None) -> dict[str, Any]:
+def write(
+    out: Path, *, count: int, size: int, seed: int, pixels: int | None = None, progress: Tick | None = None
+) -> dict[str, Any]:
     """Write `count` training scenes, a test split and an unseen one as shards with a manifest; return the manifest.
 
-    The same arguments give the same bytes; a folder that already holds them is left alone. Raises DataError when the
-    arguments are out of range or `out` holds something else.
+    pixels: the side of the pictures; None is `size`, for which the scenes are laid out. The same arguments give the
+    same bytes; a folder that already holds them is left alone. Raises DataError when the arguments are out of range or
+    `out` holds something else.
     """
-    _check_arguments(count, size)
+    _check_arguments(count, size, pixels or size)
     grammar = for_size(size)
     counts: dict[SplitName, int] = {"train": count, "test": _held_out(count // 10), "unseen": _held_out(count // 20)}
     made_of = {"kind": "scenes", "version": VERSION, "size": size, "seed": seed, "counts": counts}
+    made_of |= {"pixels": pixels} if pixels else {}
     if out.is_dir() and (manifest := read_manifest(out)) and made_of.items() <= manifest.items():
-        return manifest
+        if manifest.get("pixels") == pixels:
+            return manifest
     with new_folder(out) as folder:
         with SplitWriter(folder) as writer:
             jobs: list[tuple[SplitName, int]] = [(split, index) for split in SPLITS for index in range(counts[split])]
             for done, (split, index) in enumerate(jobs, start=1):
-                writer.add(split, _record(split, index, size, seed))
+                writer.add(split, _record(split, index, size, seed, pixels))
                 if progress is not None:
                     progress(done, len(jobs))
         manifest = {**made_of, **describe(grammar), "shards": writer.entries()}
@@ -160,15 +168,17 @@ def _held_out(count: int) -> int:
     return min(2000, max(8, count))
 
 
-def _check_arguments(count: int, size: int) -> None:
+def _check_arguments(count: int, size: int, pixels: int) -> None:
     if count < 1:
         raise DataError(f"--count is {count}: expected at least 1 training scene.")
     if not 16 <= size <= 512 or size % 8:
         raise DataError(f"--size is {size}: expected a multiple of 8 pixels from 16 to 512, such as 32 or 64.")
+    if not size <= pixels <= 512:
+        raise DataError(f"Scenes of size {size} at {pixels} pixels: expected {size} to 512 pixels.")
 
 
-def _record(split: SplitName, index: int, size: int, seed: int) -> Record:
+def _record(split: SplitName, index: int, size: int, seed: int, pixels: int | None) -> Record:
     label, caption = scene(size, seed, split, index)
     png = BytesIO()
-    render(label, size).save(png, "PNG")
+    render(label, size, pixels).save(png, "PNG")
     return {"png": png.getvalue(), "txt": caption, "json": json.dumps(label)}

@@ -6,6 +6,7 @@ import os
 import re
 from bisect import bisect_right
 from collections.abc import Iterator
+from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 
@@ -138,6 +139,7 @@ def _check_complete(folder: Path, split: str, shards: list[ShardIndex], allowed:
         )
 
 
+@lru_cache(maxsize=4)
 def order(n: int, seed: int, epoch: int) -> np.ndarray:
     """Permutation (n,) of one epoch, a function of (seed, epoch) alone."""
     return np.random.default_rng((seed, epoch)).permutation(n)

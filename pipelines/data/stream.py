@@ -8,12 +8,10 @@ their meaning.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from itertools import count as count_from
 from itertools import islice
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -105,7 +103,7 @@ class Stream:
 
     def _draw(self, position: int) -> Drawn:
         epoch, place = divmod(position, len(self.split))
-        return Drawn(position=position, number=int(_order(len(self.split), self.seed, epoch)[place]))
+        return Drawn(position=position, number=int(order(len(self.split), self.seed, epoch)[place]))
 
     def _read(self, drawn: Drawn) -> Drawn:
         if drawn.number in self._unusable:
@@ -156,7 +154,7 @@ def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
 
     No sample comes twice. Raises DataError like Stream.
     """
-    numbers = _order(len(split), seed, 0).tolist()
+    numbers = order(len(split), seed, 0).tolist()
     return collate(list(islice(_usable(split, decode, numbers), count)))
 
 
@@ -192,8 +190,3 @@ def _made(drawn: list[Drawn]) -> Made:
     samples = [item.decoded for item in drawn if item.decoded is not None]
     skips = tuple(one for item in drawn for one in item.skips)
     return (collate(samples) if len(samples) == len(drawn) else None), skips
-
-
-@lru_cache(maxsize=4)
-def _order(n: int, seed: int, epoch: int) -> np.ndarray:
-    return order(n, seed, epoch)

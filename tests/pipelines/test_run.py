@@ -92,7 +92,7 @@ def test_the_report_is_one_file_without_network(smoke):
     assert 'src="http' not in page and 'href="http' not in page
 
 
-@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "mdlm"])
+@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "student", "reflow", "mdlm"])
 def test_a_killed_stage_ends_with_the_same_weights(smoke, tmp_path, stage):
     """SIGKILL after the first checkpoint, resume, and compare bit for bit with the stage as it was made before."""
     folder = without(smoke, tmp_path, stage)
@@ -276,3 +276,16 @@ def test_a_study_of_two_stages_goes_out_blinded_and_comes_back(smoke, tmp_path):
     (tmp_path / "votes.json").write_text(json.dumps(content))
     told = finish("study", "import", tmp_path / "votes.json", "--key", tmp_path / "key.sealed.json", "--out", tmp_path)
     assert "latent_pictures against ddpm_pictures: 100.0%" in told
+
+
+def test_a_setting_that_is_newer_than_a_run_counts_as_its_default(smoke):
+    run = reopen_run(smoke)
+    made = run.manifest("latent")["identity"]
+    older = json.loads(json.dumps(made))
+    del older["stage"]["shift"], older["stage"]["model"]["activation"]
+    run.check_identity("latent", older, made)
+    shifted = dataclasses.replace(run.recipe.stage["latent"], shift=2.0)
+    recipe = dataclasses.replace(run.recipe, stage=run.recipe.stage | {"latent": shifted})
+    changed = dataclasses.replace(run, recipe=recipe)
+    with pytest.raises(ArtefactError, match=r"stage\.shift was None and is now 2\.0"):
+        changed.check_identity("latent", older, changed.settings("latent"))

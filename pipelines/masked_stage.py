@@ -1,0 +1,86 @@
+"""Stage two: masked diffusion over cached tokens, as a task of the one loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from discrete.layout import Layout
+from discrete.model import MaskedTransformer
+from discrete.task import losses
+from pipelines.cache import open_cache
+from pipelines.hardware import device_of, seeded, step_generator
+from pipelines.loop import train
+from pipelines.masked_sampler import MaskedSampler
+from pipelines.models import load_bpe, load_vqvae, plain
+from pipelines.runs import Run
+from pipelines.sampling import sample_grid, settings_for
+from pipelines.stage_config import MdlmStage
+from pipelines.task import HELD_OUT, Batch, Task, blocks_of
+from pipelines.text_bound import caption_bound
+
+
+class MdlmTask(Task):
+    """Masked diffusion over [text | image tokens]: several tasks, one network (discrete.task)."""
+
+    unit = "sequences"
+
+    def __init__(self, run: Run, name: str, stage: MdlmStage) -> None:
+        self.run, self.name, self.stage = run, name, stage
+        self.cache = open_cache(run, name)
+        self.layout = Layout(**self.cache.manifest["layout"])
+        self.network = seeded(run.recipe.seed + 1, self._build)
+        self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
+        self.pad_id = load_bpe(run, run.need(name, "bpe")[0]).pad_id
+
+    def _build(self) -> MaskedTransformer:
+        network = MaskedTransformer(self.stage.model, self.layout)
+        vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
+        network.initialise_codes(vqvae.quantizer.codebook.cpu(), step_generator(self.run.recipe.seed, 0, 0))
+        return network
+
+    def compiled_parts(self) -> list[nn.Module]:
+        """The transformer blocks."""
+        return blocks_of(self.network)
+
+    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
+        """Shuffled cached tokens."""
+        stream = self.cache.stream("train", self.stage.training.batch, self.run.recipe.seed + 1, rank, world)
+        return stream.batches(cursor)
+
+    def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weighted cross-entropies of the task mix."""
+        x = self.layout.join(batch["text"], batch["codes"].long())  # (B, L)
+        total, *parts = losses(network, x, self.layout, self.stage.tasks, generator)
+        return total, {name: part.detach() for name, part in zip(("image", "text", "text_alone"), parts, strict=True)}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Bound on held-out captions in nats per token, and the losses of the task mix, at fixed masks."""
+        model: MaskedTransformer = network  # type: ignore[assignment]
+        text = caption_bound(model, self.layout, self.held_out["text"], self.pad_id, rounds=3)
+        batch = {key: self.held_out[key].to(device_of(network)) for key in ("text", "codes")}
+        total, parts = self.loss(network, batch, step_generator(0, 0, 0))
+        values = {name: float(value) for name, value in parts.items()}
+        return {"nats_per_token": text.per_token, "loss": float(total), **values}
+
+    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
+        """Samples for held-out captions."""
+        sampler = MaskedSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
+        return {"samples": sample_grid(sampler, self.held_out["caption"], settings_for(self.run.recipe, self.name))}
+
+
+def train_mdlm(run: Run, name: str, stage: MdlmStage) -> dict[str, Any]:
+    """Train a masked model."""
+    task = MdlmTask(run, name, stage)
+    facts = train(task, stage.training, run.stage_folder(name), seed=run.recipe.seed + 1, name=name)
+    return {
+        **facts,
+        "model": plain(stage.model),
+        "layout": plain(task.layout),
+        "mask_id": task.layout.mask_id,
+        "tokenizer": task.cache.manifest["tokenizer"],
+    }

@@ -1,0 +1,109 @@
+"""A recipe: named stages that stand on one another, and what can be asked of that graph."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from pipelines.errors import nearest
+from pipelines.recipe_checks import check_fit, check_needs
+from pipelines.stage_config import (
+    PICTURE_MODELS,
+    AnyStage,
+    ClassifierStage,
+    LatentStage,
+    ScenesData,
+    ShardData,
+    UpscaleStage,
+)
+
+RESERVED = ("cache", "data")  # folders of a run that are no stage
+NAME = r"[A-Za-z0-9_-]+"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One experiment."""
+
+    name: str
+    seed: int = 0
+    data: Annotated[ScenesData | ShardData, Field(discriminator="kind")]
+    stage: dict[str, Annotated[AnyStage, Field(discriminator="kind")]]
+
+    def __post_init__(self) -> None:
+        """Check the names, the graph, and every stage against those that it stands on."""
+        if not re.fullmatch(NAME, self.name):
+            raise ValueError(f"recipe name {self.name!r}: use letters, digits, - and _; it names a folder")
+        for name, stage in self.stage.items():
+            if not re.fullmatch(NAME, name) or name in RESERVED:
+                raise ValueError(
+                    f"stage name {name!r}: use letters, digits, - and _, and none of {', '.join(RESERVED)}"
+                )
+            for need in stage.needs:
+                if need not in self.stage:
+                    raise ValueError(
+                        f"stage.{name} needs {need!r}, which is no stage of the recipe{nearest(need, self.stage)}"
+                    )
+        self.order()
+        for check in (check_needs, check_fit):
+            for name in self.stage:
+                check(self, name)
+
+    def misfit(self, guide: str, kind: str, model: str) -> str:
+        """Return why the stage `guide` cannot guide `model` in the part of `kind`, or nothing where it can."""
+        found = self.stage[guide]
+        if found.kind != kind or not isinstance(found, LatentStage | ClassifierStage):
+            return f"{guide} is of kind {found.kind!r}, expected {kind!r}"
+        behind = {name: self.stage[name] for name in (model, *self.forerunners(model))}
+        origin, path = next((name, stage.schedule) for name, stage in behind.items() if isinstance(stage, LatentStage))
+        if found.schedule != path:
+            return f"{guide} knows the path {found.schedule}, but {model} is on {path}: give both the same schedule"
+        caches = [self.of_kind(name, "encode")[0] for name in (guide, origin)]
+        if caches[0] != caches[1]:
+            return f"{guide} reads the latents of {caches[0]}, but {model} those of {caches[1]}: take one for both"
+        return ""
+
+    def base(self, name: str) -> str:
+        """Return the model that stage `name` draws with, or enlarges the pictures of: the first one in its needs.
+
+        Raises ValueError where there is none.
+        """
+        found = [need for need in self.stage[name].needs if self.stage[need].kind in PICTURE_MODELS]
+        if not found:
+            known = " or ".join(PICTURE_MODELS)
+            raise ValueError(f"stage.{name} needs a model that draws: name a stage of kind {known} in its `needs`")
+        return found[0]
+
+    def size_of(self, model: str) -> int:
+        """Return the side of the pictures that a stage draws."""
+        stage = self.stage[model]
+        return stage.size if isinstance(stage, UpscaleStage) else self.data.size
+
+    def order(self) -> list[str]:
+        """Return the stage names so that every stage stands behind its needs. Raises ValueError on a circle."""
+        done: list[str] = []
+        while len(done) < len(self.stage):
+            ready = [n for n, s in self.stage.items() if n not in done and all(need in done for need in s.needs)]
+            if not ready:
+                circle = ", ".join(name for name in self.stage if name not in done)
+                raise ValueError(f"the stages {circle} need each other in a circle: take one of their `needs` away")
+            done += ready
+        return done
+
+    def forerunners(self, name: str) -> list[str]:
+        """Return all stages that `name` stands on, directly or not, the nearest first."""
+        found: list[str] = []
+        waiting = list(self.stage[name].needs)
+        while waiting:
+            need = waiting.pop(0)
+            if need not in found:
+                found.append(need)
+                waiting += self.stage[need].needs
+        return found
+
+    def of_kind(self, name: str, kind: str) -> list[str]:
+        """Return the forerunners of `name` that are of `kind`, the nearest first."""
+        return [need for need in self.forerunners(name) if self.stage[need].kind == kind]

@@ -1,0 +1,130 @@
+"""What must hold between a stage and those that it stands on; every error names the stage and the remedy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from pipelines.stage_config import (
+    FORERUNNERS,
+    LATENT_SAMPLERS,
+    MASKED_SAMPLERS,
+    ClassifierStage,
+    DistillStage,
+    GenerateStage,
+    LatentOptions,
+    ScenesData,
+    SweepStage,
+    UpscaleStage,
+)
+
+if TYPE_CHECKING:
+    from pipelines.recipe import Recipe
+
+
+def check_needs(recipe: Recipe, name: str) -> None:
+    """Raise ValueError where a stage lacks a forerunner, or has one of the wrong kind."""
+    stage = recipe.stage[name]
+    match stage:
+        case GenerateStage():
+            _check_sampler(recipe, name, stage)
+        case DistillStage():
+            _check_teacher(recipe, name, stage)
+    for kind in FORERUNNERS.get(stage.kind, ()):
+        if not recipe.of_kind(name, kind):
+            raise ValueError(f"stage.{name} ({stage.kind}) needs a stage of kind {kind!r}: add its name to `needs`")
+
+
+def check_fit(recipe: Recipe, name: str) -> None:
+    """Raise ValueError where a stage does not fit its forerunners, all of which have what they need."""
+    stage = recipe.stage[name]
+    match stage:
+        case GenerateStage():
+            _check_guides(recipe, name, stage)
+        case UpscaleStage():
+            _check_base(recipe, name, stage)
+        case SweepStage():
+            _check_sweep(recipe, name, stage)
+
+
+def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
+    """Refuse a generate stage without a model, or with a sampler of the other kind of model."""
+    kinds = {recipe.stage[need].kind for need in stage.needs if need in recipe.stage}
+    fitting = MASKED_SAMPLERS if "mdlm" in kinds else LATENT_SAMPLERS
+    recipe.base(name)
+    if stage.sampler not in fitting:
+        known = ", ".join(fitting)
+        raise ValueError(f"stage.{name}.sampler is {stage.sampler!r}, which its model cannot use; it can use {known}")
+    options = stage.latent
+    if "mdlm" in kinds and options != LatentOptions():
+        raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is a masked one")
+    if options.weak and (options.weak not in stage.needs[1:] or recipe.stage[options.weak].kind != "latent"):
+        raise ValueError(
+            f"stage.{name}.latent.weak is {options.weak!r}: expected a latent stage in `needs`, behind the model"
+        )
+    if options.classifier and options.classifier not in stage.needs:
+        raise ValueError(f"stage.{name}.latent.classifier is {options.classifier!r}: add that stage to `needs`")
+
+
+def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
+    """Refuse guides that do not fit the model, and a classifier asked about noise alone."""
+    options = stage.latent
+    model = recipe.base(name)
+    drawing = recipe.stage[model]
+    if isinstance(drawing, UpscaleStage) and (problem := drawing.unfit(stage.sampler, options)):
+        raise ValueError(f"stage.{name}: {problem}")
+    if options.level is not None and not isinstance(drawing, UpscaleStage):
+        raise ValueError(f"stage.{name}.latent.level is {options.level}, but {model} starts from no picture")
+    for guide, kind in ((options.weak, "latent"), (options.classifier, "classifier")):
+        if guide and (problem := recipe.misfit(guide, kind, model)):
+            raise ValueError(f"stage.{name}: {problem}")
+    classifier = recipe.stage.get(options.classifier)
+    from_noise = options.grid == "uniform" and options.start == options.interval[1] == 1
+    if isinstance(classifier, ClassifierStage) and from_noise and classifier.schedule.alpha(torch.ones(())) == 0:
+        raise ValueError(
+            f"stage.{name}.latent.classifier would be asked at t = 1, where {classifier.schedule} is noise alone: "
+            "give interval = [0.0, 0.9], or a start below 1"
+        )
+
+
+def _check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
+    """Refuse guides that fit none of the models that a sweep compares."""
+    models = [need for need in stage.needs if recipe.stage[need].kind == "latent" and need != stage.weak]
+    guides = {need: "classifier" for need in stage.needs if recipe.stage[need].kind == "classifier"}
+    if stage.weak and stage.weak not in stage.needs:
+        raise ValueError(f"stage.{name}.weak is {stage.weak!r}: add that stage to `needs`")
+    for guide, kind in {**guides, **({stage.weak: "latent"} if stage.weak else {})}.items():
+        problems = [recipe.misfit(guide, kind, model) for model in models]
+        if all(problems):
+            raise ValueError(f"stage.{name}: {guide} guides none of its models. {'; '.join(problems)}")
+
+
+def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:
+    """Refuse a student without a teacher, and guidance of a teacher that has none."""
+    kinds = [recipe.stage[need].kind for need in stage.needs]
+    teachers = [kind for kind in kinds if kind in ("latent", "distill")]
+    if not teachers:
+        raise ValueError(f"stage.{name} learns from a model: name a stage of kind latent or distill in its `needs`")
+    if teachers[0] == "distill" and stage.guidance != 1:
+        raise ValueError(
+            f"stage.{name}.guidance is {stage.guidance:g}, but its teacher is a student itself, which has guidance "
+            "inside and no second branch: write guidance = 1"
+        )
+
+
+def _check_base(recipe: Recipe, name: str, stage: UpscaleStage) -> None:
+    """Refuse a stage that enlarges without one that draws what it enlarges, or with no data of its size."""
+    base = recipe.base(name)
+    drawn = recipe.size_of(base)
+    if drawn != stage.source:
+        raise ValueError(
+            f"stage.{name}.source is {stage.source}, but {base} draws {drawn} pixels: write source = {drawn}, or "
+            f"name a base in `needs` that draws {stage.source}"
+        )
+    rendered = isinstance(recipe.data, ScenesData) and (recipe.data.render or recipe.data.size)
+    if rendered and rendered < stage.size:
+        raise ValueError(
+            f"stage.{name}.size is {stage.size}, but the scenes have {rendered} pixels: write data.render = "
+            f"{stage.size} or more"
+        )

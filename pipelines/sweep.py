@@ -1,0 +1,195 @@
+"""Quality against network evaluations for every sampler, and against the scale for every rule of guidance.
+
+Each row is written as it is measured, so that an interrupted sweep goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.features import quantise
+from eval.interval import Interval
+from eval.kernel import kernel_distance
+from pipelines.artefact import write_atomically
+from pipelines.distance_measures import REFERENCE
+from pipelines.judging import Judges, scene_figures
+from pipelines.latent_likelihood import latent_bits
+from pipelines.latent_sampler import LatentSampler, steps_within
+from pipelines.measures import Set, read_set
+from pipelines.progress import meter, ticking
+from pipelines.recipe import Recipe
+from pipelines.runs import Run
+from pipelines.sampling import Settings, chunks, generators, student_settings
+from pipelines.stage_config import DistillStage, LatentOptions, SweepStage
+
+ROWS = "sweep.jsonl"
+BATCH = 50
+START = 0.999  # of samplers that need some signal
+INTERVAL = (0.1, 0.8)  # of guidance in a limited interval
+CLASSIFIED = (0.0, 0.9)  # where a classifier is asked: in noise alone an error of its gradient counts a hundredfold
+LIMIT = 3.0  # of thresholding, in standard deviations of the latents
+TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.001)  # of dormand_prince, in place of numbers of evaluations
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row to measure: which curve it belongs to, and how to sample."""
+
+    group: str  # samplers, guidance or students
+    model: str
+    curve: str
+    settings: Settings
+    within: int | None = None  # the evaluations that were allowed
+
+    @property
+    def scale(self) -> float:
+        """The scale of what guides."""
+        options = self.settings.latent
+        return options.classifier_scale if options.classifier else self.settings.guidance
+
+    @property
+    def key(self) -> str:
+        """What tells a row from the others."""
+        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
+
+
+def settings_of_sweep(run: Run, name: str, stage: SweepStage) -> Iterator[Setting]:
+    """Yield every setting of the sweep."""
+    models = teachers(run.recipe, stage)
+    for model in models:
+        yield from (row for sampler in stage.samplers for row in _sampler_rows(model, sampler, stage))
+        for curve, options in guidances(run.recipe, model, stage):
+            yield from (_guidance_row(model, curve, options, scale) for scale in stage.scales)
+    for steps in stage.student_steps:
+        for model in models:
+            settings = Settings(sampler="ddim", steps=steps, guidance=stage.guidance)
+            yield Setting("students", model, f"{model} (the teacher, ddim)", settings, steps)
+        for model in stage.needs:
+            if isinstance(student := run.recipe.stage[model], DistillStage):
+                yield Setting("students", model, f"{model} ({student.method})", student_settings(student, steps), steps)
+
+
+def teachers(recipe: Recipe, stage: SweepStage) -> list[str]:
+    """Return the latent models that a sweep is about."""
+    return [name for name in stage.needs if recipe.stage[name].kind == "latent" and name != stage.weak]
+
+
+def guidances(recipe: Recipe, model: str, stage: SweepStage) -> Iterator[tuple[str, LatentOptions]]:
+    """Yield (curve, options) of every way to guide a model: the rules, and the guides in `needs` that fit it."""
+    yield from ((rule, LatentOptions(rule=rule)) for rule in stage.rules)
+    yield "interval", LatentOptions(interval=INTERVAL)
+    yield "thresholded", LatentOptions(threshold=LIMIT)
+    if stage.weak and not recipe.misfit(stage.weak, "latent", model):
+        yield "autoguidance", LatentOptions(weak=stage.weak)
+    for need in stage.needs:
+        if recipe.stage[need].kind == "classifier" and not recipe.misfit(need, "classifier", model):
+            yield "classifier", LatentOptions(classifier=need, interval=CLASSIFIED)
+
+
+def _guidance_row(model: str, curve: str, options: LatentOptions, scale: float) -> Setting:
+    """One scale of a curve: of the classifier's gradient where there is one, else of the two branches."""
+    guidance = 1.0 if options.classifier else scale
+    options = dataclasses.replace(options, classifier_scale=scale) if options.classifier else options
+    return Setting("guidance", model, curve, Settings(sampler="dpmpp_2m", steps=16, guidance=guidance, latent=options))
+
+
+def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[Setting]:
+    start = START if sampler in ("euler_maruyama", "predictor_corrector", "annealed_langevin") else 1.0
+    if sampler == "dormand_prince":
+        for tolerance in TOLERANCES:
+            options = LatentOptions(tolerance=tolerance)
+            settings = Settings(sampler=sampler, steps=1, guidance=stage.guidance, latent=options)
+            yield Setting("samplers", model, sampler, settings)
+        return
+    for calls in stage.evaluations:
+        options = LatentOptions(start=start, langevin_steps=min(8, max(1, calls // 4)))
+        steps = steps_within(sampler, calls, options.langevin_steps)
+        settings = Settings(sampler=sampler, steps=steps, guidance=stage.guidance, latent=options)
+        yield Setting("samplers", model, sampler, settings, calls)
+
+
+@dataclass
+class Judged:
+    """What rows are measured against, made once."""
+
+    judges: Judges
+    real: Set
+    reference: NDArray[np.float32]
+    seed: int
+    samplers: dict[str, LatentSampler] = field(default_factory=dict)
+
+    def measure(self, run: Run, setting: Setting) -> dict[str, Any]:
+        """Draw the pictures of one setting and judge them."""
+        if setting.model not in self.samplers:
+            self.samplers[setting.model] = LatentSampler.load(run, setting.model)
+        sampler = self.samplers[setting.model]
+        pairs = list(zip(self.real.captions, generators(self.real.captions, self.seed), strict=True))
+        pictures, calls = [], 0
+        for part in chunks(pairs, BATCH):
+            drawn = sampler.draw([p for p, _ in part], [g for _, g in part], setting.settings)
+            pictures.append(quantise(drawn.pictures))
+            calls = drawn.evaluations
+        made = np.concatenate(pictures)
+        assert self.judges.tower is not None
+        figures = {"kd": kernel_distance(self.judges.tower.embed(made), self.reference).interval()}
+        if self.real.labelled:
+            scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
+            figures |= {name: scenes[name] for name in ("colour", "shape") if name in scenes}
+        row = {"group": setting.group, "model": setting.model, "curve": setting.curve, "within": setting.within}
+        row |= {"evaluations": calls, "scale": setting.scale, **dataclasses.asdict(setting.settings)}
+        return {**row, "figures": {name: plain_interval(value) for name, value in figures.items()}}
+
+
+def plain_interval(interval: Interval) -> dict[str, float]:
+    """Return an interval as plain values."""
+    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
+
+
+def sweep(run: Run, name: str, stage: SweepStage) -> dict[str, Any]:
+    """Measure every setting that is not yet in the file of rows."""
+    path = run.stage_folder(name) / ROWS
+    rows = read_rows(path)
+    wanted = list(settings_of_sweep(run, name, stage))
+    judges = Judges.load(run, name)
+    real, train = read_set(run, run.held_out_name(), stage.count), read_set(run, "train", REFERENCE)
+    assert judges.tower is not None
+    judged = Judged(judges, real, judges.tower.embed(train.pictures), stage.seed)
+    with meter(name, len(wanted)) as shown, path.open("a", encoding="utf-8") as file:
+        for setting in wanted:
+            if setting.key not in rows:
+                file.write(json.dumps({"key": setting.key, **judged.measure(run, setting)}) + "\n")
+                file.flush()
+            shown.advance(1, f"{setting.curve}")
+    bits = {model: _bits(run, model, stage.likelihoods) for model in teachers(run.recipe, stage)}
+    return {"rows": len(wanted), "count": len(real), "bits_per_dim": bits}
+
+
+def _bits(run: Run, model: str, count: int) -> dict[str, dict[str, float]]:
+    if count < 2:
+        return {}
+    with ticking(f"{model} likelihood"):
+        return {name: plain_interval(value) for name, value in latent_bits(run, model, count).items()}
+
+
+def read_rows(path: Path) -> dict[str, dict[str, Any]]:
+    """Return the rows that are there, by key; a torn last line is cut off, and its row made again."""
+    if not path.exists():
+        return {}
+    rows, kept = {}, []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            break
+        rows[row["key"]] = row
+        kept.append(line + "\n")
+    write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
+    return rows
