@@ -38,7 +38,7 @@ def test_quick_sampling_has_a_row_for_every_peer_in_both_tables(capsys):
 
 
 def test_quick_training_has_a_row_for_every_pair_and_says_where_it_ran(capsys):
-    training.main(quick=True)
+    training.main(training.Options(quick=True))
     printed = capsys.readouterr().out
     (found,) = tables(printed)
     assert {len(row) for row in found} == {8}

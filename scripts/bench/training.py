@@ -51,50 +51,53 @@ QUICK: Mapping[str, Setting] = {
 }
 
 
-def main(
-    quick: bool = False,
-    threads: int = 1,
-    device: str = "cpu",
-    rounds: int = 0,
-    compiled: bool = True,
-    bf16: bool = True,
-) -> None:
-    """Print the tables.
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What to measure, and how.
 
     Args:
         quick: tiny networks, few rounds, nothing compiled.
+        only: a word in the names of the pairs to measure; all by default.
         threads: threads of torch.
         device: cpu, or cuda.
         rounds: how often each step is timed; 0 is 15, or 2 with --quick.
         compiled: also with every block compiled, where that can be done.
         bf16: autocast where the device multiplies bf16, as our loop does; --no-bf16 for float32.
     """
-    torch.set_num_threads(threads)
+
+    quick: bool = False
+    only: str = ""
+    threads: int = 1
+    device: str = "cpu"
+    rounds: int = 0
+    compiled: bool = True
+    bf16: bool = True
+
+
+def main(options: Options) -> None:
+    """Print the tables."""
+    torch.set_num_threads(options.threads)
     torch.set_flush_denormal(True)
-    place = torch.device(device)
-    rounds = rounds or (2 if quick else 15)
-    precision = "bf16 autocast" if bf16 else "float32"
-    rows = [
-        cells
-        for name, setting in (QUICK if quick else SETTINGS).items()
-        for cells in setting_rows(name, setting, rounds, place, bf16=bf16, compiled=compiled and not quick)
-    ]
+    device, settings = torch.device(options.device), QUICK if options.quick else SETTINGS
+    chosen = {name: setting for name, setting in settings.items() if options.only in name}
+    rows = [cells for name, setting in chosen.items() for cells in setting_rows(name, setting, options, device)]
     sides = ["parameters, ours / diffusers", "ours, ms", "diffusers, ms", "ours / diffusers"]
-    others = ["outside products: ours", "diffusers"]
-    print(f"\nA training step, {precision}\n\n{table(['network', 'mode', *sides, *others], rows)}\n")
-    print(accelerator_tables(place) if not quick else "")
-    print(machine(place))
+    columns = ["network", "mode", *sides, "outside products: ours", "diffusers"]
+    print(f"\nA training step, {'bf16 autocast' if options.bf16 else 'float32'}\n\n{table(columns, rows)}\n")
+    print("" if options.quick else accelerator_tables(device))
+    print(machine(device))
 
 
-def setting_rows(
-    name: str, setting: Setting, rounds: int, device: torch.device, *, bf16: bool, compiled: bool
-) -> Iterator[list[str]]:
+def setting_rows(name: str, setting: Setting, options: Options, device: torch.device) -> Iterator[list[str]]:
     """One row eager, one with compiled blocks."""
     batch = batch_of(setting.batch, setting.side, device)
-    for mode in ("eager", "compiled") if compiled and can_compile() else ("eager",):
+    rounds = options.rounds or (2 if options.quick else 15)
+    compiles = options.compiled and not options.quick and can_compile()
+    for mode in ("eager", "compiled") if compiles else ("eager",):
         pair = setting.pair(setting.side, device)
         steps = {
-            side: step_of(rival, batch, device, bf16=bf16, compiled=mode == "compiled") for side, rival in pair.items()
+            side: step_of(rival, batch, device, bf16=options.bf16, compiled=mode == "compiled")
+            for side, rival in pair.items()
         }
         for step in steps.values():
             for _ in range(2):  # compiles, and lets AdamW make its state
@@ -120,4 +123,4 @@ def share_outside_products(step: Callable[[], None]) -> float:
 
 
 if __name__ == "__main__":
-    tyro.cli(main)
+    main(tyro.cli(Options))
