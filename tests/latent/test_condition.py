@@ -172,9 +172,12 @@ def test_word_order_changes_the_picture_after_a_few_steps(kind, refiner_layers):
     tokens = cond.tokens[:1].expand(2, -1, -1).clone()
     tokens[1] = tokens[0, [3, 1, 2, 0, 4, 5]]
     cond = Condition(tokens, torch.ones(2, 6, dtype=torch.bool), torch.zeros(2, 10))
+    with torch.no_grad():  # zeros at the start and opposite targets are a saddle that only rounding would leave
+        for parameter in made.parameters():
+            parameter += 0.05 * torch.randn(parameter.shape)
     target = torch.stack([torch.ones(4, 4, 4), -torch.ones(4, 4, 4)])
     # a network that cannot tell the orders apart stays at 1
-    assert fitted(made, (x_t[:1].expand(2, -1, -1, -1), torch.ones(2), cond), target, steps=40) < 0.2
+    assert fitted(made, (x_t[:1].expand(2, -1, -1, -1), torch.ones(2), cond), target, steps=80) < 0.3
 
 
 def fitted(made, arguments, target, *, steps):
