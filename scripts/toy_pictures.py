@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
+from scripts.markdown import table
 from scripts.toy_models import Distance
 
 matplotlib.use("Agg")
@@ -74,13 +75,9 @@ def figures(page: Page) -> str:
         for name, panels in page.panels.items()
     }
     kept = [i for i in range(len(page.columns)) if any(row[i] for row in cells.values())]
-    return table(["", *(page.columns[i] for i in kept)], {name: [row[i] for i in kept] for name, row in cells.items()})
-
-
-def table(head: Sequence[str], rows: Mapping[str, Sequence[str]]) -> str:
-    """A Markdown table; head: the names of all columns, that of the rows first."""
-    lines = [head, ["---"] * len(head), *([name, *cells] for name, cells in rows.items())]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    return table(
+        ["", *(page.columns[i] for i in kept)], [[name, *(row[i] for i in kept)] for name, row in cells.items()]
+    )
 
 
 def replace_figures(page: Path, name: str, figures: str) -> None:

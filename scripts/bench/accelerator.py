@@ -12,7 +12,8 @@ from backbone.attention import attention, available
 from latent.sizes import TRANSFORMER_SIZES
 from pipelines.hardware import can_compile
 from scripts.bench.rivals import Batch, Rival, batch_of, step_of, transformers
-from scripts.bench.timing import alternate, always, median, ratio, shown, table
+from scripts.bench.timing import alternate, always, median, ratio, shown
+from scripts.markdown import table
 
 PEAKS: Mapping[str, float] = {
     # dense bf16, FLOP per second, as the makers state it; part of the device's name

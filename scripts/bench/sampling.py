@@ -20,7 +20,8 @@ import tyro
 from latent.condition import Condition
 from latent.dit import DiT, DiTConfig
 from scripts.bench.peers import PEERS, Peer, Work, bare, ours, theirs
-from scripts.bench.timing import Bounds, Contestant, alternate, difference, machine, median, ratio, shown, table
+from scripts.bench.timing import Bounds, Contestant, alternate, difference, machine, median, ratio, shown
+from scripts.markdown import table
 
 MICRO = 1e6
 

@@ -90,12 +90,6 @@ def shown(bounds: Bounds, digits: int = 2, scale: float = 1.0) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown table."""
-    lines = [columns, ["---"] * len(columns), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 def machine(device: torch.device) -> str:
     """Where the figures were taken and what else went on there, as a sentence."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()

@@ -20,7 +20,8 @@ from torch.profiler import ProfilerActivity, profile
 from pipelines.hardware import can_compile
 from scripts.bench.accelerator import accelerator_tables
 from scripts.bench.rivals import Pair, batch_of, step_of, transformers, unets
-from scripts.bench.timing import alternate, always, machine, median, ratio, shown, table
+from scripts.bench.timing import alternate, always, machine, median, ratio, shown
+from scripts.markdown import table
 
 PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "conv", "scaled_dot_product", "linear")
 """Words in the names of operators that multiply matrices or convolve."""
