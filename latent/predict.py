@@ -7,6 +7,7 @@ solve covers all predictions, and everything after it (samplers, guidance) sees 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, assert_never
 
 import torch
@@ -169,6 +170,19 @@ def bind(model: Model[Cond], cond: Cond) -> Denoise:
         return model(x_t, t, cond)
 
     return denoise
+
+
+@dataclass
+class Counted:
+    """A Denoise that counts its calls."""
+
+    denoise: Denoise
+    calls: int = 0
+
+    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
+        """Count, and pass on."""
+        self.calls += 1
+        return self.denoise(x_t, t)
 
 
 def _scale(schedule: Schedule, t: Tensor) -> Tensor:

@@ -14,18 +14,18 @@ from latent.times import sample_times
 from pipelines.data.decode import caption_only
 from pipelines.data.stream import some
 from pipelines.hardware import device_of, seeded, step_generator, to_device
-from pipelines.latent_stage import CachedLatents
+from pipelines.latent_stage import CachedLatents, spread_times
 from pipelines.loop import train
 from pipelines.models import plain
 from pipelines.runs import Run
 from pipelines.stage_config import ClassifierStage
-from pipelines.task import Batch
+from pipelines.task import Batch, Task
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # times at which validation counts the captions that are found
 BANK_SAMPLES = 20_000  # of the training split, at most, whose captions are looked through for the bank
 
 
-class ClassifierTask(CachedLatents):
+class ClassifierTask(CachedLatents, Task):
     """Noise a latent, tell its caption from those of the batch."""
 
     def __init__(self, run: Run, name: str, stage: ClassifierStage) -> None:
@@ -62,7 +62,7 @@ class ClassifierTask(CachedLatents):
         batch = to_device(self.held_out_batch(), device)
         z, schedule = self.draw(batch["latent"], generator), self.stage.schedule
         eps, pooled = noise_like(z, generator), batch["pooled"].to(z.dtype)
-        spread = ((torch.arange(len(z)) + 0.5) / len(z)).double().to(device)
+        spread = spread_times(z)
         found = {
             f"match_t{level}": float(top_one(network, schedule, z, pooled, torch.full_like(spread, level), eps))
             for level in LEVELS

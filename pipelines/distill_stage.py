@@ -26,38 +26,36 @@ from latent.times import sample_times
 from pipelines.artefact import save_weights
 from pipelines.data.shards import order
 from pipelines.hardware import device_of, step_generator, to_device
-from pipelines.latent_sampler import LatentSampler, origin_of, teacher_of
+from pipelines.latent_sampler import LatentSampler
 from pipelines.latent_stage import LatentTask, condition
 from pipelines.loop import train
 from pipelines.models import load_latent
 from pipelines.progress import meter
 from pipelines.runs import Run
-from pipelines.sampling import Settings, chunks, generators
+from pipelines.sampling import Settings, batches
 from pipelines.stage_config import DistillStage
 from pipelines.task import Batch
 
 PAIRS = "pairs.safetensors"
+PAIRS_AT_ONCE = 100
 
 
 class DistillTask(LatentTask):
     """Ask the student for what the teacher's steps say; the loss is the teacher's own."""
 
     def __init__(self, run: Run, name: str, stage: DistillStage, folder: Path) -> None:
-        super().__init__(run, name, dataclasses.replace(origin_of(run.recipe, name), training=stage.training))
-        self.distill, self.teacher = stage, load_latent(run, teacher_of(run.recipe, name))
+        super().__init__(run, name, dataclasses.replace(run.recipe.origin(name), training=stage.training))
+        self.distill, self.teacher = stage, load_latent(run, run.recipe.teacher(name))
         self.network.load_state_dict(self.teacher.state_dict())
-        self.times = self._grid()
+        self.halves = 2 if stage.method == "progressive" else 1  # steps of the teacher for one of the student
+        self.times = grid.shift(grid.uniform(self.halves * stage.steps), self.stage.shift)
         self.pairs = self._draw_pairs(folder / PAIRS) if stage.method == "reflow" else {}
-
-    def _grid(self) -> Tensor:
-        """The times between which the student learns; with those half-way for a teacher that takes two steps."""
-        halves = 2 if self.distill.method == "progressive" else 1
-        return grid.shift(grid.uniform(halves * self.distill.steps), self.stage.shift)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached latents, or the teacher's pairs in an order of their own."""
         if self.distill.method != "reflow":
             yield from super().batches(cursor, rank, world)
+            return
         size, total = self.stage.training.batch // world, len(self.pairs["x"])
         for start in count(cursor + rank * size, size * world):
             places = [divmod(position, total) for position in range(start, start + size)]
@@ -91,16 +89,14 @@ class DistillTask(LatentTask):
             t = sample_times(stage.times, stage.schedule, (len(batch["x"]),), generator, factor=stage.shift)
             return batch["x"], batch["eps"], t.to(batch["x"].device), []
         z = self.draw(batch["latent"], generator)
-        halves = 2 if self.distill.method == "progressive" else 1
-        first = halves * torch.randint(self.distill.steps, (len(z),), generator=generator)
-        t, *following = (self.times[first + i].to(z.device) for i in range(halves + 1))
+        first = self.halves * torch.randint(self.distill.steps, (len(z),), generator=generator)
+        t, *following = (self.times[first + i].to(z.device) for i in range(self.halves + 1))
         return z, noise_like(z, generator), t, following
 
     def _teacher(self, cond: Condition) -> Denoise:
         """The teacher with the guidance that the student is to have inside."""
         model = as_model(self.teacher, self.stage.schedule, self.stage.prediction)
-        null = Condition(*self.teacher.null_condition(len(cond.mask))[:3])
-        return classifier_free(model, cond, null, self.distill.guidance)
+        return classifier_free(model, cond, self.teacher.null_condition(len(cond.mask)), self.distill.guidance)
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The loss at fixed draws: on held-out latents, for reflow on the first of its pairs."""
@@ -116,9 +112,7 @@ class DistillTask(LatentTask):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             save_weights(path, self._made_pairs())
-        pairs = load_file(path)
-        rows = self.text.rows(self._captions())._asdict()
-        return {**pairs, **rows}
+        return {**load_file(path), **self.text.rows(self._captions())._asdict()}
 
     def _captions(self) -> list[str]:
         """Captions of the training split, again from the start where there are fewer than pairs."""
@@ -126,22 +120,21 @@ class DistillTask(LatentTask):
         return [found[i % len(found)] for i in range(self.distill.pairs)]
 
     def _made_pairs(self) -> dict[str, Tensor]:
-        sampler = LatentSampler.load(self.run, teacher_of(self.run.recipe, self.name))
+        sampler = LatentSampler.load(self.run, self.run.recipe.teacher(self.name))
         settings = Settings(sampler="dpmpp_2m", steps=self.distill.teacher_steps, guidance=self.distill.guidance)
         parts: dict[str, list[Tensor]] = {"x": [], "eps": []}
         captions = self._captions()
-        prompts = list(zip(captions, generators(captions, self.run.recipe.seed), strict=True))
-        with meter(f"{self.name} pairs", len(prompts)) as shown:
-            for part in chunks(prompts, 100):
-                drawn = sampler.draw([p for p, _ in part], [g for _, g in part], settings)
+        with meter(f"{self.name} pairs", len(captions)) as shown:
+            for prompts, draws in batches(captions, self.run.recipe.seed, PAIRS_AT_ONCE):
+                drawn = sampler.draw(prompts, draws, settings)
                 parts["x"].append(drawn.z.cpu())
                 parts["eps"].append(drawn.eps.cpu())
-                shown.advance(len(part), "pairs")
+                shown.advance(len(prompts), "pairs")
         return {name: torch.cat(rows) for name, rows in parts.items()}
 
     def facts(self) -> dict[str, Any]:
         """Return what sampling needs to know, and who taught."""
-        teacher = teacher_of(self.run.recipe, self.name)
+        teacher = self.run.recipe.teacher(self.name)
         taught = {"stage": teacher, "hash": self.run.manifest(teacher)["hash"], "guidance": self.distill.guidance}
         return {**super().facts(), "teacher": taught, "method": self.distill.method, "steps": self.distill.steps}
 

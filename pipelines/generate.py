@@ -29,7 +29,8 @@ from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators, settings_for, settings_of
-from pipelines.stage_config import PICTURE_MODELS, GenerateStage, LatentOptions
+from pipelines.sampling_options import LatentOptions
+from pipelines.stage_config import PICTURE_MODELS, GenerateStage
 from pipelines.upscale_sampler import Cascade, Upscaler
 
 

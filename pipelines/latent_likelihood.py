@@ -11,7 +11,7 @@ from latent.likelihood import bits_per_dim, log_density, variational_bound
 from latent.predict import as_model, bind
 from pipelines.hardware import device_of, step_generator
 from pipelines.latent_sampler import LatentSampler
-from pipelines.latent_stage import LatentTask, condition
+from pipelines.latent_stage import CachedLatents, condition
 from pipelines.runs import Run
 from pipelines.stage_config import LatentStage
 
@@ -26,10 +26,10 @@ def latent_bits(run: Run, model: str, count: int) -> dict[str, Interval]:
     """
     stage = run.recipe.stage[model]
     assert isinstance(stage, LatentStage)
-    task, sampler = LatentTask(run, model, stage), LatentSampler.load(run, model)
+    data, sampler = CachedLatents(run, model, stage.training), LatentSampler.load(run, model)
     device, generator = device_of(sampler.network), step_generator(0, 0, 0)
-    batch = {key: part[:count] for key, part in task.held_out_batch().items()}
-    z = task.draw(batch["latent"].to(device), generator)
+    batch = {key: part[:count] for key, part in data.held_out_batch().items()}
+    z = data.draw(batch["latent"].to(device), generator)
     cond = condition({key: batch[key].to(device) for key in ("tokens", "mask", "pooled")}, z)
     denoise = bind(as_model(sampler.network, stage.schedule, stage.prediction), cond)
     dims = math.prod(z.shape[1:])

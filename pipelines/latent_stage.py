@@ -24,13 +24,13 @@ from pipelines.models import build_latent
 from pipelines.runs import Run
 from pipelines.sampling import Settings, sample_grid, settings_for
 from pipelines.stage_config import LatentConfig, LatentStage
-from pipelines.task import HELD_OUT, Batch, Task, Training, blocks_of
+from pipelines.task import HELD_OUT, Batch, Task, Training
 
 TIME_BINS = 4
 
 
-class CachedLatents(Task):
-    """What every task over cached latents shares: the latents, shuffled, with the embeddings of their captions."""
+class CachedLatents:
+    """What every task over cached latents stands on: the latents, with the embeddings of their captions."""
 
     def __init__(self, run: Run, name: str, training: Training) -> None:
         self.run, self.name, self.training = run, name, training
@@ -40,10 +40,6 @@ class CachedLatents(Task):
             torch.tensor(self.cache.manifest[k])[:, None, None] for k in ("latent_mean", "latent_std")
         )
         self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """The transformer blocks."""
-        return blocks_of(self.network)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached latents with the embeddings of their captions."""
@@ -62,7 +58,7 @@ class CachedLatents(Task):
         return (z - self.mean.to(z.device)) / self.std.to(z.device)
 
 
-class LatentTask(CachedLatents):
+class LatentTask(CachedLatents, Task):
     """Noise a latent, predict the target: flow matching and DDPM alike."""
 
     def __init__(self, run: Run, name: str, stage: LatentStage) -> None:
@@ -151,15 +147,18 @@ def by_time(losses: Tensor) -> dict[str, float]:
 
 
 def latent_config(stage: LatentStage, cache: Cache) -> LatentConfig:
-    """Fill in what the encoders decide: latent channels, text widths and length."""
+    """Fill in what the encoders decide: latent channels and text sizes."""
+    return dataclasses.replace(stage.model, channels=len(cache.manifest["latent_mean"]), **text_sizes(cache))
+
+
+def text_sizes(cache: Cache) -> dict[str, int]:
+    """Return the fields of a network's configuration that the text encoder decides."""
     made = cache.manifest
-    return dataclasses.replace(
-        stage.model,
-        channels=len(made["latent_mean"]),
-        text_width=made["text_width"],
-        pooled_width=made["pooled_width"],
-        text_length=made["embedding_length"],
-    )
+    return {
+        "text_width": made["text_width"],
+        "pooled_width": made["pooled_width"],
+        "text_length": made["embedding_length"],
+    }
 
 
 def train_latent(run: Run, name: str, stage: LatentStage) -> dict[str, Any]:

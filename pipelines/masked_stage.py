@@ -20,7 +20,7 @@ from pipelines.models import load_bpe, load_vqvae, plain
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid, settings_for
 from pipelines.stage_config import MdlmStage
-from pipelines.task import HELD_OUT, Batch, Task, blocks_of
+from pipelines.task import HELD_OUT, Batch, Task
 from pipelines.text_bound import caption_bound
 
 
@@ -42,10 +42,6 @@ class MdlmTask(Task):
         vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
         network.initialise_codes(vqvae.quantizer.codebook.cpu(), step_generator(self.run.recipe.seed, 0, 0))
         return network
-
-    def compiled_parts(self) -> list[nn.Module]:
-        """The transformer blocks."""
-        return blocks_of(self.network)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached tokens."""

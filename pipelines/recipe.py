@@ -14,9 +14,11 @@ from pipelines.stage_config import (
     PICTURE_MODELS,
     AnyStage,
     ClassifierStage,
+    DistillStage,
     LatentStage,
     ScenesData,
     ShardData,
+    SweepStage,
     UpscaleStage,
 )
 
@@ -57,11 +59,10 @@ class Recipe:
         found = self.stage[guide]
         if found.kind != kind or not isinstance(found, LatentStage | ClassifierStage):
             return f"{guide} is of kind {found.kind!r}, expected {kind!r}"
-        behind = {name: self.stage[name] for name in (model, *self.forerunners(model))}
-        origin, path = next((name, stage.schedule) for name, stage in behind.items() if isinstance(stage, LatentStage))
+        path = self.origin(model).schedule
         if found.schedule != path:
             return f"{guide} knows the path {found.schedule}, but {model} is on {path}: give both the same schedule"
-        caches = [self.of_kind(name, "encode")[0] for name in (guide, origin)]
+        caches = [self.of_kind(name, "encode")[0] for name in (guide, model)]
         if caches[0] != caches[1]:
             return f"{guide} reads the latents of {caches[0]}, but {model} those of {caches[1]}: take one for both"
         return ""
@@ -76,6 +77,32 @@ class Recipe:
             known = " or ".join(PICTURE_MODELS)
             raise ValueError(f"stage.{name} needs a model that draws: name a stage of kind {known} in its `needs`")
         return found[0]
+
+    def teacher(self, name: str) -> str:
+        """Return the stage that the student `name` learns from: the first model in its needs.
+
+        Raises ValueError where there is none.
+        """
+        found = [need for need in self.stage[name].needs if self.stage[need].kind in ("latent", "distill")]
+        if not found:
+            raise ValueError(f"stage.{name} learns from a model: name a stage of kind latent or distill in its `needs`")
+        return found[0]
+
+    def origin(self, name: str) -> LatentStage:
+        """Return the latent stage that `name` is, or that the teachers of the student `name` go back to.
+
+        Raises ValueError for a stage of another kind.
+        """
+        stage = self.stage[name]
+        if isinstance(stage, DistillStage):
+            return self.origin(self.teacher(name))
+        if not isinstance(stage, LatentStage):
+            raise ValueError(f"stage {name!r} is of kind {stage.kind!r}, expected latent or distill")
+        return stage
+
+    def swept(self, stage: SweepStage) -> list[str]:
+        """Return the latent models that a sweep is about."""
+        return [need for need in stage.needs if self.stage[need].kind == "latent" and need != stage.weak]
 
     def size_of(self, model: str) -> int:
         """Return the side of the pictures that a stage draws."""

@@ -6,14 +6,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions
 from pipelines.stage_config import (
     FORERUNNERS,
-    LATENT_SAMPLERS,
-    MASKED_SAMPLERS,
     ClassifierStage,
     DistillStage,
     GenerateStage,
-    LatentOptions,
     ScenesData,
     SweepStage,
     UpscaleStage,
@@ -90,23 +88,19 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
 
 def _check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
     """Refuse guides that fit none of the models that a sweep compares."""
-    models = [need for need in stage.needs if recipe.stage[need].kind == "latent" and need != stage.weak]
     guides = {need: "classifier" for need in stage.needs if recipe.stage[need].kind == "classifier"}
     if stage.weak and stage.weak not in stage.needs:
         raise ValueError(f"stage.{name}.weak is {stage.weak!r}: add that stage to `needs`")
     for guide, kind in {**guides, **({stage.weak: "latent"} if stage.weak else {})}.items():
-        problems = [recipe.misfit(guide, kind, model) for model in models]
+        problems = [recipe.misfit(guide, kind, model) for model in recipe.swept(stage)]
         if all(problems):
             raise ValueError(f"stage.{name}: {guide} guides none of its models. {'; '.join(problems)}")
 
 
 def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:
     """Refuse a student without a teacher, and guidance of a teacher that has none."""
-    kinds = [recipe.stage[need].kind for need in stage.needs]
-    teachers = [kind for kind in kinds if kind in ("latent", "distill")]
-    if not teachers:
-        raise ValueError(f"stage.{name} learns from a model: name a stage of kind latent or distill in its `needs`")
-    if teachers[0] == "distill" and stage.guidance != 1:
+    teacher = recipe.stage[recipe.teacher(name)]
+    if isinstance(teacher, DistillStage) and stage.guidance != 1:
         raise ValueError(
             f"stage.{name}.guidance is {stage.guidance:g}, but its teacher is a student itself, which has guidance "
             "inside and no second branch: write guidance = 1"

@@ -16,7 +16,8 @@ from pipelines.errors import PalimpsestError
 from pipelines.pictures import grid
 from pipelines.progress import meter
 from pipelines.recipe import Recipe
-from pipelines.stage_config import DistillStage, GenerateStage, LatentOptions
+from pipelines.sampling_options import LatentOptions
+from pipelines.stage_config import DistillStage, GenerateStage
 
 Item = TypeVar("Item")
 SHOWN = 16  # samples that training shows
@@ -105,15 +106,20 @@ def chunks(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
         yield items[start : start + size]
 
 
+def batches(prompts: Sequence[str], seed: int, size: int) -> Iterator[tuple[list[str], list[torch.Generator]]]:
+    """Yield the prompts in batches, each prompt with its generator."""
+    for part in chunks(list(zip(prompts, generators(prompts, seed), strict=True)), size):
+        yield [prompt for prompt, _ in part], [generator for _, generator in part]
+
+
 def draw(
     sampler: PictureSampler, prompts: Sequence[str], settings: Settings, *, seed: int, batch: int = 50, name: str = ""
 ) -> list[Image.Image]:
     """Draw one picture per prompt, in batches."""
     images: list[Image.Image] = []
-    pairs = list(zip(prompts, generators(prompts, seed), strict=True))
-    with meter(name or "pictures", len(pairs)) as shown:
-        for part in chunks(pairs, batch):
-            images += sampler.pictures([p for p, _ in part], [g for _, g in part], settings)
+    with meter(name or "pictures", len(prompts)) as shown:
+        for part, draws in batches(prompts, seed, batch):
+            images += sampler.pictures(part, draws, settings)
             shown.advance(len(part), "pictures")
     return images
 

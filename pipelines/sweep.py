@@ -22,13 +22,15 @@ from pipelines.artefact import write_atomically
 from pipelines.distance_measures import REFERENCE
 from pipelines.judging import Judges, scene_figures
 from pipelines.latent_likelihood import latent_bits
-from pipelines.latent_sampler import LatentSampler, steps_within
+from pipelines.latent_sampler import LatentSampler
 from pipelines.measures import Set, read_set
 from pipelines.progress import meter, ticking
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
-from pipelines.sampling import Settings, chunks, generators, student_settings
-from pipelines.stage_config import DistillStage, LatentOptions, SweepStage
+from pipelines.samplers import steps_within
+from pipelines.sampling import Settings, batches, student_settings
+from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions
+from pipelines.stage_config import DistillStage, SweepStage
 
 ROWS = "sweep.jsonl"
 BATCH = 50
@@ -61,25 +63,20 @@ class Setting:
         return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
 
 
-def settings_of_sweep(run: Run, name: str, stage: SweepStage) -> Iterator[Setting]:
+def settings_of_sweep(recipe: Recipe, stage: SweepStage) -> Iterator[Setting]:
     """Yield every setting of the sweep."""
-    models = teachers(run.recipe, stage)
+    models = recipe.swept(stage)
     for model in models:
         yield from (row for sampler in stage.samplers for row in _sampler_rows(model, sampler, stage))
-        for curve, options in guidances(run.recipe, model, stage):
+        for curve, options in guidances(recipe, model, stage):
             yield from (_guidance_row(model, curve, options, scale) for scale in stage.scales)
     for steps in stage.student_steps:
         for model in models:
             settings = Settings(sampler="ddim", steps=steps, guidance=stage.guidance)
             yield Setting("students", model, f"{model} (the teacher, ddim)", settings, steps)
         for model in stage.needs:
-            if isinstance(student := run.recipe.stage[model], DistillStage):
+            if isinstance(student := recipe.stage[model], DistillStage):
                 yield Setting("students", model, f"{model} ({student.method})", student_settings(student, steps), steps)
-
-
-def teachers(recipe: Recipe, stage: SweepStage) -> list[str]:
-    """Return the latent models that a sweep is about."""
-    return [name for name in stage.needs if recipe.stage[name].kind == "latent" and name != stage.weak]
 
 
 def guidances(recipe: Recipe, model: str, stage: SweepStage) -> Iterator[tuple[str, LatentOptions]]:
@@ -102,7 +99,7 @@ def _guidance_row(model: str, curve: str, options: LatentOptions, scale: float) 
 
 
 def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[Setting]:
-    start = START if sampler in ("euler_maruyama", "predictor_corrector", "annealed_langevin") else 1.0
+    start = START if sampler in SIGNAL_SAMPLERS else 1.0
     if sampler == "dormand_prince":
         for tolerance in TOLERANCES:
             options = LatentOptions(tolerance=tolerance)
@@ -131,15 +128,13 @@ class Judged:
         if setting.model not in self.samplers:
             self.samplers[setting.model] = LatentSampler.load(run, setting.model)
         sampler = self.samplers[setting.model]
-        pairs = list(zip(self.real.captions, generators(self.real.captions, self.seed), strict=True))
         pictures, calls = [], 0
-        for part in chunks(pairs, BATCH):
-            drawn = sampler.draw([p for p, _ in part], [g for _, g in part], setting.settings)
-            pictures.append(quantise(drawn.pictures))
+        for prompts, draws in batches(self.real.captions, self.seed, BATCH):
+            drawn = sampler.draw(prompts, draws, setting.settings)
+            pictures.append(quantise(sampler.decode(drawn.z)))
             calls = drawn.evaluations
         made = np.concatenate(pictures)
-        assert self.judges.tower is not None
-        figures = {"kd": kernel_distance(self.judges.tower.embed(made), self.reference).interval()}
+        figures = {"kd": kernel_distance(self.judges.features(made), self.reference).interval()}
         if self.real.labelled:
             scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
             figures |= {name: scenes[name] for name in ("colour", "shape") if name in scenes}
@@ -157,18 +152,17 @@ def sweep(run: Run, name: str, stage: SweepStage) -> dict[str, Any]:
     """Measure every setting that is not yet in the file of rows."""
     path = run.stage_folder(name) / ROWS
     rows = read_rows(path)
-    wanted = list(settings_of_sweep(run, name, stage))
+    wanted = list(settings_of_sweep(run.recipe, stage))
     judges = Judges.load(run, name)
     real, train = read_set(run, run.held_out_name(), stage.count), read_set(run, "train", REFERENCE)
-    assert judges.tower is not None
-    judged = Judged(judges, real, judges.tower.embed(train.pictures), stage.seed)
+    judged = Judged(judges, real, judges.features(train.pictures), stage.seed)
     with meter(name, len(wanted)) as shown, path.open("a", encoding="utf-8") as file:
         for setting in wanted:
             if setting.key not in rows:
                 file.write(json.dumps({"key": setting.key, **judged.measure(run, setting)}) + "\n")
                 file.flush()
             shown.advance(1, f"{setting.curve}")
-    bits = {model: _bits(run, model, stage.likelihoods) for model in teachers(run.recipe, stage)}
+    bits = {model: _bits(run, model, stage.likelihoods) for model in run.recipe.swept(stage)}
     return {"rows": len(wanted), "count": len(real), "bits_per_dim": bits}
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.blocks import Block, Column, Curve, Figure, Row, Section, Series, Table
+from eval.blocks import Better, Block, Column, Curve, Figure, Row, Section, Series, Table, Unit
 from eval.features import NOTE
 from pipelines.measures import Evaluation
-from pipelines.stage_config import NOISY_SAMPLERS, SweepStage
+from pipelines.sampling_options import NOISY_SAMPLERS
+from pipelines.stage_config import SweepStage
 from pipelines.sweep import ROWS, read_rows
 
 LIKELIHOODS = {"ode": "density of held-out latents along the ODE", "bound": "variational bound on held-out latents"}
@@ -20,12 +21,27 @@ class Metric(NamedTuple):
 
     key: str
     label: str
-    unit: Any
-    better: Any
+    unit: Unit
+    better: Better
+
+    @property
+    def column(self) -> Column:
+        """Its column in a table."""
+        return Column(self.label, self.unit, self.better)
 
 
 METRICS = (Metric("colour", "colours as asked", "share", "higher"), Metric("kd", "kernel distance", "plain", "lower"))
 Measured = Mapping[str, Any]
+
+
+class Axis(NamedTuple):
+    """What the rows of a group vary along."""
+
+    key: str
+    label: str
+
+
+EVALUATIONS, SCALE = Axis("evaluations", "network evaluations"), Axis("scale", "guidance scale")
 
 
 def sweeps(e: Evaluation) -> None:
@@ -35,10 +51,7 @@ def sweeps(e: Evaluation) -> None:
         if isinstance(stage, SweepStage):
             for model, found in e.run.manifest(name)["bits_per_dim"].items():
                 for how, bits in found.items():
-                    figure = Figure(
-                        bits["value"], int(bits["n"]), bits["low"], bits["high"], f"{name}: {LIKELIHOODS[how]}"
-                    )
-                    e.figures[f"{model}.bits_per_dim[{how}]"] = figure
+                    e.figures[f"{model}.bits_per_dim[{how}]"] = _kept(bits, f"{name}: {LIKELIHOODS[how]}")
             rows = list(read_rows(e.run.stage_folder(name) / ROWS).values())
             _note(e, name, rows)
             e.sections += _sections(name, stage, rows)
@@ -52,27 +65,29 @@ def _note(e: Evaluation, name: str, rows: Sequence[Measured]) -> None:
 
 
 def _figure(row: Measured, metric: str, name: str) -> Figure:
-    found = row["figures"][metric]
     how = f"{row['sampler']}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
-    return Figure(found["value"], found["n"], found["low"], found["high"], f"{name}: {row['model']}, {how}")
+    return _kept(row["figures"][metric], f"{name}: {row['model']}, {how}")
+
+
+def _kept(interval: Mapping[str, Any], source: str) -> Figure:
+    """Return the figure of an interval that was written down as plain values."""
+    return Figure(interval["value"], interval["n"], interval["low"], interval["high"], source)
 
 
 def _sections(name: str, stage: SweepStage, rows: Sequence[Measured]) -> list[Section]:
-    """Return one section per group that has rows."""
+    """Return one section per model and group that has rows; students stand together, beside their teacher."""
+    lead = f"{stage.count} held-out captions per row, the same for all. Kernel distances are {NOTE}."
     made = []
-    warning = f"{stage.count} held-out captions per row, the same for all. Kernel distances are {NOTE}."
-    for group, title, x_key, x_label in (
-        ("samplers", "Samplers", "evaluations", "network evaluations"),
-        ("guidance", "Guidance", "scale", "guidance scale"),
-        ("students", "Few steps", "evaluations", "network evaluations"),
-    ):
-        for model in dict.fromkeys(row["model"] for row in rows if row["group"] == group and group != "students"):
-            mine = [row for row in rows if row["group"] == group and row["model"] == model]
-            best = [_best(mine, stage.evaluations)] if group == "samplers" else []
-            blocks = [*best, *_curves(mine, x_key, x_label), _table(title, mine, name)]
-            made.append(Section(f"{title}: {model}", blocks, lead=warning))
-        if group == "students" and (mine := [row for row in rows if row["group"] == group]):
-            made.append(Section(title, [*_curves(mine, x_key, x_label), _table(title, mine, name)], lead=warning))
+    for group, title, axis in (("samplers", "Samplers", EVALUATIONS), ("guidance", "Guidance", SCALE)):
+        ours = [row for row in rows if row["group"] == group]
+        for model in dict.fromkeys(row["model"] for row in ours):
+            mine = [row for row in ours if row["model"] == model]
+            best = [_best(mine, stage.evaluations, name)] if group == "samplers" else []
+            blocks = [*best, *_curves(mine, axis), _table(title, mine, name)]
+            made.append(Section(f"{title}: {model}", blocks, lead=lead))
+    if students := [row for row in rows if row["group"] == "students"]:
+        blocks = [*_curves(students, EVALUATIONS), _table("Few steps", students, name)]
+        made.append(Section("Few steps", blocks, lead=lead))
     return made
 
 
@@ -88,26 +103,25 @@ def _families(rows: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
             yield label, found
 
 
-def _curves(rows: Sequence[Measured], x_key: str, x_label: str) -> list[Block]:
+def _curves(rows: Sequence[Measured], axis: Axis) -> list[Block]:
     blocks: list[Block] = []
     for metric in METRICS:
-        for family, part in _families(rows):
-            series = [_series(curve, part, metric.key, x_key) for curve in dict.fromkeys(row["curve"] for row in part)]
+        for family, part in _families([row for row in rows if metric.key in row["figures"]]):
+            series = [
+                _series(curve, part, metric.key, axis.key) for curve in dict.fromkeys(row["curve"] for row in part)
+            ]
             title = f"{metric.label}{f', {family} samplers' if family else ''}"
-            if shown := [one for one in series if one.x]:
-                blocks.append(Curve(title, shown, x_label=x_label, y_label=metric.label, log=metric.key == "kd"))
+            blocks.append(Curve(title, series, x_label=axis.label, y_label=metric.label, log=metric.key == "kd"))
     return blocks
 
 
 def _series(curve: str, rows: Sequence[Measured], metric: str, x_key: str) -> Series:
-    mine = sorted((row for row in rows if row["curve"] == curve and metric in row["figures"]), key=lambda r: r[x_key])
-    x, y, low, high = ([], [], [], []) if not mine else zip(
-        *((row[x_key], *(row["figures"][metric][end] for end in ("value", "low", "high"))) for row in mine), strict=True
-    )  # fmt: skip
-    return Series(curve, list(x), list(y), list(low), list(high))
+    mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row[x_key])
+    y, low, high = ([row["figures"][metric][end] for row in mine] for end in ("value", "low", "high"))
+    return Series(curve, [row[x_key] for row in mine], y, low, high)
 
 
-def _best(rows: Sequence[Measured], budgets: Sequence[int]) -> Table:
+def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:
     """The best sampler within each number of evaluations, by either metric."""
     lines = []
     for budget in budgets:
@@ -117,21 +131,16 @@ def _best(rows: Sequence[Measured], budgets: Sequence[int]) -> Table:
             fit = [row for row in within if metric.key in row["figures"]]
             sign = -1 if metric.better == "higher" else 1
             top = min(fit, key=lambda row: sign * row["figures"][metric.key]["value"], default=None)
-            cells += ["–", None] if top is None else [top["sampler"], _figure(top, metric.key, "sweep")]
+            cells += ["–", None] if top is None else [top["sampler"], _figure(top, metric.key, name)]
         lines.append(Row(cells))
-    columns = ["evaluations"]
+    columns: list[Column | str] = ["evaluations"]
     for metric in METRICS:
-        columns += [f"best by {metric.label}", Column(metric.label, metric.unit, metric.better)]  # type: ignore[list-item]
+        columns += [f"best by {metric.label}", metric.column]
     return Table("Best sampler within a number of evaluations", columns, lines, note="Overlapping intervals are ties.")
 
 
 def _table(title: str, rows: Sequence[Measured], name: str) -> Table:
-    columns = [
-        "curve",
-        Column("evaluations", "plain", "lower"),
-        "guidance",
-        *(Column(m.label, m.unit, m.better) for m in METRICS),
-    ]
+    columns = ["curve", Column("evaluations", "plain", "lower"), "guidance", *(metric.column for metric in METRICS)]
     lines = [
         Row(
             [

@@ -95,7 +95,7 @@ class Task(ABC):
 
     def compiled_parts(self) -> list[nn.Module]:
         """Return the modules worth compiling: small, repeated, of fixed shape."""
-        return []
+        return blocks_of(self.network)
 
 
 def learning_rate(training: Training, step: int, steps: int) -> float:

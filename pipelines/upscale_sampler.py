@@ -21,10 +21,11 @@ from latent.predict import Denoise, Network, as_model, coefficients, corrupt
 from latent.schedule import Flow, expand
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.latent_sampler import check_branches, grid_of, load_encoder, rule_of, run_sampler
+from pipelines.latent_sampler import load_encoder
 from pipelines.models import load_latent
 from pipelines.pictures import enlarged, from_pil, to_pil
 from pipelines.runs import Run, stage_of
+from pipelines.samplers import check_branches, grid_of, rule_of, run_sampler
 from pipelines.sampling import PictureSampler, Settings
 from pipelines.stage_config import UpscaleStage
 from tokenizer.embed import TextEncoder

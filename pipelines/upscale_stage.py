@@ -18,14 +18,14 @@ from pipelines.cache import Cache, open_cache
 from pipelines.data.decode import two_sizes
 from pipelines.data.stream import Stream, once
 from pipelines.hardware import device_of, seeded, step_generator, to_device
-from pipelines.latent_stage import by_time, condition, dropping, spread_times
+from pipelines.latent_stage import by_time, condition, dropping, spread_times, text_sizes
 from pipelines.loop import train
 from pipelines.models import plain
 from pipelines.pictures import enlarged, grid, to_pil
 from pipelines.runs import Run
 from pipelines.sampling import generators, settings_for
 from pipelines.stage_config import UpscaleStage
-from pipelines.task import Batch, Task, blocks_of
+from pipelines.task import Batch, Task
 from pipelines.upscale_sampler import Upscaler, beside_picture, ending, sampling_level, tell
 
 HELD_OUT = 64  # pictures that validate
@@ -90,10 +90,6 @@ class UpscaleTask(Task):
         rows = zip(*(to_pil(column) for column in columns), strict=True)
         return {"enlarged": grid([picture for row in rows for picture in row], columns=len(columns))}
 
-    def compiled_parts(self) -> list[nn.Module]:
-        """The stages of the U-Net."""
-        return blocks_of(self.network)
-
     def facts(self) -> dict[str, Any]:
         """Return what sampling needs to know."""
         stage = self.stage
@@ -111,15 +107,7 @@ class UpscaleTask(Task):
 
 def upscale_config(stage: UpscaleStage, cache: Cache) -> UNetConfig:
     """Fill in the colours, which the picture that the model is told has as well, and what the text encoder decides."""
-    made = cache.manifest
-    return dataclasses.replace(
-        stage.model,
-        channels=3,
-        image_channels=3,
-        text_width=made["text_width"],
-        pooled_width=made["pooled_width"],
-        text_length=made["embedding_length"],
-    )
+    return dataclasses.replace(stage.model, channels=3, image_channels=3, **text_sizes(cache))
 
 
 def train_upscale(run: Run, name: str, stage: UpscaleStage) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from latent.guide import (
     zero_star,
 )
 from latent.loss import Objective, Weighting
-from latent.predict import Denoise, Estimate, Model, Prediction, bind
+from latent.predict import Counted, Denoise, Estimate, Model, Prediction, bind
 from latent.schedule import DDPM, EDM, VE, VP, Cosine, Flow, Schedule, SubVP
 from latent.times import LogNormalTimes, TimeLaw, UniformTimes
 
@@ -58,18 +58,6 @@ PATHS: Mapping[str, Path2D] = {
     "VE": _scaled(VE()),
     "EDM": _scaled(EDM()),
 }
-
-
-class Counted:
-    """A Denoise that knows how often it was called."""
-
-    def __init__(self, denoise: Denoise) -> None:
-        self.denoise, self.calls = denoise, 0
-
-    def __call__(self, x_t: Tensor, t: Tensor) -> Estimate:
-        """Count and call."""
-        self.calls += 1
-        return self.denoise(x_t, t)
 
 
 class Sampled(NamedTuple):

@@ -136,9 +136,9 @@ def write(
     counts: dict[SplitName, int] = {"train": count, "test": _held_out(count // 10), "unseen": _held_out(count // 20)}
     made_of = {"kind": "scenes", "version": VERSION, "size": size, "seed": seed, "counts": counts}
     made_of |= {"pixels": pixels} if pixels else {}
-    if out.is_dir() and (manifest := read_manifest(out)) and made_of.items() <= manifest.items():
-        if manifest.get("pixels") == pixels:
-            return manifest
+    manifest = read_manifest(out) if out.is_dir() else None
+    if manifest and made_of.items() <= manifest.items() and manifest.get("pixels") == pixels:
+        return manifest
     with new_folder(out) as folder:
         with SplitWriter(folder) as writer:
             jobs: list[tuple[SplitName, int]] = [(split, index) for split in SPLITS for index in range(counts[split])]

@@ -217,8 +217,7 @@ def test_a_sweep_has_a_curve_for_every_way_to_guide_that_fits_its_model():
     both = ["plain", "rescaled", "projected", "zero_star", "interval", "thresholded"]
     assert list(curves["latent"]) == [*both, "autoguidance", "classifier"]
     assert list(curves["ddpm"]) == both  # the other path's guides are no use to it
-    run = Run(recipe=made, folder=None, data=None)
-    rows = list(settings_of_sweep(run, "sweep", made.stage["sweep"]))
+    rows = list(settings_of_sweep(made, made.stage["sweep"]))
     assert len({row.key for row in rows}) == len(rows)
     classified = [row for row in rows if row.curve == "classifier"]
     assert [row.scale for row in classified] == list(made.stage["sweep"].scales)

@@ -19,7 +19,7 @@ from pipelines.loop import Interrupted, Loop
 from pipelines.pictures import enlarged, from_pil, grid, to_pil
 from pipelines.runs import data_folder, open_run
 from pipelines.sampling import Settings, generators, settings_for
-from pipelines.stage_config import LatentOptions
+from pipelines.sampling_options import LatentOptions
 from pipelines.stages import run_stage
 from pipelines.upscale_sampler import Cascade, Upscaler, ending, sampling_level, tell
 from pipelines.upscale_stage import UpscaleTask

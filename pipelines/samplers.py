@@ -1,0 +1,132 @@
+"""From the settings of sampling to the functions of `latent`: grids, guidance rules and samplers by their names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import assert_never
+
+import torch
+from torch import Tensor
+
+from latent import grid, guide, sample
+from latent.predict import Denoise
+from latent.schedule import Schedule
+from pipelines.errors import PalimpsestError
+from pipelines.sampling import Settings
+from pipelines.sampling_options import LATENT_SAMPLERS
+
+
+def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int) -> float | guide.Rule:
+    """Return the guidance rule that the settings name for items of so many numbers; plain guidance is its scale."""
+    scale = settings.guidance
+    match settings.latent.rule:
+        case "plain":
+            return scale
+        case "rescaled":
+            return guide.rescaled(schedule, scale)
+        case "projected":  # the paper's threshold, for as many numbers as an item has here
+            return guide.projected(schedule, scale, threshold=15 * math.sqrt(numbers / 65536))
+        case "zero_star":  # the paper's share of steps that stand still, at least one
+            still = times[max(1, round(0.04 * settings.steps))].item()
+            return guide.zero_star(schedule, scale, zero_above=max(still, 1e-9))
+        case _:
+            assert_never(settings.latent.rule)
+
+
+def check_branches(settings: Settings, caption_dropout: float) -> None:
+    """Refuse guidance away from a condition that means nothing to the model."""
+    if settings.guidance == 1 and settings.latent.negative:
+        raise PalimpsestError(
+            f"a negative prompt ({settings.latent.negative!r:.60}) does nothing at guidance 1: give more guidance, "
+            "such as 3; a distilled student has no second branch, draw with its teacher instead"
+        )
+    if settings.guidance != 1 and caption_dropout == 0 and not settings.latent.negative:
+        raise PalimpsestError(
+            f"guidance {settings.guidance:g} needs an unconditional branch, but the model was trained with "
+            "caption_dropout = 0: use guidance 1, a negative prompt, or a weaker model (latent.weak)"
+        )
+
+
+def grid_of(settings: Settings, schedule: Schedule, shift: float) -> Tensor:
+    """Return the time grid that the settings name, with the model's resolution shift."""
+    steps, start = settings.steps, settings.latent.start
+    match settings.latent.grid:
+        case "uniform":
+            return grid.shift(grid.uniform(steps, start), shift)
+        case "levels":
+            return grid.discrete(steps, start=None if start == 1 else round(1000 * start))
+        case "karras":
+            return grid.karras(schedule, steps)
+        case "log_snr":
+            return grid.even_log_snr(schedule, steps)
+        case _:
+            assert_never(settings.latent.grid)
+
+
+def steps_within(sampler: str, calls: int, langevin_steps: int) -> int:
+    """Return the most steps with which a sampler asks the network at most `calls` times, at least 1."""
+    match sampler:
+        case "heun" | "edm_stochastic" | "predictor_corrector":
+            return max(1, (calls + 1) // 2)  # 2 N - 1
+        case "midpoint":
+            return max(1, calls // 2)
+        case "rk4":
+            return max(1, (calls + 2) // 4)  # 4 N - 2
+        case "annealed_langevin":
+            return max(1, (calls - 1) // langevin_steps)
+        case _:
+            return calls
+
+
+def run_sampler(
+    settings: Settings,
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    times: Tensor,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Run the sampler that the settings name."""
+    match settings.sampler:
+        case "euler":
+            return sample.euler(denoise, schedule, x, times)
+        case "heun":
+            return sample.heun(denoise, schedule, x, times)
+        case "midpoint":
+            return sample.midpoint(denoise, schedule, x, times)
+        case "rk4":
+            return sample.rk4(denoise, schedule, x, times)
+        case "dormand_prince":
+            start, tolerance = times[0].item(), settings.latent.tolerance
+            return sample.dormand_prince(denoise, schedule, x, start=start, tolerance=tolerance)
+        case "ddim":
+            return sample.ddim(denoise, schedule, x, times)
+        case "dpmpp_2m":
+            return sample.dpmpp_2m(denoise, schedule, x, times)
+        case "dpmpp_3m":
+            return sample.dpmpp_3m(denoise, schedule, x, times)
+        case "unipc":
+            return sample.unipc(denoise, schedule, x, times)
+        case "ancestral":
+            return sample.ancestral(denoise, schedule, x, times, generator=generators)
+        case "ancestral_large":
+            return sample.ancestral(denoise, schedule, x, times, generator=generators, variance="large")
+        case "dpmpp_2m_sde":
+            return sample.dpmpp_2m_sde(denoise, schedule, x, times, generator=generators)
+        case "edm_stochastic":
+            return sample.edm_stochastic(denoise, schedule, x, times, generator=generators)
+        case "euler_maruyama":
+            return sample.euler_maruyama(denoise, schedule, x, times, generator=generators)
+        case "predictor_corrector":
+            return sample.predictor_corrector(denoise, schedule, x, times, generator=generators)
+        case "annealed_langevin":
+            per_level = settings.latent.langevin_steps
+            return sample.annealed_langevin(
+                denoise, schedule, x, times, generator=generators, steps_per_level=per_level
+            )
+        case "consistency":
+            return sample.consistency(denoise, schedule, x, times, generator=generators)
+        case other:
+            known = ", ".join(LATENT_SAMPLERS)
+            raise PalimpsestError(f"a latent model samples with one of {known}, not {other!r}")

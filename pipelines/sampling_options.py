@@ -1,0 +1,65 @@
+"""Names of samplers and guidance rules, and the options of sampling from a latent model."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+ODE_SAMPLERS = ("euler", "heun", "midpoint", "rk4", "dormand_prince", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
+NOISY_SAMPLERS = (
+    "ancestral",
+    "ancestral_large",
+    "dpmpp_2m_sde",
+    "edm_stochastic",
+    "euler_maruyama",
+    "predictor_corrector",
+    "annealed_langevin",
+    "consistency",
+)
+LATENT_SAMPLERS = ODE_SAMPLERS + NOISY_SAMPLERS
+SIGNAL_SAMPLERS = ("euler_maruyama", "predictor_corrector", "annealed_langevin")  # those that cannot start at alpha = 0
+MASKED_SAMPLERS = ("confidence", "masked_ancestral")
+Rule = Literal["plain", "rescaled", "projected", "zero_star"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentOptions:
+    """How a latent model is sampled, beyond sampler, steps and guidance scale."""
+
+    grid: Literal["uniform", "karras", "log_snr", "levels"] = "uniform"  # where the steps lie
+    start: float = 1.0  # time of the first step; below 1 for samplers that need some signal, such as 0.999
+    rule: Rule = "plain"  # how the two branches of guidance are combined
+    interval: tuple[float, float] = (0.0, 1.0)  # times at which guidance acts; elsewhere the model alone
+    negative: str = ""  # what to keep away from; empty is the learned null condition
+    weak: str = ""  # stage of a weaker model that guides in place of the null condition (autoguidance)
+    classifier: str = ""  # stage of a classifier whose gradient guides as well, also at guidance 1
+    classifier_scale: float = 1.0  # of that gradient; interval holds for it, too
+    threshold: float | None = None  # dynamic thresholding: values of x beyond this size are scaled back
+    tolerance: float = 1e-3  # of dormand_prince, which chooses its own steps
+    langevin_steps: int = 8  # of annealed_langevin, at each level of the grid
+    level: float | None = None  # noise on what an upscale model starts from; None is a third of its training's
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can use."""
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance interval {self.interval}, expected 0 <= low < high <= 1; (0, 1) is everywhere")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"start is {self.start}, expected a time above 0 and at most 1; 1 is pure noise")
+        if self.threshold is not None and not self.threshold > 0:
+            raise ValueError(
+                f"threshold is {self.threshold}, expected a size above 0; latents have unit variance, try 4"
+            )
+        if not self.tolerance > 0:
+            raise ValueError(f"tolerance is {self.tolerance}, expected a number above 0, such as 1e-3")
+        if self.langevin_steps < 1:
+            raise ValueError(f"langevin_steps is {self.langevin_steps}, expected at least 1")
+        if self.level is not None and not 0 <= self.level < 1:
+            raise ValueError(f"level is {self.level}, expected a time from 0 (no noise) to below 1")
+        if not 0 <= self.classifier_scale < math.inf:
+            raise ValueError(f"classifier_scale is {self.classifier_scale}, expected 0 (no guidance) or above")
+        if self.classifier_scale != 1 and not self.classifier:
+            raise ValueError(f"classifier_scale is {self.classifier_scale}, but no stage is named as the classifier")
+        if self.negative and self.weak:
+            raise ValueError("negative and weak are two ways to guide: give one of them")
