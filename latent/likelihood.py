@@ -21,9 +21,8 @@ from torch import Tensor
 
 from backbone.noise import Randomness, noise_like, uniform
 from latent.grid import at_log_snr
-from latent.predict import Denoise, corrupt
+from latent.predict import Denoise, corrupt, widen
 from latent.sample.arc import State, carry, solve, stretch, velocity
-from latent.sample.step import widen
 from latent.schedule import Schedule
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeVar, assert_never
 
 import torch
@@ -36,6 +37,9 @@ Model = Callable[[Tensor, Tensor, Cond], Estimate]
 
 Network = Callable[[Tensor, Tensor, Cond], Tensor]
 """(x_t (B, ...), t (B,), cond) -> raw output (B, ...), whose meaning is a `Prediction`."""
+
+Factor = float | Tensor
+"""A coefficient: a number, or a tensor that broadcasts."""
 
 _SMALLEST_ALPHA = 1e-5
 """Below this, dividing a float32 output by alpha leaves fewer than two digits."""
@@ -109,13 +113,26 @@ def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Te
 
     x_t, output: (B, ...); t: () or (B,), with sigma_t > 0, and alpha_t > 0 for eps. Returns float32 or wider.
     """
-    a, b = coefficients(prediction, schedule, t)
-    determinant = schedule.alpha(t) * b - schedule.sigma(t) * a
-    x_gain, eps_gain = gains(prediction, schedule, t)
-    return Estimate(
-        x=expand(b / determinant, x_t) * x_t + expand(x_gain, x_t) * output,
-        eps=expand(eps_gain, x_t) * output - expand(a / determinant, x_t) * x_t,
-    )
+    x_t, output = widen(x_t), widen(output)
+    if _one(t):
+        of_x, of_eps = _solution_at(prediction, schedule, t.item(), t.dtype)
+    else:
+        of_x, of_eps = (tuple(expand(part, x_t) for part in pair) for pair in _solution(prediction, schedule, t))
+    return Estimate(combine(of_x[0], x_t, of_x[1], output), combine(of_eps[0], x_t, of_eps[1], output))
+
+
+def combine(a: Factor, x: Tensor, b: Factor, y: Tensor) -> Tensor:
+    """a x + b y, in as few passes over the tensors as numbers allow. x, y: (B, ...). May return x or y itself."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor):
+        return a * x + b * y
+    if a == 0:
+        return y if b == 1 else b * y
+    return torch.add(x if a == 1 else a * x, y, alpha=b)
+
+
+def widen(x: Tensor) -> Tensor:
+    """Return x in float32 or wider."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def check(prediction: Prediction, schedule: Schedule, start: float = 1.0) -> None:
@@ -154,13 +171,14 @@ def ask(
     ratio as sigma / (alpha + sigma), the time at which `Flow` has it, in place of log(sigma) / 4.
     """
     if prediction == "edm":
-        x_t, t = x_t / expand(_scale(schedule, t), x_t), schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+        shrink, t = _told_at(schedule, t.item(), t.dtype) if _one(t) else _told(schedule, t)
+        x_t = widen(x_t) * (expand(shrink, x_t) if isinstance(shrink, Tensor) else shrink)
     return network(x_t, per_item(t, x_t), cond)
 
 
 def per_item(t: Tensor, x_t: Tensor) -> Tensor:
     """Return t, () or (B,), as (B,) on the device of x_t in float32 or wider."""
-    return expand(t, x_t[:, None]).flatten().expand(len(x_t))
+    return t.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)).expand(len(x_t))
 
 
 def bind(model: Model[Cond], cond: Cond) -> Denoise:
@@ -183,6 +201,42 @@ class Counted:
         """Count, and pass on."""
         self.calls += 1
         return self.denoise(x_t, t)
+
+
+Pairs = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+Numbers = tuple[tuple[float, float], tuple[float, float]]
+
+
+def _solution(prediction: Prediction, schedule: Schedule, t: Tensor) -> Pairs:
+    """Coefficients of (x_t, output) in x and in eps, shaped like t."""
+    a, b = coefficients(prediction, schedule, t)
+    determinant = schedule.alpha(t) * b - schedule.sigma(t) * a
+    x_gain, eps_gain = gains(prediction, schedule, t)
+    return (b / determinant, x_gain), (-a / determinant, eps_gain)
+
+
+@lru_cache(maxsize=4096)
+def _solution_at(prediction: Prediction, schedule: Schedule, t: float, dtype: torch.dtype) -> Numbers:
+    """`_solution` at one time, as plain numbers: a sampler asks at the same few times again and again."""
+    x, eps = _solution(prediction, schedule, torch.tensor(t, dtype=dtype))
+    return (x[0].item(), x[1].item()), (eps[0].item(), eps[1].item())
+
+
+def _told(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what "edm" multiplies the input by, and the time that it tells, shaped like t."""
+    return 1 / _scale(schedule, t), schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
+
+
+@lru_cache(maxsize=4096)
+def _told_at(schedule: Schedule, t: float, dtype: torch.dtype) -> tuple[float, Tensor]:
+    """`_told` at one time."""
+    shrink, time = _told(schedule, torch.tensor(t, dtype=dtype))
+    return shrink.item(), time
+
+
+def _one(t: Tensor) -> bool:
+    """Whether this is a sampler's time, one for the batch and at hand as a number."""
+    return t.ndim == 0 and t.device.type == "cpu"
 
 
 def _scale(schedule: Schedule, t: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ Interval = tuple[float, float]
 
 def extrapolate(main: Estimate, weak: Estimate, scale: float | Tensor) -> Estimate:
     """weak + scale (main - weak), for x and for eps. scale: a number, or a tensor of shape ()."""
+    if not isinstance(scale, Tensor):
+        return Estimate(torch.lerp(weak.x, main.x, scale), torch.lerp(weak.eps, main.eps, scale))
     return Estimate(weak.x + scale * (main.x - weak.x), weak.eps + scale * (main.eps - weak.eps))
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
-from latent.predict import Denoise
-from latent.sample.step import steps, widen
+from latent.predict import Denoise, widen
+from latent.sample.step import steps
 from latent.schedule import Schedule, expand
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
-from latent.predict import Denoise
-from latent.sample.step import Path, ends, rows, steps, widen
+from latent.predict import Denoise, combine, widen
+from latent.sample.step import Path, ends, rows, steps
 from latent.schedule import Schedule
 
 Node = tuple[float, Tensor]
@@ -75,9 +76,9 @@ def _multistep(
     history = History(order - 1)
     for (t, _), (start, h, kept, of_d, of_noise) in zip(path, numbers, strict=True):
         x_hat, _ = denoise(x, t)
-        x = kept * x + of_d * mean_estimate(x_hat, history.seen_from(start, h), h)
+        x = combine(kept, x, of_d, mean_estimate(x_hat, history.seen_from(start, h), h))
         if generator is not None:
-            x = x + of_noise * noise_like(x, generator)
+            x = torch.add(x, noise_like(x, generator), alpha=of_noise)
         history.add(start, x_hat)
     return x
 
@@ -104,14 +105,18 @@ def mean_estimate(x_hat: Tensor, nodes: list[Node], h: float) -> Tensor:
 
     D = x_hat + sum_k c_k (x_k - x_hat),   sum_k c_k r_k^i = M_i for i = 1 .. K
     """
-    if not nodes:
-        return x_hat
-    places = np.array([r for r, _ in nodes])
-    powers = places ** np.arange(1, len(nodes) + 1)[:, None]  # (K, K)
     d = x_hat
-    for weight, (_, other) in zip(np.linalg.solve(powers, _moments(h, len(nodes))), nodes, strict=True):
-        d = d + float(weight) * (other - x_hat)
+    for weight, (_, other) in zip(_weights(tuple(r for r, _ in nodes), h), nodes, strict=True):
+        d = torch.lerp(x_hat, other, weight) if d is x_hat else torch.add(d, other - x_hat, alpha=weight)
     return d
+
+
+@lru_cache(maxsize=4096)
+def _weights(places: tuple[float, ...], h: float) -> list[float]:
+    """c_k of `mean_estimate`, for estimates made at the places r_k."""
+    count = len(places)
+    powers = np.array(places) ** np.arange(1, count + 1)[:, None]  # (K, K)
+    return np.linalg.solve(powers, _moments(h, count)).tolist()
 
 
 def _moments(h: float, count: int) -> list[float]:

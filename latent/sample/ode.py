@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent.predict import Denoise
+from latent.predict import Denoise, combine, widen
 from latent.sample.arc import carry
-from latent.sample.step import advance, ends, euler_rows, rows, slope, steps, widen
+from latent.sample.step import advance, ends, euler_rows, rows, slope, steps
 from latent.schedule import Schedule, expand
 
 
@@ -22,7 +22,7 @@ def euler(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Ten
     x, path = widen(x), steps(times)
     for (t, _), (kept, of_x, of_eps) in zip(path, euler_rows(schedule, path), strict=True):
         x_hat, eps_hat = denoise(x, t)
-        x = kept * x + of_x * x_hat + of_eps * eps_hat
+        x = torch.add(combine(kept, x, of_x, x_hat), eps_hat, alpha=of_eps)
     return x
 
 
@@ -39,10 +39,10 @@ def heun(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Tens
     halves = rows(*((stops - begins) / 2 * rate for rate in schedule.rates(stops)))
     for (t, s), (kept, of_x, of_eps), half in zip(path, euler_rows(schedule, path), halves, strict=True):
         x_hat, eps_hat = denoise(x, t)
-        x_s = kept * x + of_x * x_hat + of_eps * eps_hat
+        x_s = torch.add(combine(kept, x, of_x, x_hat), eps_hat, alpha=of_eps)
         if kept > 0:
             x_hat, eps_hat = denoise(x_s, s)
-            x_s = (x + x_s) / 2 + half[0] * x_hat + half[1] * eps_hat
+            x_s = combine(half[0], x_hat, half[1], eps_hat) + (x + x_s) / 2
         x = x_s
     return x
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
-from latent.predict import Denoise
-from latent.sample.step import ends, exchanged, rows, steps, widen
+from latent.predict import Denoise, combine, widen
+from latent.sample.step import ends, exchanged, rows, steps
 from latent.schedule import Schedule
 
 
@@ -101,7 +101,7 @@ def _exchange(
     coefficients = rows(schedule.alpha(s), kept.clamp(min=0).sqrt(), fresh.sqrt())
     for (time, _), (alpha_s, of_eps, of_noise) in zip(path, coefficients, strict=True):
         x_hat, eps_hat = denoise(x, time)
-        x = alpha_s * x_hat + of_eps * eps_hat
+        x = combine(alpha_s, x_hat, of_eps, eps_hat)
         if generator is not None and of_noise > 0:
-            x = x + of_noise * noise_like(x, generator)
+            x = torch.add(x, noise_like(x, generator), alpha=of_noise)
     return x

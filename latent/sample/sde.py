@@ -9,10 +9,10 @@ from torch import Tensor
 
 from backbone.noise import Randomness, noise_like
 from latent.grid import at_log_snr
-from latent.predict import Denoise, Estimate
+from latent.predict import Denoise, Estimate, widen
 from latent.sample.langevin import langevin, scored_steps
 from latent.sample.ode import heun
-from latent.sample.step import advance, exchanged, steps, widen
+from latent.sample.step import advance, exchanged, steps
 from latent.schedule import Schedule, expand
 
 

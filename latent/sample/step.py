@@ -59,11 +59,6 @@ def rows(*columns: Tensor) -> Iterator[tuple[float, ...]]:
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def widen(x: Tensor) -> Tensor:
-    """Return x in float32 or wider."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
 def ends(path: Path) -> tuple[Tensor, Tensor]:
     """All t and all s of a path, (N,) each."""
     t, s = zip(*path, strict=True)

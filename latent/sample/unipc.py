@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from latent.predict import Denoise
+from latent.predict import Denoise, combine, widen
 from latent.sample.multistep import History, exponential_steps, mean_estimate
-from latent.sample.step import steps, widen
+from latent.sample.step import steps
 from latent.schedule import Schedule
 
 
@@ -30,10 +30,10 @@ def unipc(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor, *, ord
     x_hat, _ = denoise(x, path[0][0])
     for (_, s), (start, h, kept, of_d, _) in zip(path, exponential_steps(schedule, path), strict=True):
         nodes = history.seen_from(start, h)
-        x_s = kept * x + of_d * mean_estimate(x_hat, nodes, h)
+        x_s = combine(kept, x, of_d, mean_estimate(x_hat, nodes, h))
         if s > path[-1][1]:
             ahead, _ = denoise(x_s, s)
-            x_s = kept * x + of_d * mean_estimate(x_hat, [*nodes, (1.0, ahead)], h)
+            x_s = combine(kept, x, of_d, mean_estimate(x_hat, [*nodes, (1.0, ahead)], h))
             history.add(start, x_hat)
             x_hat = ahead
         x = x_s
