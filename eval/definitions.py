@@ -81,7 +81,8 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "probability-flow ODE (Hutchinson's estimate), divided by the number of values. Latents have unit variance: "
      "N(0, I) costs 2.05 bits. It compares models of one autoencoder only."),
     (r".*\.bits_per_dim\[bound\]", "bits per latent dimension, bound", "plain", "lower",
-     "The variational upper bound on the same, for the reverse SDE."),
+     "The variational upper bound on the same, for the reverse SDE down to the noise that latents have of their own "
+     "(the posterior's). Far above the density along the ODE where the model was hardly trained at low noise."),
     (r"caption\.grammatical", "grammatical captions", "share", "higher",
      "Share of generated captions that the grammar of the data can parse as a whole."),
     (r"text\.excess_nats_per_token", "excess over the grammar", "plain", "lower",

@@ -57,6 +57,11 @@ class CachedLatents:
         z = mean + torch.exp(log_var / 2) * noise_like(mean, generator)
         return (z - self.mean.to(z.device)) / self.std.to(z.device)
 
+    def spread(self, moments: Tensor) -> float:
+        """Return the posterior's standard deviation in normalised latents: the root mean square of (B, 2, c, h, w)."""
+        variance = torch.exp(moments[:, 1].float()) / self.std.to(moments.device) ** 2
+        return variance.mean().sqrt().item()
+
 
 class LatentTask(CachedLatents, Task):
     """Noise a latent, predict the target: flow matching and DDPM alike."""

@@ -1,0 +1,42 @@
+"""Bits per dimension of latents: where the bound ends, and that the report has both."""
+
+import json
+import math
+
+import pytest
+
+from latent.schedule import VE, Cosine, Flow
+from pipelines.hardware import step_generator
+from pipelines.latent_likelihood import START, last_noise
+from pipelines.latent_stage import CachedLatents
+from pipelines.runs import reopen_run
+
+
+@pytest.mark.parametrize(
+    ("schedule", "t"),
+    [(Flow(), 0.05 / 1.05), (Cosine(), math.atan(0.05) * 2 / math.pi), (VE(), math.log(25) / math.log(40000))],
+)
+def test_the_bound_ends_where_the_path_has_the_noise_of_the_latents(schedule, t):
+    assert last_noise(schedule, 0.05) == pytest.approx(t, rel=1e-9)
+
+
+def test_latents_without_noise_of_their_own_end_at_the_start():
+    assert last_noise(Flow(), 0.0) == START
+
+
+@pytest.mark.slow
+def test_the_spread_is_what_two_draws_of_a_latent_differ_by(smoke):
+    run = reopen_run(smoke)
+    data = CachedLatents(run, "latent", run.recipe.stage["latent"].training)
+    moments = data.held_out_batch()["latent"]
+    first, second = (data.draw(moments, step_generator(seed, 0, 0)) for seed in range(2))
+    assert (first - second).std().item() / math.sqrt(2) == pytest.approx(data.spread(moments), rel=0.02)
+
+
+@pytest.mark.slow
+def test_the_report_has_the_density_and_its_bound(smoke):
+    figures = json.loads((smoke / "eval" / "report.json").read_text())["figures"]
+    ode, bound = (figures[f"latent.bits_per_dim[{how}]"] for how in ("ode", "bound"))
+    assert ode["n"] == bound["n"] >= 2
+    assert ode["low"] < ode["value"] < ode["high"]
+    assert bound["value"] > ode["low"]
