@@ -46,7 +46,7 @@ class Settings:
 
 
 DEFAULTS = {
-    "latent": GenerateStage(sampler="dpmpp_2m", steps=12, guidance=3.0),
+    "latent": GenerateStage(sampler="ancestral_large", steps=12, guidance=3.0),
     "upscale": GenerateStage(sampler="dpmpp_2m", steps=8, guidance=1.5),
     "mdlm": GenerateStage(sampler="masked_ancestral", steps=12, guidance=2.5, temperature=0.7),
 }

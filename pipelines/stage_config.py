@@ -285,7 +285,7 @@ class GenerateStage(Stage):
     count: int = 600  # held-out captions
     unseen: int = 200  # captions of unseen compositions
     texts: int = 200  # texts without a picture
-    sampler: str = "dpmpp_2m"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
+    sampler: str = "ancestral_large"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
     steps: int = 12
     guidance: float = 3.0
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model

@@ -107,6 +107,12 @@ class Lesson:
     seed: int = 0
 
 
+Loss = Callable[[Net, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+"""(net, x (B, 2), label (B,), t (B,), eps (B, 2), kept (B, 1)) -> what is to become small."""
+
+Pairs = tuple[Tensor, Tensor]
+
+
 def learn(lesson: Lesson) -> Net:
     """Train a network on `latent.loss.diffusion_loss`."""
 
@@ -114,7 +120,7 @@ def learn(lesson: Lesson) -> Net:
         cond = (one_hot(label) * kept,) if lesson.labelled else ()
         return diffusion_loss(net, lesson.objective, x, cond, t, eps).mean()
 
-    return _fit(lesson, loss)
+    return fit(new_net(lesson), lesson, loss)
 
 
 def learn_classifier(lesson: Lesson) -> Net:
@@ -127,7 +133,39 @@ def learn_classifier(lesson: Lesson) -> Net:
         del kept
         return F.cross_entropy(net(corrupt(lesson.objective.schedule, x, eps, t), t.float(), ()), label)
 
-    return _fit(lesson, loss)
+    return fit(new_net(lesson), lesson, loss)
+
+
+def new_net(lesson: Lesson) -> Net:
+    """An untrained network as the lesson wants it."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(lesson.seed)
+        return Net(2 if lesson.labelled else 0, lesson.width, lesson.waves)
+
+
+def fit(net: Net, lesson: Lesson, loss: Loss, pairs: Pairs | None = None) -> Net:
+    """Train by AdamW with a cosine; every draw of the run is made at once, since inverting a schedule is slow.
+
+    pairs: x and eps (steps, batch, 2) each, in place of data and independent noise.
+    """
+    generator = torch.Generator().manual_seed(lesson.seed)
+    shape = (lesson.steps, lesson.batch)
+    points, label = draw(lesson.density, math.prod(shape), generator)
+    x, label = points.reshape(*shape, 2), label.reshape(shape)
+    t = sample_times(lesson.times, lesson.objective.schedule, shape, generator)
+    eps = torch.randn(x.shape, generator=generator)
+    x, eps = pairs or (x, eps)
+    kept = uniform((*shape, 1), generator) < 0.9
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lesson.rate, weight_decay=0.0, fused=True)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, lesson.steps)
+    for i in range(lesson.steps):
+        noise = transport(x[i], eps[i]) if lesson.coupled else eps[i]
+        optimizer.zero_grad()
+        loss(net, x[i], label[i], t[i], noise, kept[i]).backward()
+        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+        cosine.step()
+    return net.requires_grad_(False)
 
 
 def denoiser(net: Net, objective: Objective, cond: tuple[Tensor, ...] = ()) -> Denoise:
@@ -162,30 +200,6 @@ def energy_distance(x: Tensor, y: Tensor, generator: torch.Generator, draws: int
     found = 2 * _mean(across, u, v) - _mean_of_pairs(within_x, u) - _mean_of_pairs(within_y, v)
     low, high = found[1:].quantile(torch.tensor([0.025, 0.975])).tolist()
     return Distance(found[0].item(), low, high)
-
-
-def _fit(lesson: Lesson, loss: Callable[..., Tensor]) -> Net:
-    """AdamW with a cosine; every draw of the run is made at once, since inverting a schedule is slow."""
-    generator = torch.Generator().manual_seed(lesson.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lesson.seed)
-        net = Net(2 if lesson.labelled else 0, lesson.width, lesson.waves)
-    shape = (lesson.steps, lesson.batch)
-    points, label = draw(lesson.density, math.prod(shape), generator)
-    x, label = points.reshape(*shape, 2), label.reshape(shape)
-    t = sample_times(lesson.times, lesson.objective.schedule, shape, generator)
-    eps = torch.randn(x.shape, generator=generator)
-    kept = uniform((*shape, 1), generator) < 0.9
-    optimizer = torch.optim.AdamW(net.parameters(), lr=lesson.rate, weight_decay=0.0, fused=True)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, lesson.steps)
-    for i in range(lesson.steps):
-        noise = transport(x[i], eps[i]) if lesson.coupled else eps[i]
-        optimizer.zero_grad()
-        loss(net, x[i], label[i], t[i], noise, kept[i]).backward()
-        nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-        cosine.step()
-    return net.requires_grad_(False)
 
 
 def _coin(count: int, generator: torch.Generator) -> Tensor:

@@ -1,4 +1,4 @@
-"""Draw docs/toys/*.png and the figures of docs/toys.md: every path, prediction, sampler and guidance rule in the plane.
+"""Draw docs/toys/*.png and the figures of docs/toys.md: all paths, predictions, samplers, guidance and students.
 
     python scripts/toys.py            about two minutes on one CPU core
     python scripts/toys.py --quick    seconds, hardly trained, into runs/toys
@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import get_args
 
@@ -22,15 +23,17 @@ from torch import Tensor
 from latent.grid import karras, uniform
 from latent.loss import Objective, Weighting
 from latent.predict import Denoise, Prediction, as_model
-from latent.sample import euler, heun
+from latent.sample import consistency, ddim, euler, heun
 from latent.schedule import VP, Flow, Schedule
 from scripts.toy_models import Lesson, Net, denoiser, draw, energy_distance, learn, learn_classifier, one_hot
 from scripts.toy_pictures import Page, Panel, draw_page, figures, replace_figures
 from scripts.toy_rows import GUIDANCE, PATHS, SAMPLERS, Path2D, Taught, seeded, start
+from scripts.toy_students import consistent, halving, reflowed
 
 ROOT = Path(__file__).resolve().parent.parent
 SCALES = (1.0, 2.0, 4.0)
 EULER_STEPS = (1, 2, 4, 8, 64)
+STUDENT_STEPS = (4, 2, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,7 @@ def pages(size: Size) -> Iterator[tuple[str, Page]]:
     yield "guidance", guidance_page(size)
     yield "training", training_page(size)
     yield "coupling", coupling_page(size)
+    yield "students", students_page(nets["Flow"], size)
 
 
 def path_lesson(path: Path2D, size: Size) -> Lesson:
@@ -212,6 +216,32 @@ def coupling_page(size: Size) -> Page:
             ways,
             *(judged(euler(denoise, Flow(), x, uniform(steps)), lesson.density) for steps in EULER_STEPS),
         ]
+    return page
+
+
+def students_page(teacher: Net, size: Size) -> Page:
+    """Distilled students of the straight path with few steps, beside their teacher."""
+    page = Page(columns=[f"N = {steps}" for steps in STUDENT_STEPS], panels={})
+    path = PATHS["Flow"]
+    schedule, lesson = path.objective.schedule, path_lesson(path, size)
+    x = start(schedule, torch.ones(1), size.points)
+
+    def panel(net: Net, sampler: Callable[..., Tensor], steps: int) -> Panel:
+        points = sampler(denoiser(net, path.objective), schedule, x, uniform(steps))
+        return judged(points, size.density)
+
+    halved = [teacher]
+    for steps in STUDENT_STEPS:
+        halved.append(halving(halved[-1], lesson, steps))
+    renewed = partial(consistency, generator=seeded(1))
+    straight, agreeing = reflowed(teacher, lesson), consistent(teacher, lesson)
+    page.panels["teacher, ddim"] = [panel(teacher, ddim, steps) for steps in STUDENT_STEPS]
+    page.panels["progressive, ddim"] = [
+        panel(net, ddim, steps) for net, steps in zip(halved[1:], STUDENT_STEPS, strict=True)
+    ]
+    page.panels["reflow, euler"] = [panel(straight, euler, steps) for steps in STUDENT_STEPS]
+    page.panels["consistency"] = [panel(agreeing, renewed, steps) for steps in STUDENT_STEPS]
+    page.panels["fresh data"] = [fresh(size, size.density)] * len(STUDENT_STEPS)
     return page
 
 

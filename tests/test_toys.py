@@ -14,7 +14,7 @@ from scripts.toy_pictures import figures, replace_figures
 from scripts.toy_rows import GUIDANCE, PATHS, SAMPLERS, seeded
 from scripts.toys import QUICK, ROOT, bend, main, pages
 
-PAGES = ("paths", "samplers", "guidance", "training", "coupling")
+PAGES = ("paths", "samplers", "guidance", "training", "coupling", "students")
 PAGE = ROOT / "docs" / "toys.md"
 
 
@@ -88,6 +88,12 @@ def test_guidance_brings_points_to_their_own_class(quick, row):
 def test_optimal_transport_straightens_the_ways(quick):
     independent, coupled = (float(row[0].text.split()[1]) for row in quick["coupling"].panels.values())
     assert coupled < independent / 4
+
+
+def test_students_of_one_step_come_far_nearer_to_the_data_than_their_teacher(quick):
+    teacher, *students, _ = (row[-1].distance.value for row in quick["students"].panels.values())
+    assert len(students) == 3
+    assert max(students) < teacher / 2
 
 
 def test_a_quarter_circle_bends_as_calculus_says_and_a_line_does_not():
