@@ -1,6 +1,6 @@
 """What a sampler costs beside its network, against the schedulers of diffusers.
 
-    python scripts/bench/sampling.py            minutes on one CPU core
+    python scripts/bench/sampling.py            11 minutes on one CPU core
     python scripts/bench/sampling.py --quick    seconds, to see that everything runs
 
 Two tables. The first times both loops around a network that returns a constant at once, so that what it shows is the

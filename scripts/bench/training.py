@@ -1,6 +1,6 @@
 """A training step of our networks against those of diffusers: forward, backward, clipping and AdamW, as our loop does.
 
-    python scripts/bench/training.py                  half an hour on one CPU core
+    python scripts/bench/training.py                  five minutes on one CPU core
     python scripts/bench/training.py --quick          seconds, to see that everything runs
     python scripts/bench/training.py --device cuda    DiT-B/2 and DiT-XL/2 as well, in bf16, see accelerator.py
 
