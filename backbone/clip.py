@@ -8,6 +8,7 @@ import copy
 import hashlib
 import importlib
 import json
+import math
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -183,14 +184,23 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 
         target_ij = [g_i = g_j] / #{k : g_i = g_k}
 
-    image_features, text_features: (B, P) of unit length; logit_scale: (), capped at 100; groups: (B,). With all groups
+    image_features, text_features: (B, P) of unit length; logit_scale: (); groups: (B,). With all groups
     different this is open_clip's ClipLoss; its gradient is the same, too, where the features of a group are equal. In a
     distributed run each rank contrasts its own batch. Returns ().
     """
-    logits = logit_scale.float().clamp(max=MAX_SCALE) * image_features.float() @ text_features.float().T
+    logits = logit_scale.float() * image_features.float() @ text_features.float().T
     same = (groups[:, None] == groups[None, :]).to(logits.dtype)
     target = same / same.sum(1, keepdim=True)  # (B, B), symmetric
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+@torch.no_grad()
+def cap(log_scale: Tensor) -> None:
+    """Bring a learned log of the scale back to where the scale is at most 100 (arXiv:2103.00020, section 2.5).
+
+    Clamping the scale itself would leave no gradient beyond, and no way back.
+    """
+    log_scale.clamp_(max=math.log(MAX_SCALE))
 
 
 def pair_features(model: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,6 +208,7 @@ def pair_features(model: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, T
 
     images: (B, 3, H, W) in [-1, 1]; tokens: (B, L).
     """
+    cap(model.logit_scale)
     with _attention(tokens.device):
         text = model.encode_text(tokens)
     image = image_features(model, images)

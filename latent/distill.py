@@ -33,15 +33,16 @@ def progressive(teacher: Denoise, schedule: Schedule, x_t: Tensor, t: Tensor, mi
 def consistency(teacher: Denoise, student: Denoise, schedule: Schedule, x_t: Tensor, t: Tensor, s: Tensor) -> Tensor:
     """The student's own x one step of the teacher nearer to the data (arXiv:2303.01469, eq. 7).
 
-        x_s = alpha_s x_teacher + sigma_s eps_teacher;   x = x_student(x_s, s), and x_s / alpha_s where sigma_s = 0
+        x_s = alpha_s x_teacher + sigma_s eps_teacher;   x = x_student(x_s, s), and x_s / alpha_s at s = 0
 
-    The student as it stands serves as its own target network (arXiv:2310.14189, section 3.2). Its estimate of x is the
+    The student as it stands serves as its own target network, as arXiv:2310.14189, section 3.2, has it for training
+    without a teacher. Its estimate of x is the
     consistency function: where predictions v, velocity and edm meet the data it is x_t itself, as the paper asks. x_t:
     (B, ...); t > s: () or (B,). Returns (B, ...).
     """
     x_s = corrupt(schedule, *teacher(x_t, t), s)
-    clean = expand(schedule.sigma(s) == 0, x_t).bool()
-    asked = torch.where(schedule.sigma(s) == 0, t, s)  # no network is asked about clean data
+    clean = expand(s == 0, x_t).bool()
+    asked = torch.where(s == 0, t, s)  # no network is asked about the end of the path
     return torch.where(clean, x_s / expand(schedule.alpha(s), x_t), student(x_s, asked).x)
 
 

@@ -30,7 +30,7 @@ Cond = TypeVar("Cond", bound=tuple[Tensor, ...])
 """A tuple (usually a NamedTuple) of tensors with the batch first."""
 
 Denoise = Callable[[Tensor, Tensor], Estimate]
-"""(x_t (B, ...), t ()) -> Estimate. Conditioning and guidance are already applied."""
+"""(x_t (B, ...), t ()) -> Estimate. Conditioning and guidance are already applied. Unguided ones take t (B,), too."""
 
 Model = Callable[[Tensor, Tensor, Cond], Estimate]
 """(x_t (B, ...), t () or (B,), cond) -> Estimate."""
@@ -113,7 +113,8 @@ def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Te
 
     x_t, output: (B, ...); t: () or (B,), with sigma_t > 0, and alpha_t > 0 for eps. Returns float32 or wider.
     """
-    x_t, output = widen(x_t), widen(output)
+    dtype = torch.promote_types(torch.promote_types(x_t.dtype, output.dtype), torch.float32)
+    x_t, output = x_t.to(dtype), output.to(dtype)
     if _one(t):
         of_x, of_eps = _solution_at(prediction, schedule, t.item(), t.dtype)
     else:
@@ -122,11 +123,11 @@ def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Te
 
 
 def combine(a: Factor, x: Tensor, b: Factor, y: Tensor) -> Tensor:
-    """a x + b y, in as few passes over the tensors as numbers allow. x, y: (B, ...). May return x or y itself."""
+    """a x + b y, a new tensor (B, ...), in as few passes as numbers allow; what is multiplied by 0 is not read."""
     if isinstance(a, Tensor) or isinstance(b, Tensor):
         return a * x + b * y
-    if a == 0:
-        return y if b == 1 else b * y
+    if a == 0 or b == 0:
+        return a * x if b == 0 else b * y
     return torch.add(x if a == 1 else a * x, y, alpha=b)
 
 
@@ -171,8 +172,9 @@ def ask(
     ratio as sigma / (alpha + sigma), the time at which `Flow` has it, in place of log(sigma) / 4.
     """
     if prediction == "edm":
-        shrink, t = _told_at(schedule, t.item(), t.dtype) if _one(t) else _told(schedule, t)
+        shrink, told = _told_at(schedule, t.item(), t.dtype) if _one(t) else _told(schedule, t)
         x_t = widen(x_t) * (expand(shrink, x_t) if isinstance(shrink, Tensor) else shrink)
+        t = told if isinstance(told, Tensor) else torch.tensor(told, dtype=t.dtype)
     return network(x_t, per_item(t, x_t), cond)
 
 
@@ -228,15 +230,15 @@ def _told(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=4096)
-def _told_at(schedule: Schedule, t: float, dtype: torch.dtype) -> tuple[float, Tensor]:
-    """`_told` at one time."""
+def _told_at(schedule: Schedule, t: float, dtype: torch.dtype) -> tuple[float, float]:
+    """`_told` at one time, as plain numbers."""
     shrink, time = _told(schedule, torch.tensor(t, dtype=dtype))
-    return shrink.item(), time
+    return shrink.item(), time.item()
 
 
 def _one(t: Tensor) -> bool:
-    """Whether this is a sampler's time, one for the batch and at hand as a number."""
-    return t.ndim == 0 and t.device.type == "cpu"
+    """Whether this is a sampler's time: one for the batch, at hand as a number, and nothing to be differentiated by."""
+    return t.ndim == 0 and t.device.type == "cpu" and not torch.is_grad_enabled()
 
 
 def _scale(schedule: Schedule, t: Tensor) -> Tensor:

@@ -31,7 +31,9 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 class Schedule(ABC):
     """Signal scale alpha_t >= 0 and noise scale sigma_t >= 0, elementwise in t.
 
-    Times are float32 or wider, in [0, 1], of any shape; every result has the shape and the dtype of t.
+    Times are float32 or wider, in [0, 1], of any shape; every result has the shape and the dtype of t. A schedule is a
+    hashable value that never changes, such as a frozen dataclass: samplers keep coefficients that they have once asked
+    for.
     """
 
     @abstractmethod
@@ -190,7 +192,7 @@ class DDPM(Schedule):
         """1 - alpha and its rate, in float64."""
         place = self.levels * t.double()
         below = place.detach().long().clamp(0, self.levels - 1)
-        start, step = _lost_signal(self).to(t.device)[below].unbind(-1)
+        start, step = _lost_signal(self, t.device)[below].unbind(-1)
         return start + (place - below) * step, self.levels * step
 
 
@@ -309,7 +311,7 @@ def _preserving(lost: Tensor) -> Tensor:
 
 
 @lru_cache
-def _lost_signal(path: DDPM) -> Tensor:
+def _lost_signal(path: DDPM, device: torch.device) -> Tensor:
     """1 - alpha at the levels 0 to `path.levels` - 1, and its step to the next: (levels, 2), float64."""
     count = path.levels
     match path.betas:
@@ -326,7 +328,8 @@ def _lost_signal(path: DDPM) -> Tensor:
     if path.zero_terminal:
         first, last = 1 - lost[0], 1 - lost[-1]
         lost = 1 - (1 - lost - last) * first / (first - last)
-    return torch.stack([torch.cat([lost.new_zeros(1), lost[:-1]]), lost.diff(prepend=lost.new_zeros(1))], -1)
+    before = torch.cat([lost.new_zeros(1), lost[:-1]])
+    return torch.stack([before, lost - before], -1).to(device)
 
 
 def _increasing(owner: str, *, usual: str, limit: float = math.inf, **values: float) -> None:

@@ -104,7 +104,8 @@ def sample_image(
     count: int = 1, seed: int = 0, sampler: str | None = None, steps: int | None = None, guidance: float | None = None,
     rule: str | None = None, interval: tuple[float, float] | None = None, negative: str | None = None,
     classifier: str | None = None, classifier_scale: float | None = None, grid: str | None = None,
-    start: float | None = None, scale: int = 8,
+    start: float | None = None, weak: str | None = None, threshold: float | None = None,
+    tolerance: float | None = None, langevin_steps: int | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
     """Draw pictures for a prompt; a JSON file beside each says how it was made.
 
@@ -125,13 +126,18 @@ def sample_image(
         classifier_scale: of that gradient; 1 is Bayes' rule, more is sharper.
         grid: where the steps lie: uniform, karras, log_snr or levels.
         start: time of the first step, below 1 for samplers that need some signal, such as 0.999.
+        weak: stage of a weaker model that guides in place of the unconditional branch (autoguidance).
+        threshold: dynamic thresholding: latents beyond this many standard deviations are scaled back, such as 3.
+        tolerance: of dormand_prince, which finds its own steps, such as 1e-3.
+        langevin_steps: of annealed_langevin, at each level of the grid.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
 
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "rule": rule, "interval": interval}
     asked |= {"negative": negative, "grid": grid, "start": start}
-    asked |= {"classifier": classifier, "classifier_scale": classifier_scale}
+    asked |= {"classifier": classifier, "classifier_scale": classifier_scale, "weak": weak, "threshold": threshold}
+    asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps}
     paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 

@@ -32,7 +32,8 @@ from pipelines.loop import train
 from pipelines.models import load_latent
 from pipelines.progress import meter
 from pipelines.runs import Run
-from pipelines.sampling import Settings, batches
+from pipelines.sampling import batches
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import DistillStage
 from pipelines.task import Batch
 

@@ -28,8 +28,8 @@ from pipelines.models import load_bpe
 from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
-from pipelines.sampling import PictureSampler, Settings, chunks, draw, generators, settings_for, settings_of
-from pipelines.sampling_options import LatentOptions
+from pipelines.sampling import PictureSampler, chunks, draw, generators, settings_below, settings_for
+from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stage_config import PICTURE_MODELS, GenerateStage
 from pipelines.upscale_sampler import Cascade, Upscaler
 
@@ -81,6 +81,9 @@ class Pipeline:
         """
         given = {key: value for key, value in changes.items() if value is not None}
         options = {key: given.pop(key) for key in list(given) if key in LATENT_OPTIONS}
+        if unknown := [key for key in given if key not in SETTINGS]:
+            known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS))
+            raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
         if options and self.run.recipe.stage[model].kind == "mdlm":
             raise PalimpsestError(
                 f"{', '.join(options)}: stage {model!r} is no latent model and knows no such thing; leave it out, "
@@ -127,6 +130,7 @@ class Pipeline:
         images = draw(sampler, prompts, settings, seed=seed)
         made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
         made_by |= {"seed": seed, **dataclasses.asdict(settings)}
+        made_by |= {"base_settings": below} if (below := settings_below(self.run.recipe, name)) else {}
         paths = []
         for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
             stem = digest([prompt, i, made_by])[:12]
@@ -189,6 +193,7 @@ class Pipeline:
 
 
 log = logging.getLogger("palimpsest")
+SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent"}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
 
 
@@ -218,9 +223,10 @@ def save_picture(folder: Path, stem: str, image: Image.Image, made: dict[str, An
 def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
     """Make the pictures (and texts) of a generate stage: held-out and unseen captions, one picture each."""
     model = run.recipe.base(name)
-    pipeline, settings = Pipeline(run), settings_of(stage)
+    pipeline, settings = Pipeline(run), stage.settings()
     sampler = pipeline.sampler(model)
     made = {"model": model, "settings": dataclasses.asdict(settings), "seed": stage.seed}
+    made |= {"base_settings": below} if (below := settings_below(run.recipe, model)) else {}
     counts: dict[str, int] = {}
     for split, count in ((run.held_out_name(), stage.count), ("unseen", stage.unseen)):
         if split not in run.splits() or count < 1:

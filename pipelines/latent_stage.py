@@ -22,7 +22,8 @@ from pipelines.latent_sampler import LatentSampler
 from pipelines.loop import train
 from pipelines.models import build_latent
 from pipelines.runs import Run
-from pipelines.sampling import Settings, sample_grid, settings_for
+from pipelines.sampling import sample_grid, settings_for
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import LatentConfig, LatentStage
 from pipelines.task import HELD_OUT, Batch, Task, Training
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import json
+import logging
 import math
 import os
 import signal
@@ -34,6 +35,8 @@ from pipelines.task import Batch, Task, Training, decay_at, learning_rate, updat
 REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
 BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
+
+log = logging.getLogger("palimpsest")
 
 
 class Interrupted(PalimpsestError):
@@ -223,18 +226,24 @@ class Loop:
         return bool(total > 0)
 
     def _draw(self, step: int) -> None:
-        """Keep sample pictures of the averaged network."""
-        for name, picture in self._with_average(self.task.pictures).items():
+        """Keep sample pictures of the averaged network. What they are drawn with may be wrong; training goes on."""
+        try:
+            pictures = self._with_average(self.task.pictures)
+        except (PalimpsestError, ValueError) as error:
+            log.warning("%s: no sample pictures at step %d: %s", self.name, step, error)
+            return
+        for name, picture in pictures.items():
             (self.folder / "pictures").mkdir(exist_ok=True)
             picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
 
     def _with_average(self, view: Any) -> Any:
         network = self.state.average if self.state.average is not None else self.state.network
         network.eval()
-        with torch.no_grad():
-            result = view(network)
-        self.state.network.train()
-        return result
+        try:
+            with torch.no_grad():
+                return view(network)
+        finally:
+            self.state.network.train()
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         """Append scalars to TensorBoard and to log.jsonl, from which the report draws its curves."""

@@ -27,7 +27,7 @@ from pipelines.hardware import device_of
 from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
-from pipelines.sampling import Settings
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import MdlmStage
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE

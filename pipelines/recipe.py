@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from dataclasses import dataclass
 from typing import Annotated
@@ -15,12 +16,14 @@ from pipelines.stage_config import (
     AnyStage,
     ClassifierStage,
     DistillStage,
+    GenerateStage,
     LatentStage,
     ScenesData,
     ShardData,
     SweepStage,
     UpscaleStage,
 )
+from pipelines.usual import Usual, usual
 
 RESERVED = ("cache", "data")  # folders of a run that are no stage
 NAME = r"[A-Za-z0-9_-]+"
@@ -50,6 +53,9 @@ class Recipe:
                         f"stage.{name} needs {need!r}, which is no stage of the recipe{nearest(need, self.stage)}"
                     )
         self.order()
+        for name, stage in self.stage.items():
+            if isinstance(stage, GenerateStage):
+                self.stage[name] = self._filled(name, stage)
         for check in (check_needs, check_fit):
             for name in self.stage:
                 check(self, name)
@@ -77,6 +83,23 @@ class Recipe:
             known = " or ".join(PICTURE_MODELS)
             raise ValueError(f"stage.{name} needs a model that draws: name a stage of kind {known} in its `needs`")
         return found[0]
+
+    def branches(self, model: str) -> bool:
+        """Return whether a model can be guided away from its unconditional branch."""
+        stage = self.stage[model]
+        if isinstance(stage, LatentStage | UpscaleStage):
+            return stage.caption_dropout > 0
+        return not isinstance(stage, DistillStage)  # a student has its guidance inside
+
+    def usual(self, model: str) -> Usual:
+        """Return how a model is sampled where nothing is said."""
+        found = usual(self.stage[model])
+        return found if self.branches(model) else dataclasses.replace(found, guidance=1.0)
+
+    def _filled(self, name: str, stage: GenerateStage) -> GenerateStage:
+        """Return a generate stage with what it leaves open as its model usually has it."""
+        found = dataclasses.asdict(self.usual(self.base(name)))
+        return dataclasses.replace(stage, **{key: value for key, value in found.items() if getattr(stage, key) is None})
 
     def teacher(self, name: str) -> str:
         """Return the stage that the student `name` learns from: the first model in its needs.

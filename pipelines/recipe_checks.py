@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from pipelines.samplers import unguided, unstartable
 from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions
 from pipelines.stage_config import (
     FORERUNNERS,
     ClassifierStage,
     DistillStage,
     GenerateStage,
+    LatentStage,
     ScenesData,
     SweepStage,
     UpscaleStage,
@@ -57,9 +59,10 @@ def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     options = stage.latent
     if "mdlm" in kinds and options != LatentOptions():
         raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is a masked one")
-    if options.weak and (options.weak not in stage.needs[1:] or recipe.stage[options.weak].kind != "latent"):
+    weak = recipe.stage.get(options.weak) if options.weak in stage.needs else None
+    if options.weak and (weak is None or weak.kind != "latent" or options.weak == recipe.base(name)):
         raise ValueError(
-            f"stage.{name}.latent.weak is {options.weak!r}: expected a latent stage in `needs`, behind the model"
+            f"stage.{name}.latent.weak is {options.weak!r}: expected another latent stage in `needs`, behind the model"
         )
     if options.classifier and options.classifier not in stage.needs:
         raise ValueError(f"stage.{name}.latent.classifier is {options.classifier!r}: add that stage to `needs`")
@@ -70,8 +73,14 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     options = stage.latent
     model = recipe.base(name)
     drawing = recipe.stage[model]
-    if isinstance(drawing, UpscaleStage) and (problem := drawing.unfit(stage.sampler, options)):
+    settings = stage.settings()
+    if isinstance(drawing, UpscaleStage) and (problem := drawing.unfit(settings.sampler, options)):
         raise ValueError(f"stage.{name}: {problem}")
+    if isinstance(drawing, LatentStage | DistillStage | UpscaleStage):
+        path = drawing if isinstance(drawing, UpscaleStage) else recipe.origin(model)
+        problem = unguided(settings, model, drawing, branches=recipe.branches(model))
+        if problem := problem or unstartable(settings, path.schedule, path.shift):
+            raise ValueError(f"stage.{name}: {problem}")
     if options.level is not None and not isinstance(drawing, UpscaleStage):
         raise ValueError(f"stage.{name}.latent.level is {options.level}, but {model} starts from no picture")
     for guide, kind in ((options.weak, "latent"), (options.classifier, "classifier")):
@@ -88,6 +97,12 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
 
 def _check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
     """Refuse guides that fit none of the models that a sweep compares."""
+    for model in recipe.swept(stage):
+        if not recipe.branches(model):
+            raise ValueError(
+                f"stage.{name} compares guidance, but {model} has caption_dropout = 0 and no unconditional branch: "
+                "train it with 0.1, or leave it out"
+            )
     guides = {need: "classifier" for need in stage.needs if recipe.stage[need].kind == "classifier"}
     if stage.weak and stage.weak not in stage.needs:
         raise ValueError(f"stage.{name}.weak is {stage.weak!r}: add that stage to `needs`")
@@ -104,6 +119,11 @@ def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:
         raise ValueError(
             f"stage.{name}.guidance is {stage.guidance:g}, but its teacher is a student itself, which has guidance "
             "inside and no second branch: write guidance = 1"
+        )
+    if stage.guidance != 1 and recipe.origin(name).caption_dropout == 0:
+        raise ValueError(
+            f"stage.{name}.guidance is {stage.guidance:g}, but its teacher was trained with caption_dropout = 0 and "
+            "has no unconditional branch: write guidance = 1, or train the teacher with 0.1"
         )
 
 

@@ -26,7 +26,8 @@ from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.recipe import Recipe
-from pipelines.stage_config import AnyStage, ScenesData
+from pipelines.sampling import settings_below
+from pipelines.stage_config import AnyStage, GenerateStage, ScenesData
 
 log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
@@ -97,7 +98,11 @@ class Run:
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the part of a stage's identity that the recipe decides."""
-        return {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed, "size": self.recipe.data.size}
+        found = {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed, "size": self.recipe.data.size}
+        if isinstance(self.recipe.stage[name], GenerateStage):
+            below = settings_below(self.recipe, self.recipe.base(name))
+            return {**found, "base_settings": below} if below else found
+        return found
 
     def check_settings(self) -> None:
         """Refuse a recipe under which some stage of this folder, finished or begun, was not made."""

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from latent import grid, guide, sample
 from latent.predict import Denoise
-from latent.schedule import Schedule
+from latent.schedule import DDPM, Schedule
 from pipelines.errors import PalimpsestError
-from pipelines.sampling import Settings
-from pipelines.sampling_options import LATENT_SAMPLERS
+from pipelines.sampling_options import LATENT_SAMPLERS, SIGNAL_SAMPLERS, Settings
+from pipelines.stage_config import AnyStage, DistillStage
 
 
 def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int) -> float | guide.Rule:
@@ -27,35 +27,57 @@ def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int)
             return guide.rescaled(schedule, scale)
         case "projected":  # the paper's threshold, for as many numbers as an item has here
             return guide.projected(schedule, scale, threshold=15 * math.sqrt(numbers / 65536))
-        case "zero_star":  # the paper's share of steps that stand still, at least one
-            still = times[max(1, round(0.04 * settings.steps))].item()
-            return guide.zero_star(schedule, scale, zero_above=max(still, 1e-9))
+        case "zero_star":  # the paper's share of steps that stand still, none of few
+            still = round(0.04 * settings.steps)
+            return guide.zero_star(schedule, scale, zero_above=times[still].item() if still else 1.0)
         case _:
             assert_never(settings.latent.rule)
 
 
-def check_branches(settings: Settings, caption_dropout: float) -> None:
-    """Refuse guidance away from a condition that means nothing to the model."""
-    if settings.guidance == 1 and settings.latent.negative:
-        raise PalimpsestError(
-            f"a negative prompt ({settings.latent.negative!r:.60}) does nothing at guidance 1: give more guidance, "
-            "such as 3; a distilled student has no second branch, draw with its teacher instead"
+def unguided(settings: Settings, model: str, stage: AnyStage, *, branches: bool) -> str:
+    """Return why a model cannot be guided so, or nothing where it can. branches: `Recipe.branches`."""
+    scale, negative = settings.guidance, settings.latent.negative
+    if isinstance(stage, DistillStage) and (negative or (scale != 1 and not settings.latent.weak)):
+        return (
+            f"{model} is a student with its teacher's guidance inside and no second branch: use guidance 1 without a "
+            "negative prompt, or draw with its teacher"
         )
-    if settings.guidance != 1 and caption_dropout == 0 and not settings.latent.negative:
-        raise PalimpsestError(
-            f"guidance {settings.guidance:g} needs an unconditional branch, but the model was trained with "
-            "caption_dropout = 0: use guidance 1, a negative prompt, or a weaker model (latent.weak)"
+    if scale == 1 and negative:
+        return (
+            f"a negative prompt ({negative!r:.60}) does nothing at guidance 1: give more guidance, such as 3, or leave "
+            "it out"
         )
+    if scale != 1 and not branches and not negative and not settings.latent.weak:
+        return (
+            f"guidance {scale:g} needs an unconditional branch, but {model} was trained with caption_dropout = 0: use "
+            "guidance 1, a negative prompt, or a weaker model (latent.weak)"
+        )
+    return ""
+
+
+def unstartable(settings: Settings, schedule: Schedule, shift: float) -> str:
+    """Return why a sampler cannot start where its grid does, or nothing where it can."""
+    first = grid_of(settings, schedule, shift)[0]
+    if settings.sampler in SIGNAL_SAMPLERS and schedule.alpha(first) == 0:
+        return (
+            f"{settings.sampler} needs some signal, but at t = {first.item():g} {schedule} is noise alone: start a "
+            "little below, with start = 0.999 under `latent` in a recipe or --start 0.999"
+        )
+    return ""
 
 
 def grid_of(settings: Settings, schedule: Schedule, shift: float) -> Tensor:
-    """Return the time grid that the settings name, with the model's resolution shift."""
+    """Return the time grid that the settings name; `shift`, the model's resolution shift, moves the uniform one.
+
+    The others have places of their own: by log-SNR, or on the levels of the training.
+    """
     steps, start = settings.steps, settings.latent.start
     match settings.latent.grid:
         case "uniform":
             return grid.shift(grid.uniform(steps, start), shift)
         case "levels":
-            return grid.discrete(steps, start=None if start == 1 else round(1000 * start))
+            levels = schedule.levels if isinstance(schedule, DDPM) else 1000
+            return grid.discrete(steps, levels, None if start == 1 else round(levels * start))
         case "karras":
             return grid.karras(schedule, steps)
         case "log_snr":
@@ -87,7 +109,7 @@ def run_sampler(
     times: Tensor,
     generators: Sequence[torch.Generator],
 ) -> Tensor:
-    """Run the sampler that the settings name."""
+    """Run the sampler that the settings name. Raises PalimpsestError for an unknown one."""
     match settings.sampler:
         case "euler":
             return sample.euler(denoise, schedule, x, times)

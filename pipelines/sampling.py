@@ -4,79 +4,39 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Protocol, TypeVar, assert_never
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
 
-from pipelines.errors import PalimpsestError
 from pipelines.pictures import grid
 from pipelines.progress import meter
 from pipelines.recipe import Recipe
-from pipelines.sampling_options import LatentOptions
-from pipelines.stage_config import DistillStage, GenerateStage
+from pipelines.sampling_options import Settings
+from pipelines.stage_config import GenerateStage, UpscaleStage
 
 Item = TypeVar("Item")
 SHOWN = 16  # samples that training shows
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How to sample."""
-
-    sampler: str
-    steps: int
-    guidance: float
-    latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
-    temperature: float = 1.0
-    choice_temperature: float = 0.0  # of the confidence sampler's order
-    caption_guidance: float = 1.0
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be sampled."""
-        if self.steps < 1:
-            raise PalimpsestError(f"steps is {self.steps}, expected at least 1; 12 is usual for pictures")
-        if self.temperature <= 0:
-            raise PalimpsestError(
-                f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
-            )
-
-
-DEFAULTS = {
-    "latent": GenerateStage(sampler="ancestral_large", steps=12, guidance=3.0),
-    "upscale": GenerateStage(sampler="dpmpp_2m", steps=8, guidance=1.5),
-    "mdlm": GenerateStage(sampler="masked_ancestral", steps=12, guidance=2.5, temperature=0.7),
-}
-
-
 def settings_for(recipe: Recipe, model: str) -> Settings:
     """Return the settings that the recipe generates with from the stage `model`, or its kind's usual ones."""
-    for stage in recipe.stage.values():
-        if isinstance(stage, GenerateStage) and model in stage.needs:
-            return settings_of(stage)
-    stage = recipe.stage[model]
-    return student_settings(stage) if isinstance(stage, DistillStage) else settings_of(DEFAULTS[stage.kind])
+    for name, stage in recipe.stage.items():
+        if isinstance(stage, GenerateStage) and recipe.base(name) == model:
+            return stage.settings()
+    return Settings(**dataclasses.asdict(recipe.usual(model)))
 
 
-def student_settings(student: DistillStage, steps: int | None = None) -> Settings:
-    """Return how a student is sampled: with the steps it was trained for, its guidance inside it."""
-    match student.method:
-        case "progressive":
-            return Settings(sampler="ddim", steps=steps or student.steps, guidance=1.0)
-        case "reflow":
-            return Settings(sampler="euler", steps=steps or student.steps, guidance=1.0)
-        case "consistency":
-            return Settings(sampler="consistency", steps=steps or 2, guidance=1.0)
-        case _:
-            assert_never(student.method)
-
-
-def settings_of(stage: GenerateStage) -> Settings:
-    """Return the sampling settings of a stage."""
-    return Settings(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(Settings)})
+def settings_below(recipe: Recipe, model: str) -> dict[str, dict[str, Any]]:
+    """Return the settings of the models below `model` in a cascade, the nearest first, as values of JSON."""
+    if not isinstance(recipe.stage[model], UpscaleStage):
+        return {}
+    base = recipe.base(model)
+    settings = json.loads(json.dumps(dataclasses.asdict(settings_for(recipe, base))))
+    return {base: settings, **settings_below(recipe, base)}
 
 
 class PictureSampler(Protocol):

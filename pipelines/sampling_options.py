@@ -1,10 +1,12 @@
-"""Names of samplers and guidance rules, and the options of sampling from a latent model."""
+"""Names of samplers and guidance rules, and how to sample."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from pipelines.errors import PalimpsestError
 
 ODE_SAMPLERS = ("euler", "heun", "midpoint", "rk4", "dormand_prince", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
 NOISY_SAMPLERS = (
@@ -20,6 +22,7 @@ NOISY_SAMPLERS = (
 LATENT_SAMPLERS = ODE_SAMPLERS + NOISY_SAMPLERS
 SIGNAL_SAMPLERS = ("euler_maruyama", "predictor_corrector", "annealed_langevin")  # those that cannot start at alpha = 0
 MASKED_SAMPLERS = ("confidence", "masked_ancestral")
+Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
 
 
@@ -27,7 +30,7 @@ Rule = Literal["plain", "rescaled", "projected", "zero_star"]
 class LatentOptions:
     """How a latent model is sampled, beyond sampler, steps and guidance scale."""
 
-    grid: Literal["uniform", "karras", "log_snr", "levels"] = "uniform"  # where the steps lie
+    grid: Grid = "uniform"  # where the steps lie
     start: float = 1.0  # time of the first step; below 1 for samplers that need some signal, such as 0.999
     rule: Rule = "plain"  # how the two branches of guidance are combined
     interval: tuple[float, float] = (0.0, 1.0)  # times at which guidance acts; elsewhere the model alone
@@ -42,16 +45,24 @@ class LatentOptions:
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can use."""
+        for name, known in (("grid", get_args(Grid)), ("rule", get_args(Rule))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} is {getattr(self, name)!r}, expected one of {', '.join(known)}")
+        if not 0 < self.start <= 1:
+            raise ValueError(f"start is {self.start}, expected a time above 0 and at most 1; 1 is pure noise")
+        if self.start != 1 and self.grid in ("karras", "log_snr"):
+            raise ValueError(
+                f"start is {self.start:g}, but the grid {self.grid!r} has a start of its own: leave start out, or take "
+                "the grid 'uniform'"
+            )
         low, high = self.interval
         if not 0 <= low < high <= 1:
             raise ValueError(f"guidance interval {self.interval}, expected 0 <= low < high <= 1; (0, 1) is everywhere")
-        if not 0 < self.start <= 1:
-            raise ValueError(f"start is {self.start}, expected a time above 0 and at most 1; 1 is pure noise")
-        if self.threshold is not None and not self.threshold > 0:
+        if self.threshold is not None and not 0 < self.threshold < math.inf:
             raise ValueError(
                 f"threshold is {self.threshold}, expected a size above 0; latents have unit variance, try 4"
             )
-        if not self.tolerance > 0:
+        if not 0 < self.tolerance < math.inf:
             raise ValueError(f"tolerance is {self.tolerance}, expected a number above 0, such as 1e-3")
         if self.langevin_steps < 1:
             raise ValueError(f"langevin_steps is {self.langevin_steps}, expected at least 1")
@@ -63,3 +74,27 @@ class LatentOptions:
             raise ValueError(f"classifier_scale is {self.classifier_scale}, but no stage is named as the classifier")
         if self.negative and self.weak:
             raise ValueError("negative and weak are two ways to guide: give one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How to sample."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
+    temperature: float = 1.0
+    choice_temperature: float = 0.0  # of the confidence sampler's order
+    caption_guidance: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be sampled."""
+        if self.steps < 1:
+            raise PalimpsestError(f"steps is {self.steps}, expected at least 1; 12 is usual for pictures")
+        if not math.isfinite(self.guidance):
+            raise PalimpsestError(f"guidance is {self.guidance}, expected a number; 1 is none and 3 is usual")
+        if not 0 < self.temperature < math.inf:
+            raise PalimpsestError(
+                f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
+            )

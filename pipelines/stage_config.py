@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
@@ -20,7 +21,7 @@ from latent.mmdit import MMDiTConfig
 from latent.predict import Prediction, check
 from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
 from latent.unet import UNetConfig
-from pipelines.sampling_options import LATENT_SAMPLERS, ODE_SAMPLERS, LatentOptions, Rule
+from pipelines.sampling_options import LATENT_SAMPLERS, ODE_SAMPLERS, LatentOptions, Rule, Settings
 from pipelines.task import Training
 from tokenizer.vae import VAEConfig
 from tokenizer.vqvae import VQVAEConfig
@@ -144,7 +145,7 @@ class DenoisingStage(Stage):
     )
     prediction: Prediction = "velocity"
     times: Annotated[AnyTimes, Field(discriminator="kind")] = field(default_factory=LogitNormalTimes)
-    shift: float = 1.0  # resolution shift of the training times and of every grid that samples from this model
+    shift: float = 1.0  # resolution shift of the training times and of the uniform grid that samples
     weighting: Weighting = "none"
     gamma: float | None = None  # of the weighting
     caption_dropout: float = 0.1
@@ -235,9 +236,7 @@ class DistillStage(Stage):
     kind: Literal["distill"] = "distill"
     method: Literal["progressive", "reflow", "consistency"]
     steps: int = 4  # of the student: those it is trained for; for consistency the levels between which it is trained
-    guidance: float = (
-        3.0  # of the teacher, which the student has inside: it is sampled with 1; a student teaches with 1
-    )
+    guidance: float = 3.0  # of the teacher; the student has it inside, and is sampled, and teaches, with 1
     pairs: int = 5000  # samples that the teacher draws for reflow
     teacher_steps: int = 16  # with which it draws them (dpmpp_2m)
     training: Training
@@ -247,6 +246,8 @@ class DistillStage(Stage):
         for name in ("steps", "pairs", "teacher_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1")
+        if not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, expected a number; 1 is none and 3 is usual")
         if self.method == "consistency" and self.steps < 2:
             raise ValueError(f"consistency between {self.steps} levels, expected at least 2; 16 is usual")
 
@@ -285,11 +286,11 @@ class GenerateStage(Stage):
     count: int = 600  # held-out captions
     unseen: int = 200  # captions of unseen compositions
     texts: int = 200  # texts without a picture
-    sampler: str = "ancestral_large"  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is
-    steps: int = 12
-    guidance: float = 3.0
+    sampler: str | None = None  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is; None, also below: its usual one
+    steps: int | None = None
+    guidance: float | None = None
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
-    temperature: float = 1.0  # below 1, tokens are drawn from a sharper law than the model's
+    temperature: float | None = None  # below 1, tokens are drawn from a sharper law than the model's
     choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
     caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself
     batch: int = 50
@@ -298,12 +299,18 @@ class GenerateStage(Stage):
     def __post_init__(self) -> None:
         """Refuse numbers that draw nothing."""
         for name, least in (("count", 1), ("unseen", 0), ("texts", 1), ("steps", 1), ("batch", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}, expected at least {least}")
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, expected a number; 1 is none and 3 is usual")
         if not self.choice_temperature >= 0:
             raise ValueError(f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above")
-        if not self.temperature > 0:
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
+
+    def settings(self) -> Settings:
+        """Return how it samples; only in a recipe, which fills what is left open."""
+        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -326,8 +333,10 @@ class SweepStage(Stage):
         """Refuse samplers that there are not, and numbers that measure nothing."""
         if unknown := [name for name in self.samplers if name not in LATENT_SAMPLERS]:
             raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(LATENT_SAMPLERS)}")
-        if min((self.count, *self.evaluations, *self.student_steps)) < 1:
+        if not self.evaluations or min((self.count, *self.evaluations, *self.student_steps)) < 1:
             raise ValueError("count, evaluations and student_steps: expected at least 1 each")
+        if not all(math.isfinite(scale) for scale in (self.guidance, *self.scales)):
+            raise ValueError(f"guidance is {self.guidance} and scales are {self.scales}, expected numbers")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -364,7 +373,7 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "upscale": ("encode",),
     "distill": ("latent",),
     "classifier": ("encode",),
-    "sweep": ("latent", "scene_judge", "judge"),
+    "sweep": ("latent", "judge"),
     "mdlm": ("encode",),
 }
 PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm")  # kinds that draw pictures

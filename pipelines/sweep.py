@@ -28,9 +28,10 @@ from pipelines.progress import meter, ticking
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
 from pipelines.samplers import steps_within
-from pipelines.sampling import Settings, batches, student_settings
-from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions
+from pipelines.sampling import batches
+from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions, Settings
 from pipelines.stage_config import DistillStage, SweepStage
+from pipelines.usual import usual_of_student
 
 ROWS = "sweep.jsonl"
 BATCH = 50
@@ -76,7 +77,8 @@ def settings_of_sweep(recipe: Recipe, stage: SweepStage) -> Iterator[Setting]:
             yield Setting("students", model, f"{model} (the teacher, ddim)", settings, steps)
         for model in stage.needs:
             if isinstance(student := recipe.stage[model], DistillStage):
-                yield Setting("students", model, f"{model} ({student.method})", student_settings(student, steps), steps)
+                settings = Settings(**dataclasses.asdict(usual_of_student(student, steps)))
+                yield Setting("students", model, f"{model} ({student.method})", settings, steps)
 
 
 def guidances(recipe: Recipe, model: str, stage: SweepStage) -> Iterator[tuple[str, LatentOptions]]:
@@ -135,7 +137,7 @@ class Judged:
             calls = drawn.evaluations
         made = np.concatenate(pictures)
         figures = {"kd": kernel_distance(self.judges.features(made), self.reference).interval()}
-        if self.real.labelled:
+        if self.real.labelled and self.judges.scene:
             scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
             figures |= {name: scenes[name] for name in ("colour", "shape") if name in scenes}
         row = {"group": setting.group, "model": setting.model, "curve": setting.curve, "within": setting.within}
@@ -152,6 +154,8 @@ def sweep(run: Run, name: str, stage: SweepStage) -> dict[str, Any]:
     """Measure every setting that is not yet in the file of rows."""
     path = run.stage_folder(name) / ROWS
     rows = read_rows(path)
+    whole = "".join(json.dumps(row) + "\n" for row in rows.values())
+    write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
     wanted = list(settings_of_sweep(run.recipe, stage))
     judges = Judges.load(run, name)
     real, train = read_set(run, run.held_out_name(), stage.count), read_set(run, "train", REFERENCE)
@@ -174,16 +178,12 @@ def _bits(run: Run, model: str, count: int) -> dict[str, dict[str, float]]:
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows that are there, by key; a torn last line is cut off, and its row made again."""
-    if not path.exists():
-        return {}
-    rows, kept = {}, []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Return the rows that are there, by key; a torn last line is left out, and its row made again."""
+    rows = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
         except json.JSONDecodeError:
             break
         rows[row["key"]] = row
-        kept.append(line + "\n")
-    write_atomically(path, lambda temporary: temporary.write_text("".join(kept), encoding="utf-8"))
     return rows

@@ -12,7 +12,10 @@ from pipelines.sampling_options import NOISY_SAMPLERS
 from pipelines.stage_config import SweepStage
 from pipelines.sweep import ROWS, read_rows
 
-LIKELIHOODS = {"ode": "density of held-out latents along the ODE", "bound": "variational bound on held-out latents"}
+LIKELIHOODS = {
+    "ode": "density of held-out latents along the ODE, down to t = 0.001",
+    "bound": "variational bound on held-out latents, down to the noise of their own",
+}
 MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
 
 
@@ -61,6 +64,7 @@ def _note(e: Evaluation, name: str, rows: Sequence[Measured]) -> None:
     for row in rows:
         for metric in row["figures"]:
             how = f"{row['curve']}|evaluations={row['evaluations']}|guidance={row['scale']:g}"
+            how += f"|tolerance={row['latent']['tolerance']:g}" if row["sampler"] == "dormand_prince" else ""
             e.figures[f"{row['model']}.sweep.{metric}[{row['group']}: {how}]"] = _figure(row, metric, name)
 
 

@@ -18,7 +18,8 @@ from pipelines.data.stream import some
 from pipelines.judging import Pictures
 from pipelines.measures import Evaluation
 from pipelines.pictures import to_pil
-from pipelines.sampling import Settings, chunks, generators, settings_for
+from pipelines.sampling import chunks, generators, settings_for
+from pipelines.sampling_options import Settings
 from pipelines.upscale_sampler import Upscaler
 
 ENLARGED = 200  # held-out pictures that are enlarged

@@ -25,8 +25,9 @@ from pipelines.latent_sampler import load_encoder
 from pipelines.models import load_latent
 from pipelines.pictures import enlarged, from_pil, to_pil
 from pipelines.runs import Run, stage_of
-from pipelines.samplers import check_branches, grid_of, rule_of, run_sampler
-from pipelines.sampling import PictureSampler, Settings
+from pipelines.samplers import grid_of, rule_of, run_sampler, unguided, unstartable
+from pipelines.sampling import PictureSampler
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import UpscaleStage
 from tokenizer.embed import TextEncoder
 
@@ -130,9 +131,11 @@ class Upscaler:
                 f"pictures of shape {tuple(low.shape[1:])}, expected (3, {source}, {source}): resize them to "
                 f"{source} pixels first"
             )
-        if problem := self.stage.unfit(settings.sampler, settings.latent):
+        stage, branches = self.stage, self.stage.caption_dropout > 0
+        problem = stage.unfit(settings.sampler, settings.latent)
+        problem = problem or unguided(settings, "this model", stage, branches=branches)
+        if problem := problem or unstartable(settings, stage.schedule, stage.shift):
             raise PalimpsestError(problem)
-        check_branches(settings, self.stage.caption_dropout)
 
 
 @dataclass(frozen=True)

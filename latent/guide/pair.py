@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from latent.predict import Cond, Denoise, Estimate, Model, bind
+from latent.schedule import expand
 
 Tensors = TypeVar("Tensors", bound=tuple[Tensor, ...])
 
@@ -23,9 +24,10 @@ Interval = tuple[float, float]
 
 
 def extrapolate(main: Estimate, weak: Estimate, scale: float | Tensor) -> Estimate:
-    """weak + scale (main - weak), for x and for eps. scale: a number, or a tensor of shape ()."""
+    """weak + scale (main - weak), for x and for eps. scale: a number, or a tensor () or (B,)."""
     if not isinstance(scale, Tensor):
         return Estimate(torch.lerp(weak.x, main.x, scale), torch.lerp(weak.eps, main.eps, scale))
+    scale = expand(scale, main.x)
     return Estimate(weak.x + scale * (main.x - weak.x), weak.eps + scale * (main.eps - weak.eps))
 
 
@@ -76,7 +78,15 @@ def _where_it_acts(main: Denoise, guided: Denoise, scale: float | Rule, interval
         return main
     if interval == (0, 1):
         return guided
-    return lambda x_t, t: guided(x_t, t) if low <= t <= high else main(x_t, t)
+
+    def where(x_t: Tensor, t: Tensor) -> Estimate:
+        if t.ndim:
+            raise ValueError(
+                f"guidance within {interval} at times {tuple(t.shape)}, expected one time () for the batch"
+            )
+        return guided(x_t, t) if low <= t <= high else main(x_t, t)
+
+    return where
 
 
 def _joined(first: Tensors, second: Tensors) -> Tensors:

@@ -19,7 +19,10 @@ def difference(main: Estimate, weak: Estimate, schedule: Schedule, t: Tensor) ->
     t: () or (B,).
     """
     ratio = expand(schedule.sigma(t) / schedule.alpha(t), main.x)
-    return torch.where(ratio < 1, ratio * (weak.eps - main.eps), main.x - weak.x)
+    finite = torch.where(
+        ratio < 1, ratio, 0.0
+    )  # its gradient passes through both branches, and 0 times inf is no number
+    return torch.where(ratio < 1, finite * (weak.eps - main.eps), main.x - weak.x)
 
 
 def shifted(estimate: Estimate, schedule: Schedule, change: Tensor, t: Tensor) -> Estimate:

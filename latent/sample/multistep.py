@@ -38,7 +38,7 @@ def dpmpp_2m(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> 
 
 
 def dpmpp_3m(denoise: Denoise, schedule: Schedule, x: Tensor, times: Tensor) -> Tensor:
-    """DPM-Solver++ (3M), third order with one call per step (arXiv:2211.01095).
+    """DPM-Solver++ (3M), third order with one call per step, in the form of arXiv:2211.01095, which stops at 2M.
 
         x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D,   h = lambda_s - lambda_t,   lambda = half_log_snr
         D = the mean, with weight e^lambda, of the parabola in lambda through the last three estimates
@@ -77,7 +77,7 @@ def _multistep(
     for (t, _), (start, h, kept, of_d, of_noise) in zip(path, numbers, strict=True):
         x_hat, _ = denoise(x, t)
         x = combine(kept, x, of_d, mean_estimate(x_hat, history.seen_from(start, h), h))
-        if generator is not None:
+        if generator is not None and of_noise > 0:
             x = torch.add(x, noise_like(x, generator), alpha=of_noise)
         history.add(start, x_hat)
     return x
@@ -112,11 +112,11 @@ def mean_estimate(x_hat: Tensor, nodes: list[Node], h: float) -> Tensor:
 
 
 @lru_cache(maxsize=4096)
-def _weights(places: tuple[float, ...], h: float) -> list[float]:
+def _weights(places: tuple[float, ...], h: float) -> tuple[float, ...]:
     """c_k of `mean_estimate`, for estimates made at the places r_k."""
     count = len(places)
     powers = np.array(places) ** np.arange(1, count + 1)[:, None]  # (K, K)
-    return np.linalg.solve(powers, _moments(h, count)).tolist()
+    return tuple(np.linalg.solve(powers, _moments(h, count)).tolist())
 
 
 def _moments(h: float, count: int) -> list[float]:

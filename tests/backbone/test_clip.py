@@ -12,7 +12,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from backbone import clip, cure
-from backbone.clip import ContrastiveConfig, caption_groups, contrastive_loss, image_features, paired_loss, text_states
+from backbone.clip import (
+    ContrastiveConfig,
+    cap,
+    caption_groups,
+    contrastive_loss,
+    image_features,
+    paired_loss,
+    text_states,
+)
 
 open_clip = clip.import_open_clip()
 CONFIG = ContrastiveConfig(
@@ -67,10 +75,13 @@ def test_swapping_the_captions_of_duplicates_changes_nothing():
     assert (broken[0] - broken[1]).abs() > 0.01
 
 
-def test_scale_is_capped_at_one_hundred():
+def test_a_scale_beyond_one_hundred_is_brought_back_and_can_still_fall():
     image, text, groups = unit(5, 8, seed=4), unit(5, 8, seed=5), torch.arange(5)
-    at_cap, beyond = (contrastive_loss(image, text, torch.tensor(scale), groups) for scale in (100.0, 1000.0))
-    torch.testing.assert_close(at_cap, beyond)
+    log_scale = torch.nn.Parameter(torch.tensor(1000.0).log())
+    cap(log_scale)
+    assert log_scale.exp().item() == pytest.approx(100)
+    contrastive_loss(image, text, log_scale.exp(), groups).backward()
+    assert log_scale.grad.item() > 0  # these pairs do not fit, so a smaller scale is better
 
 
 def test_groups_are_equal_exactly_for_equal_rows():

@@ -392,7 +392,7 @@ def test_a_denoiser_without_graph_is_refused_with_a_remedy():
         log_density(exact(Flow()), Flow(), randn(2, 2))
 
 
-def test_the_noise_of_encode_is_what_samplers_start_from():
+def test_decode_starts_where_samplers_do():
     """decode(eps) and a solver from sigma(1) eps reach the same sample."""
     noise = noise_like(torch.empty(3, 2, dtype=torch.float64), generator())
     x = decode(exact(EDM()), EDM(), noise, tolerance=FINE)

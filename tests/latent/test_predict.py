@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from latent.predict import as_model, bind, check, coefficients, corrupt, estimate, gains, target
+from latent.predict import as_model, ask, bind, check, coefficients, corrupt, estimate, gains, target
 from latent.schedule import EDM, VP, Cosine, Flow
 from tests.latent.oracle import PREDICTIONS, PURE, SCHEDULES, double, name, randn
 
@@ -102,6 +102,56 @@ def test_half_precision_outputs_give_wide_estimates(prediction):
     x_t = randn(2, 3).bfloat16()
     for t in (double(0.5)[0], double(0.5, 0.25)):
         assert {part.dtype for part in estimate(prediction, VP(), x_t, x_t, t)} == {torch.float32}
+
+
+@every_prediction
+@every_schedule
+@pytest.mark.parametrize("value", [0.03, 0.5, 0.97])
+def test_one_time_for_the_batch_is_the_same_as_that_time_for_every_item(prediction, schedule, value):
+    """Samplers pass one time without gradients, and get their coefficients as numbers."""
+    x_t, output, t = randn(2, 3), randn(2, 3, seed=1), double(value)[0]
+    each = estimate(prediction, schedule, x_t, output, t.expand(2))
+    with torch.no_grad():
+        one = estimate(prediction, schedule, x_t, output, t)
+    for found, expected in zip(one, each, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@every_prediction
+@torch.no_grad()
+def test_estimates_have_one_dtype_and_are_new_tensors(prediction):
+    x_t, output = randn(2, 3), randn(2, 3, seed=1).float()
+    for t in (double(0.5)[0], double(0.5, 0.25)):
+        found = estimate(prediction, VP(), x_t, output, t)
+        assert {part.dtype for part in found} == {torch.float64}
+        same = estimate(prediction, VP(), x_t, x_t, t)
+        assert not {part.data_ptr() for part in same} & {x_t.data_ptr()}
+
+
+@every_prediction
+def test_the_time_may_be_differentiated_by(prediction):
+    x_t, t = randn(1, 3), double(0.4)[0]
+
+    def of(time):
+        network = ask(lambda x, t, _: x * t, prediction, VP(), x_t, time, ())
+        return torch.stack(estimate(prediction, VP(), x_t, network, time))
+
+    slope = torch.func.jvp(of, (t,), (torch.ones_like(t),))[1]
+    torch.testing.assert_close(slope, (of(t + 1e-6) - of(t - 1e-6)) / 2e-6, rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_network_may_write_into_its_time():
+    """A sampler's time is made anew for every call, so nothing that is kept can be spoilt."""
+    seen = []
+
+    def network(x_t, t, cond):
+        seen.append(t.clone())
+        return t.mul_(1000)
+
+    for _ in range(2):
+        ask(network, "edm", EDM(), randn(1, 3), double(0.5)[0], ())
+    torch.testing.assert_close(seen[0], seen[1])
 
 
 @every_prediction

@@ -4,6 +4,7 @@ import pytest
 
 from pipelines.config import RecipeError, dump_recipe, load_recipe, parse_recipe
 from pipelines.run import makespan, minutes_of, path_minutes, within_budget
+from pipelines.sampling import settings_for
 from tests.conftest import ROOT
 
 SMOKE = ROOT / "recipes" / "smoke.toml"
@@ -42,8 +43,20 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.joint_pictures.latent.start=0.0", "start is 0.0, expected a time above 0"),
         ("stage.joint_pictures.latent.threshold=-1.0", "threshold is -1.0, expected a size above 0"),
         ("stage.joint_pictures.latent.weak='latent'", "negative and weak are two ways to guide"),
-        ("stage.student_pictures.latent.weak='student'", "expected a latent stage in `needs`"),
+        ("stage.student_pictures.latent.weak='student'", "expected another latent stage in `needs`"),
         ("stage.mdlm_pictures.latent.rule='projected'", "options of latent models, but its model is a masked one"),
+        ("stage.student_pictures.guidance=3.0", "student is a student.*use guidance 1 without a negative prompt"),
+        ("stage.student_pictures.latent.negative='a ring'", "student is a student.*draw with its teacher"),
+        ("stage.match_pictures.latent.negative='a ring'", "does nothing at guidance 1: give more guidance"),
+        ("stage.latent.caption_dropout=0.0", "caption_dropout = 0 and has no unconditional branch"),
+        ("stage.latent_pictures.sampler='euler_maruyama'", "needs some signal.*start = 0.999 under `latent`"),
+        ("stage.latent_pictures.guidance=nan", "guidance is nan, expected a number"),
+        ("stage.latent_pictures.latent.start=inf", "start is inf, expected a time above 0"),
+        ("stage.latent_pictures.latent.grid='karas'", "grid"),
+        ("stage.joint_pictures.latent.start=0.5", "the grid 'log_snr' has a start of its own"),
+        ("stage.student.guidance=inf", "guidance is inf, expected a number"),
+        ("stage.latent_sweep.scales=[nan]", "scales are .*expected numbers"),
+        ("stage.latent_sweep.evaluations=[]", "expected at least 1 each"),
         ("stage.latent_sweep.samplers=['eulr']", "'eulr'.* are unknown; there are euler"),
         ("stage.latent_sweep.evaluations=[0]", "expected at least 1 each"),
         ("stage.latent_pictures.count=0", "count is 0, expected at least 1"),
@@ -63,6 +76,34 @@ def test_a_missing_or_broken_recipe_is_a_sentence(tmp_path):
     (tmp_path / "broken.toml").write_text("name = ")
     with pytest.raises(RecipeError, match="not valid TOML"):
         load_recipe(tmp_path / "broken.toml")
+
+
+def test_guidance_of_a_model_without_an_unconditional_branch_is_refused():
+    with pytest.raises(RecipeError, match=r"guidance 3 needs an unconditional branch, but ddpm.*use guidance 1"):
+        load_recipe(SMOKE, ["stage.ddpm.caption_dropout=0.0", "stage.ddpm_pictures.guidance=3.0"])
+
+
+@pytest.mark.parametrize(
+    ("model", "wanted"),
+    [
+        ("latent", ("ancestral_large", 12, 3.0)),
+        ("mdlm", ("masked_ancestral", 12, 2.5)),
+        ("student", ("ddim", 2, 1.0)),
+        ("reflow", ("euler", 1, 1.0)),
+        ("grandstudent", ("consistency", 2, 1.0)),
+    ],
+)
+def test_a_generate_stage_that_says_nothing_draws_as_its_model_usually_does(model, wanted):
+    recipe = load_recipe(SMOKE, ["stage.more.kind=generate", f"stage.more.needs=['{model}']"])
+    found = recipe.stage["more"].settings()
+    assert (found.sampler, found.steps, found.guidance) == wanted
+
+
+def test_a_model_without_an_unconditional_branch_is_usually_drawn_without_guidance():
+    table = {"kind": "latent", "needs": "['encode']", "caption_dropout": 0.0, "model.kind": "dit"}
+    table |= {"training.steps": 1, "training.batch": 2}
+    recipe = load_recipe(SMOKE, [f"stage.weak.{key}={value}" for key, value in table.items()])
+    assert settings_for(recipe, "weak").guidance == 1.0
 
 
 def test_eps_on_a_path_that_ends_in_pure_noise_is_refused():

@@ -9,12 +9,13 @@ import torch
 
 import pipelines
 from latent import sample
+from latent.schedule import DDPM
 from pipelines.errors import PalimpsestError
 from pipelines.latent_sampler import LatentSampler
 from pipelines.runs import reopen_run
-from pipelines.samplers import steps_within
-from pipelines.sampling import Settings, generators
-from pipelines.sampling_options import LATENT_SAMPLERS, SIGNAL_SAMPLERS, LatentOptions
+from pipelines.samplers import grid_of, steps_within
+from pipelines.sampling import generators
+from pipelines.sampling_options import LATENT_SAMPLERS, SIGNAL_SAMPLERS, LatentOptions, Settings
 from tests.conftest import finish
 
 pytestmark = pytest.mark.slow
@@ -55,7 +56,7 @@ def test_every_sampler_keeps_its_budget_of_evaluations_and_its_items_apart(laten
 
 @pytest.mark.parametrize("name", SIGNAL_SAMPLERS)
 def test_a_sampler_that_needs_signal_says_where_to_start(latent, name):
-    with pytest.raises(ValueError, match=r"start=0\.999"):
+    with pytest.raises(PalimpsestError, match=r"start = 0\.999 under `latent` in a recipe or --start 0\.999"):
         draw(latent, settings(name))
 
 
@@ -94,7 +95,7 @@ def test_a_threshold_bounds_the_latents(latent):
 def test_a_negative_prompt_without_a_second_branch_is_refused(smoke, latent):
     with pytest.raises(PalimpsestError, match="does nothing at guidance 1: give more guidance"):
         draw(latent, settings(guidance=1.0, negative="a ring"))
-    with pytest.raises(PalimpsestError, match="draw with its teacher instead"):
+    with pytest.raises(PalimpsestError, match="draw with its teacher"):
         pipelines.load(smoke).sample(PROMPTS[:1], model="student", negative="a ring")
 
 
@@ -103,6 +104,24 @@ def test_guidance_of_a_model_without_an_unconditional_branch_is_refused(latent):
     with pytest.raises(PalimpsestError, match="needs an unconditional branch"):
         draw(bare, settings())
     draw(bare, settings(guidance=1.0))
+
+
+def test_an_unknown_setting_or_rule_lists_those_there_are(smoke):
+    with pytest.raises(PalimpsestError, match=r"guidence: no setting of sampling; there are .*guidance"):
+        pipelines.load(smoke).sample(PROMPTS[:1], guidence=3)
+    said = finish("sample", "image", "a red star", "--run", smoke, "--rule", "apg", code=2)
+    assert "rule is 'apg', expected one of plain, rescaled, projected, zero_star" in said
+
+
+@pytest.mark.parametrize("steps", [1, 2, 12])
+def test_cfg_zero_star_with_few_steps_moves_from_the_start(latent, steps):
+    drawn = draw(latent, settings("euler", steps, rule="zero_star"))
+    assert (drawn.z - drawn.eps).abs().amax((1, 2, 3)).min() > 0.1
+
+
+def test_the_levels_of_a_discrete_model_are_those_it_was_trained_on():
+    found = grid_of(settings(steps=4, grid="levels"), DDPM(levels=100), 1.0)
+    torch.testing.assert_close(100 * found, torch.tensor([99.0, 74.0, 50.0, 25.0, 0.0], dtype=torch.float64))
 
 
 def test_latent_options_of_a_masked_model_are_refused(smoke):

@@ -18,6 +18,8 @@ from eval.definitions import define
 from pipelines.artefact import ArtefactError
 from pipelines.config import dump_recipe, load_recipe, parse_recipe
 from pipelines.runs import RECIPE, open_run, reopen_run
+from pipelines.sampling import generators
+from pipelines.sampling_options import Settings
 from tests.conftest import ROOT, finish, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -206,8 +208,6 @@ def test_an_empty_prompt_is_refused_and_a_long_one_is_cut_with_a_word(smoke, tmp
 def test_infilling_keeps_what_is_known(smoke):
     sampler = pipelines.load(smoke).masked
     x = torch.zeros(1, 3, 32, 32)
-    from pipelines.sampling import Settings, generators
-
     codes = sampler.encode(x).flatten(1)
     hidden = sampler.hidden_box((0.5, 0.0, 1.0, 1.0))
     assert int(hidden.sum()) == len(hidden) // 2

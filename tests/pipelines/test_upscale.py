@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from eval.definitions import define
+from pipelines.artefact import ArtefactError
 from pipelines.config import RecipeError, load_recipe, parse_recipe
 from pipelines.data.decode import image_and_caption, two_sizes
 from pipelines.data.scenes import render, scene, write
@@ -18,8 +19,8 @@ from pipelines.judging import Judges
 from pipelines.loop import Interrupted, Loop
 from pipelines.pictures import enlarged, from_pil, grid, to_pil
 from pipelines.runs import data_folder, open_run
-from pipelines.sampling import Settings, generators, settings_for
-from pipelines.sampling_options import LatentOptions
+from pipelines.sampling import generators, settings_for
+from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stages import run_stage
 from pipelines.upscale_sampler import Cascade, Upscaler, ending, sampling_level, tell
 from pipelines.upscale_stage import UpscaleTask
@@ -173,6 +174,20 @@ def test_base_and_upscalers_compose(run):
     assert all(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1 for a, b in zip(found, expected, strict=True))
     assert pipeline.sampler("up64").base_settings == settings_for(run.recipe, "up32")
     assert {picture.size for picture in pipeline.sample(PROMPTS, model="up64")} == {(64, 64)}
+
+
+def test_pictures_of_a_cascade_are_tied_to_how_the_models_below_were_drawn(run):
+    made = json.loads(next(run.stage_folder("pictures").glob("*/*.json")).read_text())
+    assert {name: found["sampler"] for name, found in made["base_settings"].items()} == {
+        "up32": "dpmpp_2m",
+        "latent": "ancestral_large",
+    }
+    small = {"kind": "generate", "needs": ["latent"], "sampler": "euler", "steps": 5}
+    other = recipe()
+    other["stage"]["small"] = small
+    changed = dataclasses.replace(run, recipe=parse_recipe(other, "tiny"))
+    with pytest.raises(ArtefactError, match=r"base_settings\.latent\.sampler was 'ancestral_large' and is now 'euler'"):
+        changed.finished("pictures")
 
 
 @pytest.mark.parametrize("name", ["up32", "up64"])
