@@ -208,7 +208,8 @@ def pair_features(model: Any, images: Tensor, tokens: Tensor) -> tuple[Tensor, T
 
     images: (B, 3, H, W) in [-1, 1]; tokens: (B, L).
     """
-    cap(model.logit_scale)
+    if model.training:
+        cap(model.logit_scale)
     with _attention(tokens.device):
         text = model.encode_text(tokens)
     image = image_features(model, images)

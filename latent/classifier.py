@@ -96,12 +96,13 @@ class NoisyMatch(nn.Module):
         return _unit(self.reader(pooled.to(self.bank.dtype)))
 
     def scale(self) -> Tensor:
-        """Return s, (), at most 100 after a call of the match itself."""
+        """Return s, (), which training keeps at 100 or below."""
         return self.log_scale.exp()
 
     def forward(self, x_t: Tensor, t: Tensor, pooled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return `image`, `text` and `scale`: one call, so that in a distributed run all gradients meet."""
-        clip.cap(self.log_scale)
+        if self.training:
+            clip.cap(self.log_scale)
         return self.image(x_t, t), self.text(pooled), self.scale()
 
     def log_prob(self, x_t: Tensor, t: Tensor, pooled: Tensor) -> Tensor:

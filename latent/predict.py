@@ -237,7 +237,7 @@ def _told_at(schedule: Schedule, t: float, dtype: torch.dtype) -> tuple[float, f
 
 
 def _one(t: Tensor) -> bool:
-    """Whether this is a sampler's time: one for the batch, at hand as a number, and nothing to be differentiated by."""
+    """Whether this is a sampler's time: one for the batch, at hand as a number, where nothing asks for gradients."""
     return t.ndim == 0 and t.device.type == "cpu" and not torch.is_grad_enabled()
 
 

@@ -28,7 +28,7 @@ from pipelines.models import load_bpe
 from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
-from pipelines.sampling import PictureSampler, chunks, draw, generators, settings_below, settings_for
+from pipelines.sampling import PictureSampler, chunks, draw, generators
 from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stage_config import PICTURE_MODELS, GenerateStage
 from pipelines.upscale_sampler import Cascade, Upscaler
@@ -66,7 +66,7 @@ class Pipeline:
                 return LatentSampler.load(self.run, model)
             case "upscale":
                 base = self.run.recipe.base(model)
-                settings = settings_for(self.run.recipe, base)
+                settings = self.run.recipe.settings_for(base)
                 return Cascade(self.sampler(base), settings, Upscaler.load(self.run, model))
             case "mdlm":
                 return MaskedSampler.load(self.run, model)
@@ -89,8 +89,11 @@ class Pipeline:
                 f"{', '.join(options)}: stage {model!r} is no latent model and knows no such thing; leave it out, "
                 "or name a latent model with --model"
             )
-        base = settings_for(self.run.recipe, model)
-        return dataclasses.replace(base, **given, latent=dataclasses.replace(base.latent, **options))
+        base = self.run.recipe.settings_for(model)
+        found = dataclasses.replace(base, **given, latent=dataclasses.replace(base.latent, **options))
+        if found.latent.weak and found.guidance == 1:
+            raise PalimpsestError(f"{found.latent.weak} guides nothing at guidance 1: give more guidance, such as 2")
+        return found
 
     def sample(
         self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, batch: int = 50, **changes: Any
@@ -130,7 +133,7 @@ class Pipeline:
         images = draw(sampler, prompts, settings, seed=seed)
         made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
         made_by |= {"seed": seed, **dataclasses.asdict(settings)}
-        made_by |= {"base_settings": below} if (below := settings_below(self.run.recipe, name)) else {}
+        made_by |= below(self.run, name)
         paths = []
         for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
             stem = digest([prompt, i, made_by])[:12]
@@ -207,6 +210,12 @@ def unbiased(settings: Settings, steps: int) -> Settings:
     return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, guidance=1.0, temperature=1.0)
 
 
+def below(run: Run, model: str) -> dict[str, Any]:
+    """Return how the models below in a cascade draw, for what says how a picture was made."""
+    found = run.recipe.settings_below(model)
+    return {"base_settings": {base: dataclasses.asdict(settings) for base, settings in found.items()}} if found else {}
+
+
 def write_picture(path: Path, image: Image.Image) -> None:
     """Write a PNG, atomically."""
     write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
@@ -226,7 +235,7 @@ def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
     pipeline, settings = Pipeline(run), stage.settings()
     sampler = pipeline.sampler(model)
     made = {"model": model, "settings": dataclasses.asdict(settings), "seed": stage.seed}
-    made |= {"base_settings": below} if (below := settings_below(run.recipe, model)) else {}
+    made |= below(run, model)
     counts: dict[str, int] = {}
     for split, count in ((run.held_out_name(), stage.count), ("unseen", stage.unseen)):
         if split not in run.splits() or count < 1:

@@ -22,7 +22,7 @@ from pipelines.latent_sampler import LatentSampler
 from pipelines.loop import train
 from pipelines.models import build_latent
 from pipelines.runs import Run
-from pipelines.sampling import sample_grid, settings_for
+from pipelines.sampling import sample_grid
 from pipelines.sampling_options import Settings
 from pipelines.stage_config import LatentConfig, LatentStage
 from pipelines.task import HELD_OUT, Batch, Task, Training
@@ -100,7 +100,7 @@ class LatentTask(CachedLatents, Task):
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""
         sampler = LatentSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        settings = unguided_by_others(settings_for(self.run.recipe, self.name))
+        settings = unguided_by_others(self.run.recipe.settings_for(self.name))
         return {"samples": sample_grid(sampler, self.held_out["caption"], settings)}
 
     def facts(self) -> dict[str, Any]:

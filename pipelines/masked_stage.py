@@ -18,7 +18,7 @@ from pipelines.loop import train
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe, load_vqvae, plain
 from pipelines.runs import Run
-from pipelines.sampling import sample_grid, settings_for
+from pipelines.sampling import sample_grid
 from pipelines.stage_config import MdlmStage
 from pipelines.task import HELD_OUT, Batch, Task
 from pipelines.text_bound import caption_bound
@@ -66,7 +66,7 @@ class MdlmTask(Task):
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Samples for held-out captions."""
         sampler = MaskedSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        return {"samples": sample_grid(sampler, self.held_out["caption"], settings_for(self.run.recipe, self.name))}
+        return {"samples": sample_grid(sampler, self.held_out["caption"], self.run.recipe.settings_for(self.name))}
 
 
 def train_mdlm(run: Run, name: str, stage: MdlmStage) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipelines.errors import nearest
 from pipelines.recipe_checks import check_fit, check_needs
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import (
     PICTURE_MODELS,
     AnyStage,
@@ -96,9 +97,25 @@ class Recipe:
         found = usual(self.stage[model])
         return found if self.branches(model) else dataclasses.replace(found, guidance=1.0)
 
+    def settings_for(self, model: str) -> Settings:
+        """Return how `model` is sampled: as the first stage that generates with it says, or as is usual."""
+        for name, stage in self.stage.items():
+            if isinstance(stage, GenerateStage) and self.base(name) == model:
+                return stage.settings()
+        return Settings(**dataclasses.asdict(self.usual(model)))
+
+    def settings_below(self, model: str) -> dict[str, Settings]:
+        """Return the settings of the models below `model` in a cascade, the nearest first."""
+        if not isinstance(self.stage[model], UpscaleStage):
+            return {}
+        base = self.base(model)
+        return {base: self.settings_for(base), **self.settings_below(base)}
+
     def _filled(self, name: str, stage: GenerateStage) -> GenerateStage:
         """Return a generate stage with what it leaves open as its model usually has it."""
-        found = dataclasses.asdict(self.usual(self.base(name)))
+        model = self.base(name)
+        others = stage.latent.weak or stage.latent.negative  # guide in place of an unconditional branch
+        found = dataclasses.asdict(usual(self.stage[model]) if others else self.usual(model))
         return dataclasses.replace(stage, **{key: value for key, value in found.items() if getattr(stage, key) is None})
 
     def teacher(self, name: str) -> str:

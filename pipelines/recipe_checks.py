@@ -81,6 +81,12 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
         problem = unguided(settings, model, drawing, branches=recipe.branches(model))
         if problem := problem or unstartable(settings, path.schedule, path.shift):
             raise ValueError(f"stage.{name}: {problem}")
+    if options.weak and settings.guidance == 1:
+        raise ValueError(f"stage.{name}.latent.weak does nothing at guidance 1: give more guidance, such as 2")
+    for base, found in recipe.settings_below(model).items():
+        for guide in (found.latent.weak, found.latent.classifier):
+            if guide and guide not in recipe.forerunners(name):
+                raise ValueError(f"stage.{name} draws from {base}, which {guide} guides: add {guide} to its `needs`")
     if options.level is not None and not isinstance(drawing, UpscaleStage):
         raise ValueError(f"stage.{name}.latent.level is {options.level}, but {model} starts from no picture")
     for guide, kind in ((options.weak, "latent"), (options.classifier, "classifier")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import os
 import shlex
@@ -26,7 +27,7 @@ from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.recipe import Recipe
-from pipelines.sampling import settings_below
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import AnyStage, GenerateStage, ScenesData
 
 log = logging.getLogger("palimpsest")
@@ -100,8 +101,8 @@ class Run:
         """Return the part of a stage's identity that the recipe decides."""
         found = {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed, "size": self.recipe.data.size}
         if isinstance(self.recipe.stage[name], GenerateStage):
-            below = settings_below(self.recipe, self.recipe.base(name))
-            return {**found, "base_settings": below} if below else found
+            below = self.recipe.settings_below(self.recipe.base(name)).items()
+            found |= {"below": {base: _latent_settings(settings) for base, settings in below}} if below else {}
         return found
 
     def check_settings(self) -> None:
@@ -117,11 +118,19 @@ class Run:
         known = flatten(made)
         for key, now in flatten(wanted).items():
             before = known.get(key)
-            newer = key not in known and is_default(self.recipe.stage[name], key.split(".")[1:])
+            newer = key not in known and self._is_default(name, key, known)
             if before != now and now != GONE and not newer:  # a run can be sampled without its data
                 raise ArtefactError(
                     f"{folder} does not match the recipe: {key} was {before!r} and is now {now!r}. {remedy}"
                 )
+
+    def _is_default(self, name: str, key: str, known: dict[str, Any]) -> bool:
+        """Whether a value that an older artefact does not name is a default: of the stage, or of a model below it."""
+        kind, *path = key.split(".")
+        if kind != "below":
+            return is_default(self.recipe.stage[name], path)
+        noted = any(other.startswith("below.") for other in known)
+        return not noted or is_default(self.recipe.settings_for(path[0]), path[1:])
 
     def finished(self, name: str) -> bool:
         """Whether a stage stands finished and matches the recipe; a mismatch raises ArtefactError."""
@@ -175,6 +184,12 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     return plain
 
 
+def _latent_settings(settings: Settings) -> dict[str, Any]:
+    """Return what matters of the settings of a latent model, as JSON has it."""
+    plain = json.loads(json.dumps(dataclasses.asdict(settings)))
+    return {key: plain[key] for key in ("sampler", "steps", "guidance", "latent")}
+
+
 def is_default(config: Any, path: Sequence[str]) -> bool:
     """Whether a value of a configuration is the default of its field: artefacts of older versions do not name it."""
     for part in path[:-1]:
@@ -185,6 +200,8 @@ def is_default(config: Any, path: Sequence[str]) -> bool:
         if field.name == path[-1]:
             factory = field.default_factory
             default = field.default if factory is dataclasses.MISSING else factory()
+            if isinstance(config, GenerateStage) and default is None:  # filled by the model; what Settings has is old
+                default = getattr(Settings, field.name, None)
             return getattr(config, field.name) == default
     return False
 
@@ -230,16 +247,16 @@ def open_run(
 
 def keep_plans(run: Run) -> Run:
     """Give stages whose number of steps is planned the minutes that it was planned from, and say so."""
-    before, stages = load_recipe(run.folder / RECIPE), dict(run.recipe.stage)
+    before, stages = read_json(run.folder / RECIPE)["recipe"]["stage"], dict(run.recipe.stage)
     for name in run.planned():
-        was, now = (getattr(recipe.stage.get(name), "training", None) for recipe in (before, run.recipe))
-        if was is None or now is None or None in (was.minutes, now.minutes) or was.minutes == now.minutes:
+        was, now = before.get(name, {}).get("training"), getattr(run.recipe.stage[name], "training", None)
+        if was is None or now is None or None in (was["minutes"], now.minutes) or was["minutes"] == now.minutes:
             continue
         log.warning(
             "%s keeps its plan of %g minutes, not %g: delete %s to train it anew.",
-            name, was.minutes, now.minutes, run.stage_folder(name),
+            name, was["minutes"], now.minutes, run.stage_folder(name),
         )  # fmt: skip
-        kept = dataclasses.replace(now, minutes=was.minutes, steps=was.steps)
+        kept = dataclasses.replace(now, minutes=was["minutes"], steps=was["steps"])
         stages[name] = dataclasses.replace(run.recipe.stage[name], training=kept)  # type: ignore[call-arg]
     return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, stage=stages))
 

@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import torch
 from PIL import Image
 
 from pipelines.pictures import grid
 from pipelines.progress import meter
-from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import GenerateStage, UpscaleStage
 
 Item = TypeVar("Item")
 SHOWN = 16  # samples that training shows
-
-
-def settings_for(recipe: Recipe, model: str) -> Settings:
-    """Return the settings that the recipe generates with from the stage `model`, or its kind's usual ones."""
-    for name, stage in recipe.stage.items():
-        if isinstance(stage, GenerateStage) and recipe.base(name) == model:
-            return stage.settings()
-    return Settings(**dataclasses.asdict(recipe.usual(model)))
-
-
-def settings_below(recipe: Recipe, model: str) -> dict[str, dict[str, Any]]:
-    """Return the settings of the models below `model` in a cascade, the nearest first, as values of JSON."""
-    if not isinstance(recipe.stage[model], UpscaleStage):
-        return {}
-    base = recipe.base(model)
-    settings = json.loads(json.dumps(dataclasses.asdict(settings_for(recipe, base))))
-    return {base: settings, **settings_below(recipe, base)}
 
 
 class PictureSampler(Protocol):

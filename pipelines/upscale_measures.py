@@ -18,7 +18,7 @@ from pipelines.data.stream import some
 from pipelines.judging import Pictures
 from pipelines.measures import Evaluation
 from pipelines.pictures import to_pil
-from pipelines.sampling import chunks, generators, settings_for
+from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import Settings
 from pipelines.upscale_sampler import Upscaler
 
@@ -31,7 +31,7 @@ def enlargements(e: Evaluation) -> None:
     """PSNR of enlarged held-out pictures, by the model and bicubic, and how they look."""
     blocks: list[Table | Gallery] = []
     for name in e.run.recipe.of_kind(e.name, "upscale"):
-        upscaler, settings = Upscaler.load(e.run, name), settings_for(e.run.recipe, name)
+        upscaler, settings = Upscaler.load(e.run, name), e.run.recipe.settings_for(name)
         stage = upscaler.stage
         count = min(ENLARGED, e.stage.reconstructions)
         decode = two_sizes(stage.size, stage.source)

@@ -31,8 +31,6 @@ from pipelines.sampling_options import Settings
 from pipelines.stage_config import UpscaleStage
 from tokenizer.embed import TextEncoder
 
-SAMPLING_LEVEL = 1 / 3  # of the largest noise level of training
-
 
 def tell(text: Condition, low: Tensor, size: int, level: Tensor, generator: Randomness) -> ImageCondition:
     """Return the text beside the small pictures, made large and noised along the straight path up to their levels.
@@ -66,12 +64,6 @@ def beside_picture(network: Network[ImageCondition], stage: UpscaleStage) -> Net
     return asked
 
 
-def sampling_level(stage: UpscaleStage, settings: Settings) -> float:
-    """Return the noise level at which a model is told the small picture."""
-    chosen = settings.latent.level
-    return SAMPLING_LEVEL * stage.level if chosen is None else chosen
-
-
 @dataclass(frozen=True)
 class Upscaler:
     """A model that enlarges pictures, with all that it needs for that."""
@@ -98,7 +90,7 @@ class Upscaler:
         """
         self._check(low, settings)
         stage, low = self.stage, low.to(device_of(self.network))
-        level = torch.full((len(low),), sampling_level(stage, settings), device=low.device)
+        level = torch.full((len(low),), settings.latent.level or 0.0, device=low.device)
         cond = tell(self.embed(captions), low, stage.size, level, generators)
         times = grid_of(settings, stage.schedule, stage.shift)
         x = ending(stage, cond, generators) * stage.schedule.sigma(times[0]).to(low)

@@ -23,10 +23,10 @@ from pipelines.loop import train
 from pipelines.models import plain
 from pipelines.pictures import enlarged, grid, to_pil
 from pipelines.runs import Run
-from pipelines.sampling import generators, settings_for
+from pipelines.sampling import generators
 from pipelines.stage_config import UpscaleStage
 from pipelines.task import Batch, Task
-from pipelines.upscale_sampler import Upscaler, beside_picture, ending, sampling_level, tell
+from pipelines.upscale_sampler import Upscaler, beside_picture, ending, tell
 
 HELD_OUT = 64  # pictures that validate
 SHOWN = 6  # pictures in a sheet while training
@@ -75,7 +75,7 @@ class UpscaleTask(Task):
         """Loss on held-out pictures at evenly spread times, the level of sampling and fixed noise."""
         batch = to_device(self._with_text(self.held_out), device_of(network))
         t = spread_times(batch["image"])
-        level = torch.full_like(t, sampling_level(self.stage, settings_for(self.run.recipe, self.name)))
+        level = torch.full_like(t, self.run.recipe.settings_for(self.name).latent.level or 0.0)
         nobody = torch.zeros(len(t), dtype=torch.bool, device=t.device)
         return by_time(self._losses(network, batch, t, level, nobody, step_generator(0, 0, 0)))
 
@@ -84,7 +84,7 @@ class UpscaleTask(Task):
         shown = {key: value[:SHOWN] for key, value in self.held_out.items()}
         captions = shown["caption"]
         upscaler = Upscaler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        settings = settings_for(self.run.recipe, self.name)
+        settings = self.run.recipe.settings_for(self.name)
         found = upscaler.enlarge(shown["low"], captions, generators(captions, 0), settings)
         columns = enlarged(shown["low"], self.stage.size), found, shown["image"]
         rows = zip(*(to_pil(column) for column in columns), strict=True)

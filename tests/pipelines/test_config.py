@@ -4,7 +4,7 @@ import pytest
 
 from pipelines.config import RecipeError, dump_recipe, load_recipe, parse_recipe
 from pipelines.run import makespan, minutes_of, path_minutes, within_budget
-from pipelines.sampling import settings_for
+from pipelines.sampling_options import LatentOptions
 from tests.conftest import ROOT
 
 SMOKE = ROOT / "recipes" / "smoke.toml"
@@ -52,7 +52,6 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.latent_pictures.sampler='euler_maruyama'", "needs some signal.*start = 0.999 under `latent`"),
         ("stage.latent_pictures.guidance=nan", "guidance is nan, expected a number"),
         ("stage.latent_pictures.latent.start=inf", "start is inf, expected a time above 0"),
-        ("stage.latent_pictures.latent.grid='karas'", "grid"),
         ("stage.joint_pictures.latent.start=0.5", "the grid 'log_snr' has a start of its own"),
         ("stage.student.guidance=inf", "guidance is inf, expected a number"),
         ("stage.latent_sweep.scales=[nan]", "scales are .*expected numbers"),
@@ -78,6 +77,32 @@ def test_a_missing_or_broken_recipe_is_a_sentence(tmp_path):
         load_recipe(tmp_path / "broken.toml")
 
 
+def test_an_unknown_grid_lists_those_there_are():
+    with pytest.raises(ValueError, match="grid is 'karas', expected one of uniform, karras, log_snr, levels"):
+        LatentOptions(grid="karas")
+
+
+def with_bare(*more):
+    """The recipe with a latent model that has no unconditional branch, and overrides."""
+    table = {"kind": "latent", "needs": "['encode']", "caption_dropout": 0.0, "model.kind": "dit"}
+    table |= {"training.steps": 1, "training.batch": 2}
+    return load_recipe(SMOKE, [*(f"stage.bare.{key}={value}" for key, value in table.items()), *more])
+
+
+def test_a_weak_model_guides_a_model_without_branches():
+    more = ["stage.more.kind=generate", "stage.more.needs=['bare', 'latent']", "stage.more.latent.weak=latent"]
+    assert with_bare(*more).stage["more"].guidance == 3.0
+    with pytest.raises(RecipeError, match="weak does nothing at guidance 1"):
+        with_bare(*more, "stage.more.guidance=1.0")
+
+
+def test_a_sweep_over_a_model_without_an_unconditional_branch_is_refused():
+    with pytest.raises(RecipeError, match=r"compares guidance, but ddpm has caption_dropout = 0"):
+        load_recipe(
+            SMOKE, ["stage.ddpm.caption_dropout=0.0", "stage.latent_sweep.needs=['ddpm', 'judge', 'scene_judge']"]
+        )
+
+
 def test_guidance_of_a_model_without_an_unconditional_branch_is_refused():
     with pytest.raises(RecipeError, match=r"guidance 3 needs an unconditional branch, but ddpm.*use guidance 1"):
         load_recipe(SMOKE, ["stage.ddpm.caption_dropout=0.0", "stage.ddpm_pictures.guidance=3.0"])
@@ -100,10 +125,7 @@ def test_a_generate_stage_that_says_nothing_draws_as_its_model_usually_does(mode
 
 
 def test_a_model_without_an_unconditional_branch_is_usually_drawn_without_guidance():
-    table = {"kind": "latent", "needs": "['encode']", "caption_dropout": 0.0, "model.kind": "dit"}
-    table |= {"training.steps": 1, "training.batch": 2}
-    recipe = load_recipe(SMOKE, [f"stage.weak.{key}={value}" for key, value in table.items()])
-    assert settings_for(recipe, "weak").guidance == 1.0
+    assert with_bare().settings_for("bare").guidance == 1.0
 
 
 def test_eps_on_a_path_that_ends_in_pure_noise_is_refused():

@@ -89,6 +89,21 @@ def test_a_bad_loss_changes_no_weight(tmp_path):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_training_goes_on_where_its_pictures_cannot_be_drawn(tmp_path, caplog):
+    whole, blind = Line(), Line()
+
+    def pictures(network):
+        raise PalimpsestError("guidance 9 needs a branch")
+
+    blind.pictures = pictures
+    for name, task in (("whole", whole), ("blind", blind)):
+        run(task, tmp_path / name)
+    assert "line: no sample pictures at step 30: guidance 9 needs a branch" in caplog.text
+    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
+        tmp_path / "blind" / "model.safetensors"
+    ).read_bytes()
+
+
 def test_bad_losses_in_a_row_stop_the_run_with_a_remedy(tmp_path):
     with pytest.raises(PalimpsestError, match=f"not finite for {BAD_STEPS} steps.*learning_rate"):
         run(Line(bad_at=tuple(range(100))), tmp_path)

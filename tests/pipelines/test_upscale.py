@@ -19,10 +19,10 @@ from pipelines.judging import Judges
 from pipelines.loop import Interrupted, Loop
 from pipelines.pictures import enlarged, from_pil, grid, to_pil
 from pipelines.runs import data_folder, open_run
-from pipelines.sampling import generators, settings_for
+from pipelines.sampling import generators
 from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stages import run_stage
-from pipelines.upscale_sampler import Cascade, Upscaler, ending, sampling_level, tell
+from pipelines.upscale_sampler import Cascade, Upscaler, ending, tell
 from pipelines.upscale_stage import UpscaleTask
 from tests.conftest import ROOT
 
@@ -158,10 +158,13 @@ def test_the_told_picture_is_noised_along_the_straight_path_each_item_by_its_lev
     assert cond.image.dtype == low.dtype
 
 
-def test_the_level_is_a_third_of_trainings_unless_it_is_given(run):
-    stage = run.recipe.stage["up64"]
-    assert sampling_level(stage, settings()) == pytest.approx(stage.level / 3)
-    assert sampling_level(stage, settings(level=0.0)) == 0
+def test_the_level_is_none_unless_it_is_given(run, low):
+    upscaler = untrained(run, "up64")
+    captions, draws = PROMPTS[:3], lambda: generators(PROMPTS[:3], 0)
+    plain, clean = (upscaler.enlarge(low, captions, draws(), chosen) for chosen in (settings(), settings(level=0.0)))
+    noisy = upscaler.enlarge(low, captions, draws(), settings(level=0.1))
+    torch.testing.assert_close(plain, clean, rtol=0, atol=0)
+    assert (noisy - plain).std() > 0.05
 
 
 def test_base_and_upscalers_compose(run):
@@ -172,7 +175,7 @@ def test_base_and_upscalers_compose(run):
     found = cascade.pictures(PROMPTS, generators(PROMPTS, 5), settings(level=0.0))
     expected = to_pil(enlarged(from_pil(base), 64))
     assert all(np.abs(np.asarray(a, int) - np.asarray(b, int)).max() <= 1 for a, b in zip(found, expected, strict=True))
-    assert pipeline.sampler("up64").base_settings == settings_for(run.recipe, "up32")
+    assert pipeline.sampler("up64").base_settings == run.recipe.settings_for("up32")
     assert {picture.size for picture in pipeline.sample(PROMPTS, model="up64")} == {(64, 64)}
 
 
@@ -186,7 +189,7 @@ def test_pictures_of_a_cascade_are_tied_to_how_the_models_below_were_drawn(run):
     other = recipe()
     other["stage"]["small"] = small
     changed = dataclasses.replace(run, recipe=parse_recipe(other, "tiny"))
-    with pytest.raises(ArtefactError, match=r"base_settings\.latent\.sampler was 'ancestral_large' and is now 'euler'"):
+    with pytest.raises(ArtefactError, match=r"below\.latent\.sampler was 'ancestral_large' and is now 'euler'"):
         changed.finished("pictures")
 
 

@@ -82,6 +82,13 @@ def test_guidance_acts_only_inside_its_interval(form):
 
 
 @every_form
+def test_an_interval_at_a_time_per_item_is_refused(form):
+    denoise = pair(form, as_model(network, Flow(), "velocity"), 3.0, interval=(0.2, 0.7))
+    with pytest.raises(ValueError, match=r"at times \(3,\), expected one time \(\) for the batch"):
+        denoise(COND.tokens, double(0.1, 0.5, 0.9))
+
+
+@every_form
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 @pytest.mark.parametrize("interval", [(0.5, 0.5), (0.7, 0.2), (-0.1, 1.0), (0.0, 1.1)])
 def test_an_impossible_interval_is_refused(form, scale, interval):
