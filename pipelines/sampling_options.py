@@ -41,9 +41,7 @@ class LatentOptions:
     threshold: float | None = None  # dynamic thresholding: values of x beyond this size are scaled back
     tolerance: float = 1e-3  # of dormand_prince, which chooses its own steps
     langevin_steps: int = 8  # of annealed_langevin, at each level of the grid
-    level: float | None = (
-        None  # noise told with the small picture of an upscale model, for it to redraw what a base did wrong; None is 0
-    )
+    level: float | None = None  # noise on the small picture that an upscale model is told; None is 0
 
     def __post_init__(self) -> None:
         """Refuse what no sampler can use."""
