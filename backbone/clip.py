@@ -184,9 +184,9 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, logit_scale:
 
         target_ij = [g_i = g_j] / #{k : g_i = g_k}
 
-    image_features, text_features: (B, P) of unit length; logit_scale: (); groups: (B,). With all groups
-    different this is open_clip's ClipLoss; its gradient is the same, too, where the features of a group are equal. In a
-    distributed run each rank contrasts its own batch. Returns ().
+    image_features, text_features: (B, P) of unit length; logit_scale: (); groups: (B,). With all groups different this
+    is open_clip's ClipLoss; its gradient is the same, too, where the features of a group are equal. In a distributed
+    run each rank contrasts its own batch. Returns ().
     """
     logits = logit_scale.float() * image_features.float() @ text_features.float().T
     same = (groups[:, None] == groups[None, :]).to(logits.dtype)

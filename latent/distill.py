@@ -36,9 +36,8 @@ def consistency(teacher: Denoise, student: Denoise, schedule: Schedule, x_t: Ten
         x_s = alpha_s x_teacher + sigma_s eps_teacher;   x = x_student(x_s, s), and x_s / alpha_s at s = 0
 
     The student as it stands serves as its own target network, as arXiv:2310.14189, section 3.2, has it for training
-    without a teacher. Its estimate of x is the
-    consistency function: where predictions v, velocity and edm meet the data it is x_t itself, as the paper asks. x_t:
-    (B, ...); t > s: () or (B,). Returns (B, ...).
+    without a teacher. Its estimate of x is the consistency function: where predictions v, velocity and edm meet the
+    data it is x_t itself, as the paper asks. x_t: (B, ...); t > s: () or (B,). Returns (B, ...).
     """
     x_s = corrupt(schedule, *teacher(x_t, t), s)
     clean = expand(s == 0, x_t).bool()

@@ -6,7 +6,7 @@ solve covers all predictions, and everything after it (samplers, guidance) sees 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple, TypeVar, assert_never
@@ -115,11 +115,8 @@ def estimate(prediction: Prediction, schedule: Schedule, x_t: Tensor, output: Te
     """
     dtype = torch.promote_types(torch.promote_types(x_t.dtype, output.dtype), torch.float32)
     x_t, output = x_t.to(dtype), output.to(dtype)
-    if _one(t):
-        of_x, of_eps = _solution_at(prediction, schedule, t.item(), t.dtype)
-    else:
-        of_x, of_eps = (tuple(expand(part, x_t) for part in pair) for pair in _solution(prediction, schedule, t))
-    return Estimate(combine(of_x[0], x_t, of_x[1], output), combine(of_eps[0], x_t, of_eps[1], output))
+    x_t_in_x, output_in_x, x_t_in_eps, output_in_eps = _factors(_solution, t, x_t, prediction, schedule)
+    return Estimate(combine(x_t_in_x, x_t, output_in_x, output), combine(x_t_in_eps, x_t, output_in_eps, output))
 
 
 def combine(a: Factor, x: Tensor, b: Factor, y: Tensor) -> Tensor:
@@ -171,16 +168,19 @@ def ask(
     Prediction "edm" brings the input to unit variance, x_t / sqrt(alpha^2 + sigma^2), and tells the noise-to-signal
     ratio as sigma / (alpha + sigma), the time at which `Flow` has it, in place of log(sigma) / 4.
     """
+    told: Factor = t
     if prediction == "edm":
-        shrink, told = _told_at(schedule, t.item(), t.dtype) if _one(t) else _told(schedule, t)
-        x_t = widen(x_t) * (expand(shrink, x_t) if isinstance(shrink, Tensor) else shrink)
-        t = told if isinstance(told, Tensor) else torch.tensor(told, dtype=t.dtype)
-    return network(x_t, per_item(t, x_t), cond)
+        shrink, told = _factors(_told, t, x_t, schedule)
+        x_t = widen(x_t) * shrink
+    return network(x_t, per_item(told, x_t), cond)
 
 
-def per_item(t: Tensor, x_t: Tensor) -> Tensor:
-    """Return t, () or (B,), as (B,) on the device of x_t in float32 or wider."""
-    return t.to(x_t.device, torch.promote_types(x_t.dtype, torch.float32)).expand(len(x_t))
+def per_item(t: Factor, x_t: Tensor) -> Tensor:
+    """Return t, a number, (), (B,) or (B, 1, ...), as (B,) on the device of x_t in float32 or wider."""
+    dtype = torch.promote_types(x_t.dtype, torch.float32)
+    if not isinstance(t, Tensor):
+        return torch.full((len(x_t),), t, dtype=dtype, device=x_t.device)
+    return t.to(x_t.device, dtype).flatten().expand(len(x_t))
 
 
 def bind(model: Model[Cond], cond: Cond) -> Denoise:
@@ -205,40 +205,33 @@ class Counted:
         return self.denoise(x_t, t)
 
 
-Pairs = tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
-Numbers = tuple[tuple[float, float], tuple[float, float]]
-
-
-def _solution(prediction: Prediction, schedule: Schedule, t: Tensor) -> Pairs:
-    """Coefficients of (x_t, output) in x and in eps, shaped like t."""
+def _solution(prediction: Prediction, schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
+    """Coefficients of x_t and of the output in x, then in eps, shaped like t."""
     a, b = coefficients(prediction, schedule, t)
     determinant = schedule.alpha(t) * b - schedule.sigma(t) * a
     x_gain, eps_gain = gains(prediction, schedule, t)
-    return (b / determinant, x_gain), (-a / determinant, eps_gain)
+    return b / determinant, x_gain, -a / determinant, eps_gain
 
 
-@lru_cache(maxsize=4096)
-def _solution_at(prediction: Prediction, schedule: Schedule, t: float, dtype: torch.dtype) -> Numbers:
-    """`_solution` at one time, as plain numbers: a sampler asks at the same few times again and again."""
-    x, eps = _solution(prediction, schedule, torch.tensor(t, dtype=dtype))
-    return (x[0].item(), x[1].item()), (eps[0].item(), eps[1].item())
-
-
-def _told(schedule: Schedule, t: Tensor) -> tuple[Tensor, Tensor]:
+def _told(schedule: Schedule, t: Tensor) -> tuple[Tensor, ...]:
     """Return what "edm" multiplies the input by, and the time that it tells, shaped like t."""
     return 1 / _scale(schedule, t), schedule.sigma(t) / (schedule.alpha(t) + schedule.sigma(t))
 
 
+def _factors(form: Callable[..., tuple[Tensor, ...]], t: Tensor, like: Tensor, *of: Hashable) -> tuple[Factor, ...]:
+    """What form(*of, t) gives, to multiply `like`; numbers for a sampler's time, which serves the whole batch.
+
+    Where gradients are asked for, t may be what they are taken by, and the factors stay tensors.
+    """
+    if t.ndim == 0 and t.device.type == "cpu" and not torch.is_grad_enabled():
+        return _numbers(form, t.item(), t.dtype, *of)
+    return tuple(expand(part, like) for part in form(*of, t))
+
+
 @lru_cache(maxsize=4096)
-def _told_at(schedule: Schedule, t: float, dtype: torch.dtype) -> tuple[float, float]:
-    """`_told` at one time, as plain numbers."""
-    shrink, time = _told(schedule, torch.tensor(t, dtype=dtype))
-    return shrink.item(), time.item()
-
-
-def _one(t: Tensor) -> bool:
-    """Whether this is a sampler's time: one for the batch, at hand as a number, where nothing asks for gradients."""
-    return t.ndim == 0 and t.device.type == "cpu" and not torch.is_grad_enabled()
+def _numbers(form: Callable[..., tuple[Tensor, ...]], t: float, dtype: torch.dtype, *of: Hashable) -> tuple[float, ...]:
+    """form(*of, t) as plain numbers, kept: a sampler asks at the same few times again and again."""
+    return tuple(part.item() for part in form(*of, torch.tensor(t, dtype=dtype)))
 
 
 def _scale(schedule: Schedule, t: Tensor) -> Tensor:

@@ -19,9 +19,7 @@ def difference(main: Estimate, weak: Estimate, schedule: Schedule, t: Tensor) ->
     t: () or (B,).
     """
     ratio = expand(schedule.sigma(t) / schedule.alpha(t), main.x)
-    finite = torch.where(
-        ratio < 1, ratio, 0.0
-    )  # its gradient passes through both branches, and 0 times inf is no number
+    finite = torch.where(ratio < 1, ratio, 0.0)  # gradients pass through both branches, and 0 times inf is none
     return torch.where(ratio < 1, finite * (weak.eps - main.eps), main.x - weak.x)
 
 
