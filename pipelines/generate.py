@@ -28,6 +28,7 @@ from pipelines.models import load_bpe
 from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
+from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
 from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stage_config import PICTURE_MODELS, GenerateStage
@@ -91,8 +92,8 @@ class Pipeline:
             )
         base = self.run.recipe.settings_for(model)
         found = dataclasses.replace(base, **given, latent=dataclasses.replace(base.latent, **options))
-        if found.latent.weak and found.guidance == 1:
-            raise PalimpsestError(f"{found.latent.weak} guides nothing at guidance 1: give more guidance, such as 2")
+        if problem := idle(found):
+            raise PalimpsestError(problem)
         return found
 
     def sample(

@@ -22,7 +22,7 @@ from pipelines.hardware import device_of
 from pipelines.models import device, load_classifier, load_latent, load_vae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run, stage_of
-from pipelines.samplers import grid_of, rule_of, run_sampler, unguided, unstartable
+from pipelines.samplers import grid_of, refusal, rule_of, run_sampler
 from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stage_config import LatentStage
 from tokenizer.embed import TextEncoder, load_text_encoder
@@ -81,8 +81,9 @@ class LatentSampler:
     @torch.no_grad()
     def draw(self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings) -> Drawn:
         """Draw one latent per prompt, and keep what it came from."""
-        self._check(settings)
         times = grid_of(settings, self.schedule, self.origin.shift)
+        if problem := refusal(settings, self.name, stage_of(self.run, self.name), self.origin, times):
+            raise PalimpsestError(problem)
         denoise = Counted(self.denoise(self.embed(prompts), settings, times))
         start = torch.zeros(len(prompts), len(self.mean), self.size, self.size, device=self.mean.device)
         eps = noise_like(start, generators)
@@ -112,12 +113,6 @@ class LatentSampler:
         if options.threshold is not None:
             guided = guide.thresholded(guided, self.schedule, limit=options.threshold)
         return guided
-
-    def _check(self, settings: Settings) -> None:
-        stage, branches = stage_of(self.run, self.name), self.origin.caption_dropout > 0
-        problem = unguided(settings, self.name, stage, branches=branches)
-        if problem := problem or unstartable(settings, self.schedule, self.origin.shift):
-            raise PalimpsestError(problem)
 
     def _weak(self, cond: Condition, options: LatentOptions) -> Denoise:
         """Return the weaker model, whose prediction is its own."""

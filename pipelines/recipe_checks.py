@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from pipelines.samplers import unguided, unstartable
+from pipelines.samplers import grid_of, idle, refusal
 from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions
 from pipelines.stage_config import (
     FORERUNNERS,
@@ -78,11 +78,9 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
         raise ValueError(f"stage.{name}: {problem}")
     if isinstance(drawing, LatentStage | DistillStage | UpscaleStage):
         path = drawing if isinstance(drawing, UpscaleStage) else recipe.origin(model)
-        problem = unguided(settings, model, drawing, branches=recipe.branches(model))
-        if problem := problem or unstartable(settings, path.schedule, path.shift):
+        times = grid_of(settings, path.schedule, path.shift)
+        if problem := refusal(settings, model, drawing, path, times) or idle(settings):
             raise ValueError(f"stage.{name}: {problem}")
-    if options.weak and settings.guidance == 1:
-        raise ValueError(f"stage.{name}.latent.weak does nothing at guidance 1: give more guidance, such as 2")
     for base, found in recipe.settings_below(model).items():
         for guide in (found.latent.weak, found.latent.classifier):
             if guide and guide not in recipe.forerunners(name):

@@ -14,7 +14,7 @@ from latent.predict import Denoise
 from latent.schedule import DDPM, Schedule
 from pipelines.errors import PalimpsestError
 from pipelines.sampling_options import LATENT_SAMPLERS, SIGNAL_SAMPLERS, Settings
-from pipelines.stage_config import AnyStage, DistillStage
+from pipelines.stage_config import AnyStage, DenoisingStage, DistillStage
 
 
 def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int) -> float | guide.Rule:
@@ -34,10 +34,13 @@ def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int)
             assert_never(settings.latent.rule)
 
 
-def unguided(settings: Settings, model: str, stage: AnyStage, *, branches: bool) -> str:
-    """Return why a model cannot be guided so, or nothing where it can. branches: `Recipe.branches`."""
-    scale, negative = settings.guidance, settings.latent.negative
-    if isinstance(stage, DistillStage) and (negative or (scale != 1 and not settings.latent.weak)):
+def refusal(settings: Settings, model: str, stage: AnyStage, path: DenoisingStage, times: Tensor) -> str:
+    """Return why `model` cannot be sampled so, or nothing where it can.
+
+    stage: its own; path: the stage whose path, and whose unconditional branch, it has; times: see `grid_of`.
+    """
+    scale, negative, weak = settings.guidance, settings.latent.negative, settings.latent.weak
+    if isinstance(stage, DistillStage) and (negative or (scale != 1 and not weak)):
         return (
             f"{model} is a student with its teacher's guidance inside and no second branch: use guidance 1 without a "
             "negative prompt, or draw with its teacher"
@@ -47,22 +50,23 @@ def unguided(settings: Settings, model: str, stage: AnyStage, *, branches: bool)
             f"a negative prompt ({negative!r:.60}) does nothing at guidance 1: give more guidance, such as 3, or leave "
             "it out"
         )
-    if scale != 1 and not branches and not negative and not settings.latent.weak:
+    if scale != 1 and path.caption_dropout == 0 and not negative and not weak:
         return (
             f"guidance {scale:g} needs an unconditional branch, but {model} was trained with caption_dropout = 0: use "
             "guidance 1, a negative prompt, or a weaker model (latent.weak)"
         )
+    if settings.sampler in SIGNAL_SAMPLERS and path.schedule.alpha(times[0]) == 0:
+        return (
+            f"{settings.sampler} needs some signal, but at t = {times[0].item():g} {path.schedule} is noise alone: "
+            "start a little below, with start = 0.999 under `latent` in a recipe or --start 0.999"
+        )
     return ""
 
 
-def unstartable(settings: Settings, schedule: Schedule, shift: float) -> str:
-    """Return why a sampler cannot start where its grid does, or nothing where it can."""
-    first = grid_of(settings, schedule, shift)[0]
-    if settings.sampler in SIGNAL_SAMPLERS and schedule.alpha(first) == 0:
-        return (
-            f"{settings.sampler} needs some signal, but at t = {first.item():g} {schedule} is noise alone: start a "
-            "little below, with start = 0.999 under `latent` in a recipe or --start 0.999"
-        )
+def idle(settings: Settings) -> str:
+    """Return why a weaker model that is named guides nothing, or nothing where it guides."""
+    if settings.latent.weak and settings.guidance == 1:
+        return f"{settings.latent.weak} as weak does nothing at guidance 1: give more guidance, such as 2"
     return ""
 
 

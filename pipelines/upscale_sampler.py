@@ -25,7 +25,7 @@ from pipelines.latent_sampler import load_encoder
 from pipelines.models import load_latent
 from pipelines.pictures import enlarged, from_pil, to_pil
 from pipelines.runs import Run, stage_of
-from pipelines.samplers import grid_of, rule_of, run_sampler, unguided, unstartable
+from pipelines.samplers import grid_of, refusal, rule_of, run_sampler
 from pipelines.sampling import PictureSampler
 from pipelines.sampling_options import Settings
 from pipelines.stage_config import UpscaleStage
@@ -88,11 +88,10 @@ class Upscaler:
 
         Raises PalimpsestError for pictures of another size, and for settings that the model cannot be sampled with.
         """
-        self._check(low, settings)
+        times = self._checked(low, settings)
         stage, low = self.stage, low.to(device_of(self.network))
         level = torch.full((len(low),), settings.latent.level or 0.0, device=low.device)
         cond = tell(self.embed(captions), low, stage.size, level, generators)
-        times = grid_of(settings, stage.schedule, stage.shift)
         x = ending(stage, cond, generators) * stage.schedule.sigma(times[0]).to(low)
         return run_sampler(settings, self.denoise(cond, settings, times), stage.schedule, x, times, generators)
 
@@ -116,18 +115,19 @@ class Upscaler:
             return cond._replace(**self.embed([negative] * len(cond.mask))._asdict())
         return self.network.drop(cond, torch.ones(len(cond.mask), dtype=torch.bool, device=cond.mask.device))
 
-    def _check(self, low: Tensor, settings: Settings) -> None:
+    def _checked(self, low: Tensor, settings: Settings) -> Tensor:
+        """Return the time grid of settings that the model can be sampled with."""
         source = self.stage.source
         if low.shape[1:] != (3, source, source):
             raise PalimpsestError(
                 f"pictures of shape {tuple(low.shape[1:])}, expected (3, {source}, {source}): resize them to "
                 f"{source} pixels first"
             )
-        stage, branches = self.stage, self.stage.caption_dropout > 0
+        stage, times = self.stage, grid_of(settings, self.stage.schedule, self.stage.shift)
         problem = stage.unfit(settings.sampler, settings.latent)
-        problem = problem or unguided(settings, "this model", stage, branches=branches)
-        if problem := problem or unstartable(settings, stage.schedule, stage.shift):
+        if problem := problem or refusal(settings, "this model", stage, stage, times):
             raise PalimpsestError(problem)
+        return times
 
 
 @dataclass(frozen=True)
