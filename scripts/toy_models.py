@@ -115,12 +115,17 @@ Pairs = tuple[Tensor, Tensor]
 
 def learn(lesson: Lesson) -> Net:
     """Train a network on `latent.loss.diffusion_loss`."""
+    return fit(new_net(lesson), lesson, noised(lesson))
+
+
+def noised(lesson: Lesson) -> Loss:
+    """`diffusion_loss` of a lesson."""
 
     def loss(net: Net, x: Tensor, label: Tensor, t: Tensor, eps: Tensor, kept: Tensor) -> Tensor:
         cond = (one_hot(label) * kept,) if lesson.labelled else ()
         return diffusion_loss(net, lesson.objective, x, cond, t, eps).mean()
 
-    return fit(new_net(lesson), lesson, loss)
+    return loss
 
 
 def learn_classifier(lesson: Lesson) -> Net:
