@@ -49,6 +49,29 @@ class RMSNorm(nn.Module):
         return (y if self.weight is None else y * self.weight).to(x.dtype)
 
 
+class Memory:
+    """Keys and values of what one attention layer has read: a later piece of the sequence attends to them as well.
+
+    While `keep` is set, the layer remembers what it is shown; otherwise a piece passes without a trace.
+    """
+
+    def __init__(self) -> None:
+        self.k: Tensor | None = None
+        self.v: Tensor | None = None
+        self.keep = True
+
+    def __len__(self) -> int:
+        return 0 if self.k is None else self.k.shape[2]
+
+    def join(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """What is remembered and the piece (B, heads, L, d), one behind the other."""
+        if self.k is not None and self.v is not None:
+            k, v = torch.cat([self.k, k], 2), torch.cat([self.v, v], 2)
+        if self.keep:
+            self.k, self.v = k, v
+        return k, v
+
+
 class Attention(nn.Module):
     """Multi-head attention of a sequence to itself, or to a context when `context_dim` is given.
 
@@ -67,13 +90,24 @@ class Attention(nn.Module):
         self.key_norm = RMSNorm(dim // heads) if qk_norm else nn.Identity()
 
     def forward(
-        self, x: Tensor, context: Tensor | None = None, *, mask: Tensor | None = None, rotary: Rotary | None = None
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        rotary: Rotary | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
-        """x: (B, L, dim); context: (B, S, context_dim), x itself when None; mask: bool, as in `attention`."""
+        """x: (B, L, dim); context: (B, S, context_dim), x itself when None; mask: bool, as in `attention`.
+
+        memory: what came before x; mask then speaks of those keys, too.
+        """
         q = self.queries(x)
         k, v = self.keys_values(x if context is None else context)
         if rotary is not None:
             q, k = rotate(q, rotary), rotate(k, rotary)
+        if memory is not None:
+            k, v = memory.join(k, v)
         return self.out(join_heads(attention(q, k, v, mask)))
 
     def queries(self, x: Tensor) -> Tensor:
@@ -165,14 +199,16 @@ class Block(nn.Module):
         mask: Tensor | None = None,
         context_mask: Tensor | None = None,
         rotary: Rotary | None = None,
+        memory: Memory | None = None,
     ) -> Tensor:
         """x: (B, L, dim); cond: (B, cond_dim); context: (B, S, cross_dim). Returns (B, L, dim).
 
-        mask: bool, broadcastable to (B, heads, L, L); context_mask: bool, to (B, heads, L, S); rotary: (L, d/2).
+        mask: bool, broadcastable to (B, heads, L, L); context_mask: bool, to (B, heads, L, S); rotary: (L, d/2);
+        memory: of the self-attention, where x is a piece of a longer sequence.
         """
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self._modulation(cond)
         h = self.attention_norm(x) * scale_1 + shift_1
-        x = x + gate_1 * self.attention(h, mask=mask, rotary=rotary)
+        x = x + gate_1 * self.attention(h, mask=mask, rotary=rotary, memory=memory)
         if self.cross is not None and self.cross_norm is not None:
             x = x + self.cross(self.cross_norm(x), context, mask=context_mask)
         h = self.feed_norm(x) * scale_2 + shift_2

@@ -67,9 +67,15 @@ def sincos_2d(height: int, width: int, dim: int, device: torch.device | None = N
     return torch.cat([f(part) for part in parts for f in (torch.sin, torch.cos)], -1)
 
 
-def rotary_1d(length: int, dim: int, *, base: float = MAX_PERIOD, device: torch.device | None = None) -> Rotary:
-    """Rotary table of a sequence (arXiv:2104.09864, eq. 15). dim: width of one head, even. Raises ValueError if odd."""
-    angles = torch.arange(length, device=device)[:, None] * _frequencies(dim, 2, device, base)
+def rotary_1d(
+    positions: int | Tensor, dim: int, *, base: float = MAX_PERIOD, device: torch.device | None = None
+) -> Rotary:
+    """Rotary table of a sequence (arXiv:2104.09864, eq. 15).
+
+    positions: (L,), or a number L for 0 .. L - 1; dim: width of one head, even. Raises ValueError if odd.
+    """
+    places = positions if isinstance(positions, Tensor) else torch.arange(positions, device=device)
+    angles = places[:, None] * _frequencies(dim, 2, places.device, base)
     return Rotary(angles.cos(), angles.sin())  # (length, dim / 2)
 
 

@@ -46,7 +46,12 @@ def mask_exact_count(
     return torch.where(rank < count[:, None], mask_id, x)
 
 
-def draw_count(unknown: Tensor, generator: Randomness) -> Tensor:
-    """Draw the count of the exact-count estimator: l ~ U{1, ..., n} for n unknown tokens, both (B,) int64."""
+def draw_count(unknown: Tensor, generator: Randomness, *, spread: bool = False) -> Tensor:
+    """Draw the count of the exact-count estimator: l ~ U{1, ..., n} for n unknown tokens, both (B,) int64.
+
+    spread: one count from each of B strata, in random order, so that a batch has few and many masks.
+    """
     u = uniform(unknown.shape, generator, device=unknown.device)
+    if spread:
+        u = (uniform(unknown.shape, generator, device=unknown.device).argsort() + u) / len(u)
     return (u * unknown).long() + 1

@@ -44,20 +44,69 @@ def bind(model: Model, cond: Condition) -> Logits:
     return lambda x_t, t: model(x_t, t, cond)
 
 
-def classifier_free(model: Model, cond: Condition, null: Condition, scale: float) -> Logits:
+Scale = float | Callable[[Tensor], Tensor | float]
+"""How strongly to guide: a number, or a function of t () or (B,) that gives () or (B,)."""
+
+Interval = tuple[float, float]
+
+
+def classifier_free(
+    model: Model, cond: Condition, null: Condition, scale: Scale, *, interval: Interval = (0.0, 1.0)
+) -> Logits:
     """Extrapolate from the null to the condition (arXiv:2207.12598, eq. 6), both branches as one batch.
 
         logits = logits_null + scale (logits_cond - logits_null);     scale 1 is the conditional model
 
     On logits and on log-probabilities this is the same after normalisation: they differ by a constant per position.
+    interval: guide only where low <= t <= high (arXiv:2404.07724); elsewhere the conditional model alone.
     """
-    if scale == 1:
-        return bind(model, cond)
     both = Condition(torch.cat([cond.tokens, null.tokens]), torch.cat([cond.known, null.known]))  # (2 B, L)
 
-    def logits(x_t: Tensor, t: Tensor) -> Tensor:
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
         times = torch.cat([t, t]) if t.ndim else t
         c, u = model(torch.cat([x_t, x_t]), times, both).chunk(2)
-        return torch.where(torch.isneginf(c), c, torch.lerp(u, c, scale))  # -inf - -inf would be NaN
+        return extrapolate(c, u, _scale(scale, interval, t))
 
-    return logits
+    return _where_it_acts(bind(model, cond), guided, scale, interval)
+
+
+def autoguidance(main: Logits, weak: Logits, scale: Scale, *, interval: Interval = (0.0, 1.0)) -> Logits:
+    """weak + scale (main - weak), the weak one being a smaller or less trained model (arXiv:2406.02507)."""
+
+    def guided(x_t: Tensor, t: Tensor) -> Tensor:
+        return extrapolate(main(x_t, t), weak(x_t, t), _scale(scale, interval, t))
+
+    return _where_it_acts(main, guided, scale, interval)
+
+
+def extrapolate(main: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
+    """weak + scale (main - weak), -inf where main is; main, weak: (B, L, V + 1); scale: a number, () or (B,)."""
+    scale = scale[:, None, None].to(main) if isinstance(scale, Tensor) and scale.ndim else scale
+    moved = torch.lerp(weak, main, scale.to(main) if isinstance(scale, Tensor) else scale)
+    return torch.where(torch.isneginf(main), main, moved)  # -inf - -inf would be NaN
+
+
+def _scale(scale: Scale, interval: Interval, t: Tensor) -> float | Tensor:
+    """The scale at t: 1 outside the interval."""
+    value = scale(t) if callable(scale) else scale
+    if interval == (0, 1):
+        return value
+    inside = (t >= interval[0]) & (t <= interval[1])
+    return torch.where(inside, value, 1.0)
+
+
+def _where_it_acts(main: Logits, guided: Logits, scale: Scale, interval: Interval) -> Logits:
+    """The guided model inside the interval and the main one outside, or the only one that is ever needed."""
+    low, high = interval
+    if not 0 <= low < high <= 1:
+        raise ValueError(f"guidance interval {interval}, expected 0 <= low < high <= 1; (0, 1) guides everywhere")
+    if not callable(scale) and scale == 1:
+        return main
+    if interval == (0, 1):
+        return guided
+
+    def where(x_t: Tensor, t: Tensor) -> Tensor:
+        acts = bool(((t >= low) & (t <= high)).any())
+        return guided(x_t, t) if acts else main(x_t, t)
+
+    return where

@@ -31,19 +31,52 @@ def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
     return log_probs.masked_fill(visible, -torch.inf).scatter(-1, token, carried)
 
 
-def denoiser(logits: Logits, *, mask_id: int, allowed: Tensor | None = None, temperature: float = 1.0) -> Denoise:
-    """Turn (guided) logits into a Denoise: temperature, range of each position, then SUBS.
+def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
+    """Logits of a law that is sharper than the model's; each of these lowers the entropy of what is drawn.
 
-    allowed: (L, V + 1) bool, `Layout.allowed`; temperature: > 0, below 1 sharper than the model.
+    temperature: > 0, logits are divided by it; top_k: only so many of the likeliest tokens, 0 for all; top_p: only the
+    likeliest tokens that together have this probability, the one that passes it included (arXiv:1904.09751, sec. 3.1).
+    logits: (..., V), -inf allowed. Returns (..., V). Raises ValueError for values out of range.
     """
-    if temperature <= 0:
+    if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be above 0 (use 1e-3 for nearly greedy draws)")
+    if top_k < 0 or not 0 < top_p <= 1:
+        raise ValueError(f"top_k is {top_k} and top_p {top_p}; expected 0 (all) or more, and a share above 0 up to 1")
+    logits = logits if temperature == 1 else logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        least = logits.topk(top_k, -1).values[..., -1:]
+        logits = logits.masked_fill(logits < least, -torch.inf)
+    if top_p < 1:
+        sorted_, order = logits.sort(-1, descending=True)
+        p = sorted_.double().softmax(-1)
+        dropped = torch.zeros_like(p, dtype=torch.bool).scatter(-1, order, p.cumsum(-1) - p >= top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    return logits
+
+
+def denoiser(
+    logits: Logits,
+    *,
+    mask_id: int,
+    allowed: Tensor | None = None,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+) -> Denoise:
+    """Turn (guided) logits into a Denoise: range of each position, `sharpened`, then SUBS.
+
+    allowed: (L, V + 1) bool, `Layout.allowed`.
+    """
+    sharpened(torch.zeros(1), temperature=temperature, top_k=top_k, top_p=top_p)  # refuse wrong values at once
+    plain = temperature == 1 and top_k == 0 and top_p == 1
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         raw = logits(x_t, t).float()
-        raw = raw if temperature == 1 else raw / temperature
         if allowed is not None:
             raw = raw.masked_fill(~allowed, -torch.inf)
+        if not plain:
+            raw = raw.index_fill(-1, torch.tensor(mask_id, device=raw.device), -torch.inf)
+            raw = sharpened(raw, temperature=temperature, top_k=top_k, top_p=top_p)
         return subs(raw, x_t, mask_id)
 
     return denoise

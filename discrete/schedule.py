@@ -29,6 +29,15 @@ class Schedule(ABC):
     def weight(self, t: Tensor) -> Tensor:
         """-alpha'_t / (1 - alpha_t), the weight of a masked token in the bound; infinite at t = 0."""
 
+    @abstractmethod
+    def time(self, masked: Tensor) -> Tensor:
+        """The t at which a share `masked` = 1 - alpha_t of the tokens is masked, in [0, 1]."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t / (1 - alpha_t)), by which weights are compared over schedules (arXiv:2406.04329, sec. 4)."""
+        alpha = self.alpha(t)
+        return torch.log(alpha) - torch.log(1 - alpha)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
@@ -48,6 +57,38 @@ class Linear(Schedule):
         """1 / t, without the cancellation of 1 - (1 - t)."""
         return 1 / t
 
+    def time(self, masked: Tensor) -> Tensor:
+        """The share itself."""
+        return masked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Polynomial(Schedule):
+    """alpha_t = 1 - t^power (MD4, arXiv:2406.04329, table 1); power 1 is linear, above 1 tokens are masked later."""
+
+    kind: Literal["polynomial"] = "polynomial"
+    power: float = 2.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.power < math.inf:
+            raise ValueError(f"polynomial schedule with power {self.power}, expected a number above 0, such as 2")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """1 - t^power."""
+        return 1 - t**self.power
+
+    def rate(self, t: Tensor) -> Tensor:
+        """-power t^(power - 1)."""
+        return -self.power * t ** (self.power - 1)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """power / t: every power spends its bound alike over log t."""
+        return self.power / t
+
+    def time(self, masked: Tensor) -> Tensor:
+        """masked^(1 / power)."""
+        return masked ** (1 / self.power)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(Schedule):
@@ -66,3 +107,11 @@ class Cosine(Schedule):
     def weight(self, t: Tensor) -> Tensor:
         """pi/2 tan(pi/2 (1 - t)), written as 1 / tan(pi/2 t) so that t near 0 keeps its digits."""
         return 0.5 * math.pi / torch.tan(0.5 * math.pi * t)
+
+    def time(self, masked: Tensor) -> Tensor:
+        """1 - 2/pi acos(masked), written as 2/pi asin(masked)."""
+        return 2 / math.pi * torch.asin(masked)
+
+
+AnySchedule = Linear | Cosine | Polynomial
+"""Every schedule that a recipe can name, told apart by `kind`."""

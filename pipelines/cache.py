@@ -98,7 +98,7 @@ class Cache:
 def made_of(run: Run, name: str) -> dict[str, Any]:
     """Return the hashes of all that a cache depends on."""
     hashes = {kind: run.need(name, kind)[1]["hash"] for kind in ("vae", "vqvae", "bpe", "clip")}
-    return {"data": run.data_hash(), "size": run.recipe.data.size, **hashes}
+    return {"data": run.data_hash(), "size": run.recipe.size, **hashes}
 
 
 def cache_folder(run: Run, name: str) -> Path:
@@ -145,7 +145,7 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         opened = {split: run.open(split) for split in run.splits()}
-        counts, truncated = _write_splits(opened, run.recipe.data.size, stage, encoders, partial)
+        counts, truncated = _write_splits(opened, run.recipe.size, stage, encoders, partial)
         _write_embeddings(encoders.text, partial, f"{name} captions")
         made = {**made_of(run, name), "counts": counts, "truncated_captions": truncated, "hash": folder.name}
         made["skipped_samples"] = {split: len(opened[split]) - counts[split] for split in counts}
@@ -164,7 +164,7 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
 
 def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     """Return what stage two needs to know of the encoders."""
-    size = run.recipe.data.size
+    size = run.recipe.size
     vae = run.need(name, "vae")[1]
     layout = Layout(
         text_length=encoders.bpe.length,

@@ -122,7 +122,7 @@ def report_of(e: Evaluation) -> Report:
     )
     credit = getattr(recipe.data, "credit", "")
     summary = (
-        f"{len(manifests)} stages on {recipe.data.kind} at {recipe.data.size} pixels, "
+        f"{len(manifests)} stages on {recipe.data.kind} at {recipe.size} pixels, "
         f"judged on {len(e.real)} {e.where} pictures. {credit}"
     )
     sections = [headline(e.figures), *e.sections]

@@ -169,7 +169,7 @@ class Pipeline:
     def open_picture(self, path: Path) -> Image.Image:
         """Read any picture as the run sees it: RGB, cropped to its middle square, resized."""
         try:
-            return fit(to_rgb(open_picture(path.read_bytes())), self.run.recipe.data.size)
+            return fit(to_rgb(open_picture(path.read_bytes())), self.run.recipe.size)
         except FileNotFoundError as error:
             raise PalimpsestError(f"There is no picture at {path}.") from error
         except ValueError as error:
@@ -257,7 +257,7 @@ def _write_words(
     run: Run, name: str, stage: GenerateStage, sampler: MaskedSampler, settings: Settings
 ) -> dict[str, int]:
     """Caption the held-out pictures and write texts without any."""
-    batch = some(run.held_out(), image_and_caption(run.recipe.data.size), stage.count, seed=stage.seed)
+    batch = some(run.held_out(), image_and_caption(run.recipe.size), stage.count, seed=stage.seed)
     captions: list[str] = []
     pairs = list(zip(batch["image"], generators(batch["key"], stage.seed), strict=True))
     with meter(f"{name} captions", len(pairs)) as shown:

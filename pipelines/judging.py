@@ -42,7 +42,7 @@ class Judges:
         """Load the judges that stage `name` needs."""
         contrastive, scene = (run.recipe.of_kind(name, kind) for kind in ("judge", "scene_judge"))
         tower, text = _contrastive(run, contrastive[0]) if contrastive else (None, None)
-        return cls(tower, text, load_scene_judge(run, scene[0]) if scene else None, run.recipe.data.size)
+        return cls(tower, text, load_scene_judge(run, scene[0]) if scene else None, run.recipe.size)
 
     def seen(self, pictures: Pictures) -> Pictures:
         """Return pictures at the size that the judges know, by the rule that reduced what they were trained on."""
@@ -84,7 +84,7 @@ def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
         dim=text.pooled_width,
         size=side,
         network=lambda x: unit_scale(image_features(model, x)),
-        how="none" if side == run.recipe.data.size else "clean",
+        how="none" if side == run.recipe.size else "clean",
         device=str(device()),
     )
     return tower, text

@@ -13,6 +13,7 @@ import json
 import logging
 import math
 import os
+import shutil
 import signal
 import statistics
 import time
@@ -34,6 +35,7 @@ from pipelines.task import Batch, Task, Training, decay_at, learning_rate, updat
 
 REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
+BEST = ".best.safetensors"  # the weights that validated best so far
 BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
 
 log = logging.getLogger("palimpsest")
@@ -54,6 +56,7 @@ class State:
     cursor: int = 0
     seconds: float = 0.0
     skipped: int = 0
+    best: tuple[int, float] | None = None  # the step that validated best, and its figure
     last_save: float = field(default_factory=time.monotonic)
 
     def save(self, folder: Path) -> None:
@@ -64,6 +67,7 @@ class State:
             "cursor": self.cursor,
             "seconds": self.seconds,
             "skipped": self.skipped,
+            "best": self.best,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -84,7 +88,7 @@ class State:
                 self.average.load_state_dict(values["average"])
             self.optimizer.load_state_dict(values["optimizer"])
             self.step, self.cursor = values["step"], values["cursor"]
-            self.seconds, self.skipped = values["seconds"], values["skipped"]
+            self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
             return True
         if any(folder.glob("checkpoint*.pt")):
             raise PalimpsestError(
@@ -207,7 +211,7 @@ class Loop:
         stop = self._anywhere(self.stop or orphaned())
         if self.accelerator.is_main_process:
             if step % training.validate_every == 0 or last:
-                self._log("validation", self._with_average(self.task.validate))
+                self._validate()
             if step % training.picture_every == 0 or last:
                 self._draw(step)
             if stop or time.monotonic() - self.state.last_save > training.save_seconds:
@@ -236,8 +240,22 @@ class Loop:
             (self.folder / "pictures").mkdir(exist_ok=True)
             picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
 
+    def _validate(self) -> None:
+        """Plot figures on held-out data, and keep the weights that are best by them where that is asked for."""
+        found = self._with_average(self.task.validate)
+        self._log("validation", found)
+        if self.training.keep == "best":
+            figure = found[self.task.criterion]
+            if self.state.best is None or figure < self.state.best[1]:
+                self.state.best = (self.state.step, figure)
+                save_weights(self.folder / BEST, self._shown().state_dict())
+
+    def _shown(self) -> nn.Module:
+        """The averaged network, or the network itself where no average is kept."""
+        return self.state.average if self.state.average is not None else self.state.network
+
     def _with_average(self, view: Any) -> Any:
-        network = self.state.average if self.state.average is not None else self.state.network
+        network = self._shown()
         network.eval()
         try:
             with torch.no_grad():
@@ -307,11 +325,15 @@ class Loop:
         state = self.state
         if self.accelerator.is_main_process:
             save_weights(self.folder / "model.safetensors", state.network.state_dict())
-            if state.average is not None:
+            if state.best is not None:
+                best = self.folder / BEST
+                write_atomically(self.folder / "ema.safetensors", lambda temporary: shutil.copyfile(best, temporary))
+            elif state.average is not None:
                 save_weights(self.folder / "ema.safetensors", state.average.state_dict())
         self.accelerator.wait_for_everyone()
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
-        return {"steps": state.step, **seconds, "skipped_steps": state.skipped}
+        chosen = {} if state.best is None else {"chosen_step": state.best[0], "chosen_by": self.task.criterion}
+        return {"steps": state.step, **seconds, "skipped_steps": state.skipped, **chosen}
 
 
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:
@@ -321,8 +343,8 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, name: str)
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove training state once the artefact stands."""
-    for path in folder.glob("checkpoint*.pt"):
-        path.unlink()
+    for path in (*folder.glob("checkpoint*.pt"), folder / BEST):
+        path.unlink(missing_ok=True)
 
 
 def _step_of(line: str) -> int:

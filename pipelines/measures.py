@@ -112,7 +112,7 @@ class Evaluation:
 
 def read_set(run: Run, split: str, count: int) -> Set:
     """Read the first pictures of a split with captions and labels."""
-    batch = some(run.open(split), image_and_caption(run.recipe.data.size), count, seed=run.recipe.seed)
+    batch = some(run.open(split), image_and_caption(run.recipe.size), count, seed=run.recipe.seed)
     return Set(quantise(batch["image"]), batch["caption"], batch["label"])
 
 

@@ -24,6 +24,7 @@ from pipelines.stage_config import (
     SweepStage,
     UpscaleStage,
 )
+from pipelines.text.config import TextData
 from pipelines.usual import Usual, usual
 
 RESERVED = ("cache", "data")  # folders of a run that are no stage
@@ -36,7 +37,7 @@ class Recipe:
 
     name: str
     seed: int = 0
-    data: Annotated[ScenesData | ShardData, Field(discriminator="kind")]
+    data: Annotated[ScenesData | ShardData | TextData, Field(discriminator="kind")]
     stage: dict[str, Annotated[AnyStage, Field(discriminator="kind")]]
 
     def __post_init__(self) -> None:
@@ -60,6 +61,13 @@ class Recipe:
         for check in (check_needs, check_fit):
             for name in self.stage:
                 check(self, name)
+
+    @property
+    def size(self) -> int:
+        """The side of the pictures that the stages read. Raises ValueError where the data is text alone."""
+        if isinstance(self.data, TextData):
+            raise ValueError(f"recipe {self.name} is about text alone: its data has no pictures")
+        return self.data.size
 
     def misfit(self, guide: str, kind: str, model: str) -> str:
         """Return why the stage `guide` cannot guide `model` in the part of `kind`, or nothing where it can."""
@@ -147,7 +155,7 @@ class Recipe:
     def size_of(self, model: str) -> int:
         """Return the side of the pictures that a stage draws."""
         stage = self.stage[model]
-        return stage.size if isinstance(stage, UpscaleStage) else self.data.size
+        return stage.size if isinstance(stage, UpscaleStage) else self.size
 
     def order(self) -> list[str]:
         """Return the stage names so that every stage stands behind its needs. Raises ValueError on a circle."""

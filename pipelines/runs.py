@@ -18,6 +18,7 @@ from pipelines.artefact import (
     PLAN,
     ArtefactError,
     digest,
+    file_hash,
     finish_artefact,
     read_json,
     read_manifest,
@@ -29,6 +30,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
 from pipelines.stage_config import AnyStage, GenerateStage, ScenesData
+from pipelines.text.config import TextData
 
 log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
@@ -99,7 +101,9 @@ class Run:
 
     def settings(self, name: str) -> dict[str, Any]:
         """Return the part of a stage's identity that the recipe decides."""
-        found = {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed, "size": self.recipe.data.size}
+        found = {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed}
+        if not isinstance(self.recipe.data, TextData):
+            found["size"] = self.recipe.size
         if isinstance(self.recipe.stage[name], GenerateStage):
             below = self.recipe.settings_below(self.recipe.base(name)).items()
             found |= {"below": {base: _latent_settings(settings) for base, settings in below}} if below else {}
@@ -166,9 +170,17 @@ class Run:
         return digest(dump_recipe(self.recipe))[:16]
 
     def data_hash(self) -> str:
-        """Return the hash of the data: its manifest, names and sizes of its shards; GONE where there is no folder."""
+        """Return the hash of the data: its manifest, names and sizes of its shards, or its texts as they are read.
+
+        GONE where there is no folder.
+        """
+        data = self.recipe.data
         if not self.data.is_dir():
             return GONE
+        if isinstance(data, TextData):
+            named = [data.train, data.test, *([data.valid] if data.valid else [])]
+            hashes = {name: file_hash(self.data / name) for name in named if (self.data / name).exists()}
+            return digest([hashes, data.valid_share, data.detokenise])[:16]
         shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
         return digest([self.data_manifest(), shards])[:16]
 
@@ -279,7 +291,8 @@ def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:
         drawn = f"-at{recipe.data.render}" if recipe.data.render else ""
         return out / "data" / f"scenes-{recipe.data.size}-{recipe.data.count}-{recipe.data.seed}{drawn}"
     if recipe.data.path is None:
-        raise PalimpsestError(f"The recipe {recipe.name} reads your own shards: say where they are with --data DIR.")
+        own = "text files" if isinstance(recipe.data, TextData) else "shards"
+        raise PalimpsestError(f"The recipe {recipe.name} reads your own {own}: say where they are with --data DIR.")
     return Path(recipe.data.path)
 
 

@@ -22,7 +22,9 @@ from latent.predict import Prediction, check
 from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
 from latent.unet import UNetConfig
 from pipelines.sampling_options import LATENT_SAMPLERS, ODE_SAMPLERS, LatentOptions, Rule, Settings
+from pipelines.stage import Stage
 from pipelines.task import Training
+from pipelines.text.config import TextModelStage, TextTokensStage
 from tokenizer.vae import VAEConfig
 from tokenizer.vqvae import VQVAEConfig
 
@@ -51,13 +53,6 @@ class ShardData:
     path: str | None = None
     size: int = 32
     credit: str = ""  # the licence line that the report prints
-
-
-@dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What every stage has: the stages that it needs."""
-
-    needs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -361,6 +356,8 @@ AnyStage = (
     | DistillStage
     | ClassifierStage
     | MdlmStage
+    | TextTokensStage
+    | TextModelStage
     | GenerateStage
     | SweepStage
     | EvalStage
@@ -375,5 +372,6 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "classifier": ("encode",),
     "sweep": ("latent", "judge"),
     "mdlm": ("encode",),
+    "text_model": ("text_tokens",),
 }
 PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm")  # kinds that draw pictures

@@ -39,7 +39,7 @@ class ImageTask(Task):
 
     def __init__(self, run: Run, batch: int, *, shuffle_seed: int) -> None:
         self.run, self.batch, self.seed = run, batch, shuffle_seed
-        self.size = run.recipe.data.size
+        self.size = run.recipe.size
         self.decode = image_and_caption(self.size)
         self.train_split = run.open("train")
         self.samples = next(once(run.held_out(), self.decode, batch=HELD_OUT))

@@ -39,6 +39,7 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
+from pipelines.text.config import TextModelStage, TextTokensStage
 
 PATIENCE = 120  # seconds that a stage waits for a folder
 
@@ -130,6 +131,14 @@ def make(run: Run, name: str) -> dict[str, Any]:
             from pipelines.masked_stage import train_mdlm
 
             return train_mdlm(run, name, stage)
+        case TextTokensStage():
+            from pipelines.text.corpus import make_tokens
+
+            return make_tokens(run, name, stage)
+        case TextModelStage():
+            from pipelines.text.train import train_text
+
+            return train_text(run, name, stage)
         case GenerateStage():
             from pipelines.generate import generate
 

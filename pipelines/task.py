@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -38,6 +38,7 @@ class Training:
     save_seconds: float = 60.0
     validate_every: int = 250
     picture_every: int = 500
+    keep: Literal["last", "best"] = "last"  # best: the weights that validated best, of tasks that name a criterion
 
     def __post_init__(self) -> None:
         """Refuse numbers that cannot train."""
@@ -67,6 +68,7 @@ class Task(ABC):
 
     network: nn.Module
     unit: str = "images"
+    criterion: str = ""  # the figure of `validate` by which weights are chosen, lower being better
 
     @abstractmethod
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:

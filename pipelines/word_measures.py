@@ -57,7 +57,7 @@ def words(e: Evaluation) -> None:
 def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], generate: str) -> None:
     if not isinstance(e.run.recipe.data, ScenesData):
         return
-    grammar = for_size(e.run.recipe.data.size)
+    grammar = for_size(e.run.recipe.size)
     labels = [row["label"] for row in captions]
     scores = [score_caption(grammar.parse(row["caption"]), row["label"]) for row in captions]
     for attribute, interval in scored(scores, labels, seed=e.seed).items():
@@ -88,7 +88,7 @@ def _bound_figures(e: Evaluation, model: str) -> None:
         long = f"{cut} captions are longer than the {sampler.bpe.length} tokens that are read: raise bpe.length"
         e.figures["text.exact_nats_per_token"] = missing(long if isinstance(e.run.recipe.data, ScenesData) else people)
         return
-    grammar = for_size(e.run.recipe.data.size)
+    grammar = for_size(e.run.recipe.size)
     exact = np.array([-grammar.log_probability(caption) for caption in captions])
     cost = text_bound(exact, bound.tokens.numpy(), captions, seed=e.seed)
     e.note(

@@ -1,17 +1,49 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from torch import Tensor
 
 from discrete.layout import Layout
 from discrete.predict import denoiser, subs
-from discrete.sample import ancestral, confidence, draw, invert
+from discrete.sample import (
+    Remasking,
+    Remember,
+    ancestral,
+    block,
+    cached,
+    confidence,
+    draw,
+    entropy_bound,
+    first_hitting,
+    invert,
+    looped,
+    remask,
+)
 from discrete.schedule import Cosine, Linear
 from tests.discrete.oracle import Joint
 
 JOINT = Joint(vocab=3, length=3)
-SAMPLERS = [ancestral, confidence]
 ONE_BY_ONE = torch.linspace(1, 0, 4)
+
+
+def hitting(denoise, schedule, x, times, **options):
+    return first_hitting(denoise, schedule, x, start=float(times[0]), **options)
+
+
+def bounded(denoise, schedule, x, times, **options):
+    return entropy_bound(denoise, schedule, x, 0.1, **options)
+
+
+def in_blocks(denoise, schedule, x, times, **options):
+    return block(denoise, schedule, x, times, sampler=ancestral, size=1, **options)
+
+
+GRID_SAMPLERS = [ancestral, cached, confidence, remask]
+SAMPLERS = [*GRID_SAMPLERS, hitting, bounded, in_blocks]
+EXACT = [ancestral, cached, hitting, bounded, in_blocks]  # those whose law is the model's, on a fine grid
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -29,14 +61,14 @@ def naive_draw(log_probs: Tensor, g: torch.Generator) -> Tensor:
 
 
 def test_draw_hits_the_tail_and_float32_gumbel_does_not():
-    rare, rows, p = 5000, 500, 2e-8  # 200 rounds of 500 draws: 10 tail hits expected
+    rare, rows, p = 5000, 500, 2e-8  # 400 rounds of 500 draws: 20 tail hits expected
     log_probs = torch.full((rare + 1,), p, dtype=torch.float64).log()
     log_probs[0] = torch.log1p(torch.tensor(-rare * p, dtype=torch.float64))
     g, hits, naive = generator(3), 0, 0
-    for _ in range(200):
+    for _ in range(400):
         hits += int((draw(log_probs.expand(1, rows, -1), g) > 0).sum())
         naive += int((naive_draw(log_probs.expand(rows, -1), g) > 0).sum())
-    low, high = 3, 20  # Poisson(10) leaves them with probability 0.4 %
+    low, high = 9, 34  # Poisson(20) leaves them with probability 0.4 %
     assert low <= hits <= high
     assert naive < low  # none at all could be drawn if the common token's noise were never negative
 
@@ -62,9 +94,139 @@ def test_draw_never_returns_a_token_without_probability():
     assert set(draw(log_probs.expand(500, 6, 5), generator()).unique().tolist()) == {1, 3}
 
 
-def test_ancestral_reproduces_the_exact_joint():
-    x = ancestral(JOINT, Linear(), all_masked(20_000), torch.linspace(1, 0, 201), mask_id=3, generator=generator(1))
+@pytest.mark.parametrize("sampler", EXACT)
+@pytest.mark.parametrize("schedule", [Linear(), Cosine()])
+def test_samplers_of_the_reverse_process_reproduce_the_exact_joint(sampler, schedule):
+    x = sampler(JOINT, schedule, all_masked(10_000), torch.linspace(1, 0, 201), mask_id=3, generator=generator(1))
     assert JOINT.chi_square(x) > 1e-3
+
+
+def test_remasking_tends_to_the_exact_joint_as_steps_grow_finer_and_sigma_smaller():
+    def law(steps: int, remasking: Remasking, times=None) -> float:
+        grid = torch.linspace(1, 0, steps + 1) if times is None else times
+        options = {"mask_id": 3, "generator": generator(1), "remasking": remasking}
+        return JOINT.chi_square(remask(JOINT, Linear(), all_masked(8000), grid, **options))
+
+    assert law(800, Remasking(eta=0.005)) > 1e-3
+    assert law(400, Remasking(rule="rescale", eta=0.005)) > 1e-3
+    loop = Remasking(eta=0.02, window=(0.5, 0.5))
+    assert law(0, loop, looped(torch.linspace(1, 0, 201), 0.5, 200)) > 1e-3
+    assert law(10, Remasking(eta=0.3)) < 1e-6  # many tokens at once: the known bias
+    assert law(200, Remasking(eta=1.0, confidence=True)) < 1e-6  # hiding what was unlikely is a heuristic
+
+
+def test_remasking_keeps_the_share_of_visible_tokens():
+    seen, joint = [], Joint(vocab=2, length=4)
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append((x_t != 2).double().mean())
+        return joint(x_t)
+
+    options = {"mask_id": 2, "generator": generator(), "remasking": Remasking(rule="rescale", eta=0.5)}
+    remask(denoise, Cosine(), all_masked(5000, joint), torch.linspace(1, 0, 11), **options)
+    expected = Cosine().alpha(torch.linspace(1, 0, 11)[:-1].double())
+    torch.testing.assert_close(torch.stack(seen), expected, atol=0.015, rtol=0)
+
+
+def test_a_loop_stays_at_its_time_and_a_window_remasks_nowhere_else():
+    grid = looped(torch.linspace(1, 0, 5), 0.5, 3)
+    assert grid.tolist() == [1.0, 0.75, 0.5, 0.5, 0.5, 0.5, 0.25, 0.0]
+    assert looped(torch.linspace(1, 0, 3), 0.7, 1).tolist() == pytest.approx([1.0, 0.7, 0.7, 0.5, 0.0])
+    remasking, steps = Remasking(window=(0.5, 0.5)), list(pairwise(grid))
+    assert [remasking.acts(t, s) for t, s in steps] == [False, False, True, True, True, False, False]
+    never = Remasking(eta=0.0)
+    options = {"mask_id": 3, "generator": generator(4)}
+    plain = ancestral(JOINT, Linear(), all_masked(50), ONE_BY_ONE, mask_id=3, generator=generator(4))
+    assert torch.equal(remask(JOINT, Linear(), all_masked(50), ONE_BY_ONE, remasking=never, **options), plain)
+
+
+@pytest.mark.parametrize("times", [torch.linspace(1, 0, 101), ONE_BY_ONE])
+def test_cached_equals_ancestral_under_the_same_noise_and_asks_for_far_fewer_rows(times: Tensor):
+    x, rows = all_masked(300), []
+
+    def counted(x_t: Tensor, t: Tensor) -> Tensor:
+        rows.append(len(x_t))
+        return JOINT(x_t)
+
+    options = {"mask_id": 3}
+    plain = ancestral(JOINT, Cosine(), x, times, generator=generator(5), **options)
+    assert torch.equal(cached(counted, Cosine(), x, times, generator=generator(5), **options), plain)
+    assert sum(rows) <= 300 * min(4, len(times) - 1)  # a sequence of three tokens changes at most three times
+
+
+def test_remember_asks_about_changed_rows_alone_and_answers_for_all():
+    asked = []
+
+    def network(x_t: Tensor, t: Tensor) -> Tensor:
+        asked.append(x_t.tolist())
+        return x_t.double() * 2
+
+    remember, t = Remember(network), torch.ones(())
+    x = torch.tensor([[0, 1], [2, 3]])
+    assert torch.equal(remember(x, t), x * 2.0)
+    x = torch.tensor([[0, 1], [2, 4]])
+    assert torch.equal(remember(x, t), x * 2.0) and asked[-1] == [[2, 4]]
+    assert torch.equal(remember(x, t), x * 2.0) and len(asked) == 2 and remember.rows == 3
+    assert torch.equal(remember(x[:1], t), x[:1] * 2.0)  # another batch
+
+
+def test_hitting_times_have_the_law_of_the_path():
+    # the time at which the first of n tokens appears: P(T < t) = (1 - alpha_t)^n
+    seen = []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        seen.append(t)
+        return JOINT(x_t)
+
+    first_hitting(denoise, Cosine(), all_masked(20_000), mask_id=3, generator=generator())
+    assert (seen[0] == 1).all() and len(seen) == 3
+    assert stats.kstest(1 - Cosine().alpha(seen[1]), lambda share: share**3).pvalue > 1e-3
+    assert stats.kstest((1 - Cosine().alpha(seen[2])) / (1 - Cosine().alpha(seen[1])), lambda u: u**2).pvalue > 1e-3
+
+
+def test_several_tokens_at_once_cost_fewer_calls_and_the_exact_law():
+    joint = Joint(vocab=2, length=5)
+    first_hitting(joint, Linear(), all_masked(4, joint), mask_id=2, generator=generator(), at_once=2)
+    assert joint.calls == 3
+    x = first_hitting(JOINT, Linear(), all_masked(20_000), mask_id=3, generator=generator(), at_once=3)
+    assert JOINT.chi_square(x) < 1e-6
+
+
+def test_a_large_entropy_bound_reveals_all_at_once_and_a_small_one_token_by_token():
+    for bound, calls in ((0.0, 4), (1e9, 1)):
+        joint = Joint(vocab=2, length=4)
+        entropy_bound(joint, Linear(), all_masked(50, joint), bound, mask_id=2, generator=generator())
+        assert joint.calls == calls
+
+
+def test_the_entropy_bound_holds_for_what_is_revealed_together():
+    joint, bound, before = Joint(vocab=2, length=6, sharpness=2.5), 0.5, []
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        before.append(x_t)
+        return joint(x_t)
+
+    out = entropy_bound(denoise, Linear(), all_masked(200, joint), bound, mask_id=2, generator=generator())
+    together = 0
+    for x_t, after in zip(before, [*before[1:], out], strict=True):
+        log_p = joint(x_t)
+        entropy = -torch.xlogy(log_p.exp(), log_p.exp()).sum(-1)
+        shown = (x_t == 2) & (after != 2)
+        lost = (entropy * shown).sum(-1) - (entropy * shown).amax(-1)
+        assert (lost <= bound + 1e-12).all()
+        together += int((shown.sum(-1) > 1).sum())
+    assert together > 0
+
+
+def test_certain_tokens_are_revealed_together_whatever_the_bound():
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:  # the same token at all places, whichever it is
+        logits = torch.zeros(*x_t.shape, 4)
+        for v in range(3):
+            logits[(x_t == v).any(-1)] = torch.where(torch.arange(4) == v, 0.0, -torch.inf)
+        return subs(logits, x_t, 3)
+
+    out = entropy_bound(denoise, Linear(), torch.full((6, 8), 3), 0.0, mask_id=3, generator=generator())
+    assert (out == out[:, :1]).all()
 
 
 def test_ancestral_in_one_step_gives_the_product_of_marginals():
@@ -92,9 +254,9 @@ def test_confidence_order_prefers_what_the_model_is_sure_of():
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_infilling_keeps_known_tokens_and_follows_the_conditional(sampler):
     given = torch.tensor([3, 1, 3])
-    x = given.expand(20_000, 3)
+    x = given.expand(8000, 3)
     times = torch.linspace(1, 0, 101)
-    options = {"temperature": 1e9} if sampler is confidence else {}
+    options = {confidence: {"temperature": 1e9}, remask: {"remasking": Remasking(eta=0.01)}}.get(sampler, {})
     known = (given != 3).expand_as(x)
     out = sampler(JOINT, Linear(), x, times, mask_id=3, generator=generator(), known=known, **options)
     assert (out[:, 1] == 1).all()
@@ -110,7 +272,8 @@ def test_no_mask_is_left_whatever_the_grid_and_however_much_was_filled_in(sample
     known = (torch.rand(64, 3, generator=generator(1)) < 0.5) & visible
     out = sampler(JOINT, schedule, x, torch.tensor(times), mask_id=3, generator=generator(2), known=known)
     assert (out < 3).all() and (out >= 0).all()
-    assert torch.equal(out[visible], x[visible])
+    kept = known if sampler is remask else visible  # what is visible and not known may be hidden again
+    assert torch.equal(out[kept], x[kept])
 
 
 def test_a_known_token_stays_even_where_it_is_a_mask():
@@ -159,7 +322,7 @@ def test_the_same_seed_repeats_and_another_does_not(sampler):
     assert torch.equal(sample(1), sample(1)) and not torch.equal(sample(1), sample(2))
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("sampler", [ancestral, confidence, remask])
 def test_the_denoiser_is_called_once_per_step(sampler):
     joint = Joint(vocab=2, length=4)
     sampler(joint, Linear(), all_masked(4, joint), torch.linspace(1, 0, 8), mask_id=2, generator=generator())

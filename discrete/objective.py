@@ -1,0 +1,170 @@
+"""What a text model is trained for, and what it says a text costs: one frozen configuration per objective.
+
+An estimate of `nats` is a mean over draws in as many strata of the masked share, which is far more exact than a mean of
+draws at random, and as unbiased.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from backbone.noise import uniform
+from discrete.attend import check_blocks, noisy_and_clean
+from discrete.autoregressive import next_token_nll
+from discrete.corrupt import draw_count, mask_exact_count, mask_tokens
+from discrete.loss import exact_count_weight, masked_cross_entropy, sample_times
+from discrete.schedule import AnySchedule, Linear
+from discrete.text_model import TextTransformer
+
+Weighting = Literal["bound", "simple", "sigmoid"]
+
+
+class Objective(ABC):
+    """How a network learns text."""
+
+    @abstractmethod
+    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean nats per token of x (B, L), to descend: ()."""
+
+    @abstractmethod
+    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """Unbiased estimate (B,) float64 of -log p(x), or of an upper bound on it, from `draws` passes."""
+
+    def check(self, length: int) -> None:
+        """Raise ValueError where texts of a length cannot be learned."""
+        del length
+
+    def readable(self, length: int) -> int:
+        """How many tokens of a text of that length can be read."""
+        return length
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoregressive(Objective):
+    """Each token from those before it: no bound, the cost itself."""
+
+    kind: Literal["autoregressive"] = "autoregressive"
+
+    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Mean of -log p(x_i | x_<i)."""
+        del generator
+        return next_token_nll(network, x).mean()
+
+    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """-log p(x), from one pass."""
+        del draws, generator
+        return next_token_nll(network, x).double().sum(-1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Masked(Objective):
+    """Masked diffusion: the bound of arXiv:2406.07524, eq. 10, or a masked cross-entropy of another weight.
+
+    exact_count masks l ~ U{1 .. L} tokens, one l from each stratum of a batch; stratified and independent let a time
+    decide on each token (docs/discrete.md has their variances). weighting: bound is the likelihood's own; simple weighs
+    every masked token alike (MaskGIT, arXiv:2202.04200); sigmoid is sigmoid(-log SNR) times the bound's.
+    """
+
+    kind: Literal["masked"] = "masked"
+    estimator: Literal["exact_count", "stratified", "independent"] = "exact_count"
+    schedule: AnySchedule = field(default_factory=Linear)
+    weighting: Weighting = "bound"
+
+    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One masking of each text."""
+        if self.estimator == "exact_count":
+            count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, spread=True)
+            return self._cost(network, x, count, generator, self.weighting).mean() / x.shape[1]
+        t = sample_times(self.estimator, len(x), generator).to(x.device)
+        x_t = mask_tokens(self.schedule, x, t, mask_id=network.mask_id, generator=generator)
+        weight = self.schedule.weight(t) * relative_weight(self.schedule.log_snr(t), self.weighting)
+        weight = torch.where(x_t == network.mask_id, weight[:, None], 0)
+        return masked_cross_entropy(network(x_t, t.float()), x, weight).mean() / x.shape[1]
+
+    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """The bound by exact counts, whatever the training."""
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for k in range(draws):
+            u = (uniform((len(x),), generator, device=x.device) + k) / draws
+            total += self._cost(network, x, (u * x.shape[1]).long() + 1, generator)
+        return total / draws
+
+    def _cost(
+        self,
+        network: TextTransformer,
+        x: Tensor,
+        count: Tensor,
+        generator: torch.Generator,
+        weighting: Weighting = "bound",
+    ) -> Tensor:
+        """Cost (B,) of texts with `count` (B,) masks each; a network with time reads the t of the masked share."""
+        x_t = mask_exact_count(x, count, mask_id=network.mask_id, generator=generator)
+        masked, share = x_t == network.mask_id, count / x.shape[1]
+        weight = exact_count_weight(masked) * relative_weight(torch.log(1 - share) - torch.log(share), weighting)
+        logits = network(x_t, self.schedule.time(share).float())
+        return masked_cross_entropy(logits, x, masked * weight[:, None])
+
+
+def relative_weight(log_snr: Tensor, weighting: Weighting) -> Tensor:
+    """What a weighting makes of the bound's weight at log(alpha / (1 - alpha)), elementwise.
+
+    On the linear schedule the bound weighs a masked token by 1 / t, t = sigmoid(-log SNR): simple takes that away.
+    """
+    rules: dict[Weighting, Callable[[Tensor], Tensor]] = {
+        "bound": torch.ones_like,
+        "simple": lambda value: 2 * torch.sigmoid(-value),  # mean 1 over t ~ U(0, 1)
+        "sigmoid": lambda value: 2 * torch.sigmoid(value),
+    }
+    return rules[weighting](log_snr)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blocks(Objective):
+    """Blocks one after the other, each by masked diffusion given those before (BD3-LM, arXiv:2503.09573).
+
+    size 1 costs what an autoregressive model does, size L what a masked one does.
+    """
+
+    kind: Literal["blocks"] = "blocks"
+    size: int = 8
+
+    def check(self, length: int) -> None:
+        """Refuse blocks that do not divide the text."""
+        check_blocks(length, self.size)
+
+    def readable(self, length: int) -> int:
+        """Whole blocks."""
+        return length - length % self.size
+
+    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+        """One count of masks for each block of each text."""
+        blocks = x.reshape(-1, self.size)  # (B L / size, size)
+        count = draw_count(torch.full((len(blocks),), self.size, device=x.device), generator, spread=True)
+        return self._cost(network, x, count, generator).mean() / x.shape[1]
+
+    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+        """The sum of the bounds of all blocks."""
+        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+        for k in range(draws):
+            u = (uniform((x.numel() // self.size,), generator, device=x.device) + k) / draws
+            total += self._cost(network, x, (u * self.size).long() + 1, generator)
+        return total / draws
+
+    def _cost(self, network: TextTransformer, x: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+        """Cost (B,) of texts whose blocks have `count` (B L / size,) masks each."""
+        length = x.shape[1]
+        order = uniform(x.shape, generator, device=x.device).reshape(-1, self.size).argsort(-1).argsort(-1)
+        hidden = order < count[:, None]  # (B L / size, size)
+        x_t = torch.where(hidden.view_as(x), network.mask_id, x)
+        mask = noisy_and_clean(length, self.size).to(x.device)
+        positions = torch.arange(length, device=x.device).repeat(2)
+        t = torch.zeros((), device=x.device)
+        logits = network(torch.cat([x_t, x], 1), t, mask=mask, positions=positions)[:, :length]
+        weight = (hidden * (self.size / count)[:, None]).view_as(x)
+        return masked_cross_entropy(logits, x, weight)

@@ -1,0 +1,115 @@
+"""Transformer over text alone: masked, autoregressive or block by block, as the attention mask says (discrete.attend).
+
+Unusual: one network for every order of reading, so that an autoregressive baseline differs from a masked model by its
+mask and its loss and by nothing else; positions are rotary, so any length can be read; tokens are scored by their own
+embeddings; and the network does not see the time unless asked (arXiv:2406.07524, sec. 3.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from backbone.block import Block, BlockStyle, Memory
+from backbone.embed import TimeEmbedding, rotary_1d
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextTransformerConfig:
+    """Size of the network; time adds adaLN conditioning on t."""
+
+    kind: Literal["text"] = "text"
+    dim: int = 192
+    layers: int = 6
+    heads: int = 3
+    mlp_ratio: float = 4.0
+    time: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("dim", "layers", "heads", "mlp_ratio"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be above 0")
+        if self.dim % self.heads or self.dim // self.heads % 2:
+            raise ValueError(
+                f"dim {self.dim} over {self.heads} heads is {self.dim / self.heads:g} per head; rotary positions need "
+                "an even number"
+            )
+
+
+class TextTransformer(nn.Module):
+    """Tokens to logits. The id `vocab` is the mask, or what stands before the first token."""
+
+    def __init__(self, config: TextTransformerConfig, vocab: int) -> None:
+        super().__init__()
+        self.config, self.vocab = config, vocab
+        self.tokens = nn.Embedding(vocab + 1, config.dim)
+        nn.init.normal_(self.tokens.weight, std=config.dim**-0.5)
+        self.time = TimeEmbedding(config.dim) if config.time else None
+        cond_dim = config.dim if config.time else None
+        self.blocks = nn.ModuleList(
+            Block(config.dim, config.heads, cond_dim=cond_dim, mlp_ratio=config.mlp_ratio, style=BlockStyle())
+            for _ in range(config.layers)
+        )
+        self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.bias = nn.Parameter(torch.zeros(vocab))
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask, the last one."""
+        return self.vocab
+
+    def forward(
+        self,
+        x_t: Tensor,
+        t: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        memory: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        """Logits (B, L, vocab) of x_t (B, L).
+
+        t: () or (B,), read only with config.time; mask: as in `discrete.attend`, all see all when None; positions: (L,)
+        where they are not 0 .. L - 1 after what `memory` holds, one for each block.
+        """
+        states = self.states(x_t, t, mask=mask, positions=positions, memory=memory)
+        return F.linear(states, self.tokens.weight[: self.vocab], self.bias)
+
+    def states(
+        self,
+        x_t: Tensor,
+        t: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+        memory: Sequence[Memory] | None = None,
+    ) -> Tensor:
+        """The last hidden states (B, L, dim), normalised, from which the logits are read."""
+        if positions is None:
+            start = len(memory[0]) if memory else 0
+            positions = torch.arange(start, start + x_t.shape[1], device=x_t.device)
+        rotary = rotary_1d(positions, self.config.dim // self.config.heads)
+        h, cond = self.tokens(x_t), self._condition(x_t, t)
+        for block, kept in zip(self.blocks, memory or [None] * len(self.blocks), strict=True):
+            h = block(h, cond, mask=mask, rotary=rotary, memory=kept)
+        return self.norm(h)
+
+    def logits(self, x_t: Tensor, t: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+        """The same with -inf for the mask: (B, L, vocab + 1) float32, which `discrete.predict.subs` takes."""
+        return F.pad(self(x_t, t, mask=mask).float(), (0, 1), value=-torch.inf)
+
+    def memories(self) -> list[Memory]:
+        """Empty memories, one for each block."""
+        return [Memory() for _ in self.blocks]
+
+    def _condition(self, x_t: Tensor, t: Tensor | None) -> Tensor | None:
+        if self.time is None:
+            return None
+        if t is None:
+            raise ValueError("this network was built with time conditioning; give it t")
+        return self.time(t.expand(len(x_t)))  # (B, D)

@@ -1,0 +1,85 @@
+"""What a text costs under a model: exactly where the model is autoregressive, else a bound with its own error.
+
+The protocol: the text is cut into windows that do not overlap, the last one being as short as what is left; nothing is
+read before a window, and every token of it is counted once. Nats per token are those of all windows together; bits per
+character divide by the characters of the text, whatever the tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from discrete.objective import Objective
+from discrete.text_model import TextTransformer
+from pipelines.hardware import autocast, device_of, step_generator
+from pipelines.progress import meter
+from pipelines.text.corpus import TokenText
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class TextCost:
+    """Cost of each window: nats (W, repeats), and its tokens, characters and bytes (W,)."""
+
+    nats: Tensor
+    tokens: Tensor
+    characters: Tensor
+    bytes: Tensor
+
+    @property
+    def nats_per_token(self) -> float:
+        """All nats over all tokens."""
+        return float(self.nats.mean(1).sum() / self.tokens.sum())
+
+    @property
+    def bits_per_character(self) -> float:
+        """All bits over all characters."""
+        return float(self.nats.mean(1).sum() / math.log(2) / self.characters.sum())
+
+
+def cost(
+    network: TextTransformer,
+    objective: Objective,
+    text: TokenText,
+    length: int,
+    *,
+    draws: int,
+    repeats: int = 1,
+    seed: int = 0,
+    name: str = "",
+) -> TextCost:
+    """Return the cost of a text by windows of `length` tokens; each repeat is an estimate from `draws` passes.
+
+    A last window that is no whole number of the objective's blocks is cut, and its rest not counted. name: of the
+    progress bar, none without.
+    """
+    windows = [window.cut(objective.readable(len(window.ids))) for window in text.windows(length)]
+    windows = [window for window in windows if len(window.ids)]
+    whole = sum(len(window.ids) == length for window in windows)  # all but, perhaps, the last
+    batches = [windows[i : min(i + BATCH, whole)] for i in range(0, whole, BATCH)] + [[w] for w in windows[whole:]]
+    rows: list[Tensor] = []
+    with meter(name, len(windows)) if name else nullcontext() as shown:
+        for number, batch in enumerate(batches):
+            x = torch.stack([window.ids.long() for window in batch])
+            rows.append(_estimates(network, objective, x, draws, [(seed + r, number) for r in range(repeats)]))
+            if shown is not None:
+                shown.advance(len(batch), "windows")
+    totals = ([int(getattr(window, column).sum()) for window in windows] for column in ("characters", "bytes"))
+    return TextCost(torch.cat(rows), torch.tensor([len(w.ids) for w in windows]), *map(torch.tensor, totals))
+
+
+@torch.no_grad()
+def _estimates(
+    network: TextTransformer, objective: Objective, x: Tensor, draws: int, seeds: list[tuple[int, int]]
+) -> Tensor:
+    """One estimate of each window x (B, L) for each seed: (B, len(seeds))."""
+    x = x.to(device_of(network))
+    with autocast(x.device, True):
+        found = [objective.nats(network, x, draws, step_generator(seed, number, 0)) for seed, number in seeds]
+    return torch.stack(found, 1).cpu()

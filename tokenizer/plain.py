@@ -1,0 +1,111 @@
+"""Running text as ids, without loss: characters, or byte pairs without any normalisation.
+
+Both are one `tokenizers` JSON. `encode` also says where in the text each token ends, so that costs per token become
+costs per character exactly, whatever the tokens.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from tokenizer.text import valid_text
+
+Unit = Literal["characters", "bpe"]
+UNKNOWN = "<unk>"
+SMALLEST = len(pre_tokenizers.ByteLevel.alphabet())
+PIECE = 1 << 20  # characters encoded at once
+
+
+class Encoding(NamedTuple):
+    """A text as `ids` (N,) int32; `ends` (N,) int64, how many characters of the text stand behind token i's end."""
+
+    ids: NDArray[np.int32]
+    ends: NDArray[np.int64]
+
+
+class PlainTokenizer:
+    """Text to ids and back."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        tokenizer.encode_special_tokens = True
+        self._tokenizer = tokenizer
+        self.vocab_size: int = tokenizer.get_vocab_size()
+
+    @classmethod
+    def train(cls, text: str, unit: Unit, vocab_size: int | None = None) -> PlainTokenizer:
+        """Learn from a text: its characters, or merges up to vocab_size tokens.
+
+        A character that the text does not have is read as one token <unk>; byte pairs read everything. Raises
+        ValueError where vocab_size does not fit the unit.
+        """
+        text = valid_text(text)
+        if unit == "characters":
+            if vocab_size is not None:
+                raise ValueError(f"vocab_size is {vocab_size}, but characters count themselves: leave it out")
+            return cls(_characters(text))
+        if vocab_size is None or vocab_size < SMALLEST:
+            raise ValueError(f"vocab_size is {vocab_size}; byte pairs need at least {SMALLEST}, such as 4096")
+        return cls(_byte_pairs(text, vocab_size))
+
+    @classmethod
+    def load(cls, path: Path) -> PlainTokenizer:
+        """Read the JSON that `save` wrote."""
+        return cls(Tokenizer.from_str(path.read_text(encoding="utf-8")))
+
+    def save(self, path: Path) -> None:
+        """Write the `tokenizers` JSON."""
+        path.write_text(self._tokenizer.to_str(), encoding="utf-8")
+
+    @property
+    def hash(self) -> str:
+        """sha256 of the JSON."""
+        return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
+
+    def encode(self, text: str) -> Encoding:
+        """Read a text of any length; it is cut at line ends for speed, where no token reaches across."""
+        ids, ends, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
+        for piece in _pieces(valid_text(text)):
+            found = self._tokenizer.encode(piece)
+            ids.append(np.array(found.ids, np.int32))
+            ends.append(np.array([end for _, end in found.offsets], np.int64) + start)
+            start += len(piece)
+        return Encoding(np.concatenate(ids), np.concatenate(ends))
+
+    def decode(self, ids: NDArray[np.integer] | list[int]) -> str:
+        """Return the text of ids (N,)."""
+        return self._tokenizer.decode(list(map(int, ids)), skip_special_tokens=False)
+
+
+def _characters(text: str) -> Tokenizer:
+    letters = sorted(set(text))
+    vocabulary = {UNKNOWN: 0} | {letter: i for i, letter in enumerate(letters, start=1)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return tokenizer
+
+
+def _byte_pairs(text: str, vocab_size: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator(_pieces(text), trainer)
+    return tokenizer
+
+
+def _pieces(text: str) -> list[str]:
+    """Cut a text behind line ends into pieces of about PIECE characters."""
+    pieces, start = [], 0
+    while start < len(text):
+        cut = text.find("\n", start + PIECE) + 1 or len(text)
+        pieces.append(text[start:cut])
+        start = cut
+    return pieces
