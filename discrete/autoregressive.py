@@ -13,24 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.noise import Randomness
-from discrete.attend import causal
+from discrete.attend import causal, documents
 from discrete.sample import draw
 from discrete.text_model import TextTransformer
 
 
-def shifted(network: TextTransformer, x: Tensor) -> Tensor:
-    """What the network reads to predict x (B, L): a start symbol and all tokens but the last, (B, L)."""
-    return F.pad(x[:, :-1], (1, 0), value=network.mask_id)
+def shifted(network: TextTransformer, x: Tensor, *, end_id: int | None = None) -> Tensor:
+    """What the network reads to predict x (B, L): a start symbol and all tokens but the last, (B, L).
+
+    end_id: ends each document of a packed sequence; the start symbol stands in its place, in front of the next one.
+    """
+    read = F.pad(x[:, :-1], (1, 0), value=network.mask_id)
+    return read if end_id is None else read.masked_fill(read == end_id, network.mask_id)
 
 
-def next_token_nll(network: TextTransformer, x: Tensor, *, mask: Tensor | None = None) -> Tensor:
+def next_token_nll(network: TextTransformer, x: Tensor, *, end_id: int | None = None) -> Tensor:
     """-log p(x_i | x_<i) of every token, the first one included: (B, L) float32, in nats.
 
-    mask: who may attend besides (`discrete.attend.documents`), of the tokens read.
+    end_id: ends each document of a packed sequence, which are then read each on its own.
     """
-    order = causal(x.shape[1]).to(x.device)
-    order = order if mask is None else order & mask
-    logits = network(shifted(network, x), torch.zeros((), device=x.device), mask=order)
+    mask = causal(x.shape[1]).to(x.device)
+    mask = mask if end_id is None else mask & documents(x, end_id)
+    logits = network(shifted(network, x, end_id=end_id), torch.zeros((), device=x.device), mask=mask)
     return F.cross_entropy(logits.float().transpose(1, 2), x, reduction="none")
 
 

@@ -80,10 +80,11 @@ def autoguidance(main: Logits, weak: Logits, scale: Scale, *, interval: Interval
 
 
 def extrapolate(main: Tensor, weak: Tensor, scale: float | Tensor) -> Tensor:
-    """weak + scale (main - weak), -inf where main is; main, weak: (B, L, V + 1); scale: a number, () or (B,)."""
+    """weak + scale (main - weak), main where one is -inf; main, weak: (B, L, V + 1); scale: a number, () or (B,)."""
     scale = scale[:, None, None].to(main) if isinstance(scale, Tensor) and scale.ndim else scale
     moved = torch.lerp(weak, main, scale.to(main) if isinstance(scale, Tensor) else scale)
-    return torch.where(torch.isneginf(main), main, moved)  # -inf - -inf would be NaN
+    closed = torch.isneginf(main) | torch.isneginf(weak)  # -inf - -inf would be NaN
+    return torch.where(closed, main, moved)
 
 
 def _scale(scale: Scale, interval: Interval, t: Tensor) -> float | Tensor:

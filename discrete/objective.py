@@ -67,17 +67,22 @@ class Masked(Objective):
     """Masked diffusion: the bound of arXiv:2406.07524, eq. 10, or a masked cross-entropy of another weight.
 
     exact_count masks l ~ U{1 .. L} tokens, one l from each stratum of a batch; stratified and independent let a time
-    decide on each token (docs/discrete.md has their variances). weighting: bound is the likelihood's own; simple weighs
-    every masked token alike (MaskGIT, arXiv:2202.04200); sigmoid is sigmoid(-log SNR) times the bound's.
+    decide on each token (docs/discrete.md has their variances). weighting: `relative_weight`.
     """
 
     kind: Literal["masked"] = "masked"
+    copies: int = 1  # maskings of each text in a step: two learn as many tokens as an autoregressive step does
     estimator: Literal["exact_count", "stratified", "independent"] = "exact_count"
     schedule: AnySchedule = field(default_factory=Linear)
     weighting: Weighting = "bound"
 
+    def __post_init__(self) -> None:
+        if self.copies < 1:
+            raise ValueError(f"copies is {self.copies}, expected at least 1 masking of each text")
+
     def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
-        """One masking of each text."""
+        """`copies` maskings of each text, all of them read as one batch."""
+        x = x.repeat(self.copies, 1)
         if self.estimator == "exact_count":
             count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, spread=True)
             return self._cost(network, x, count, generator, self.weighting).mean() / x.shape[1]
@@ -112,9 +117,11 @@ class Masked(Objective):
 
 
 def relative_weight(log_snr: Tensor, weighting: Weighting) -> Tensor:
-    """What a weighting makes of the bound's weight at log(alpha / (1 - alpha)), elementwise.
+    """What a weighting makes of the bound's weight at log_snr = log(alpha / (1 - alpha)), elementwise.
 
-    On the linear schedule the bound weighs a masked token by 1 / t, t = sigmoid(-log SNR): simple takes that away.
+    On the linear schedule the bound weighs a masked token by 1 / t, where t = sigmoid(-log_snr) is the masked share.
+    simple: times 2 t, so that every masked token weighs alike (MaskGIT, arXiv:2202.04200); sigmoid: times 2 (1 - t), so
+    that texts with hardly a token visible count little. Both leave the mean weight over t as it is.
     """
     rules: dict[Weighting, Callable[[Tensor], Tensor]] = {
         "bound": torch.ones_like,

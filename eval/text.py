@@ -47,6 +47,29 @@ def text_bound(nats: ArrayLike, tokens: ArrayLike, texts: Sequence[str], *, seed
     )
 
 
+def window_bound(
+    nats: ArrayLike, tokens: ArrayLike, characters: ArrayLike, sizes: ArrayLike, *, seed: int = 0
+) -> TextBound:
+    """The same for windows of one long text, whose characters and bytes (`sizes`) are counted exactly: (n,) each.
+
+    nats: (n, repeats), independent estimates of each window's cost; equal ones where the cost is exact.
+    """
+    draws = np.asarray(nats, np.float64)
+    costs, number = draws.mean(1), range(len(draws))
+    per = [
+        cluster_bootstrap(c, number, seed=seed, weights=units)
+        for c, units in ((costs, tokens), (costs / math.log(2), characters), (costs / math.log(2), sizes))
+    ]
+    spread = draws.var(1, ddof=1).sum() / draws.shape[1] if draws.shape[1] > 1 else math.nan
+    return TextBound(
+        nats_per_token=per[0],
+        bits_per_character=per[1],
+        bits_per_byte=per[2],
+        perplexity=math.exp(per[0].value),
+        monte_carlo_se=float(np.sqrt(spread) / np.asarray(tokens, np.float64).sum()),
+    )
+
+
 def entropy(tokens: Tokens) -> float:
     """Entropy of the token frequencies inside one text in nats; low values flatter a generative perplexity."""
     counts = np.array(list(Counter(tokens).values()), dtype=np.float64)

@@ -105,7 +105,9 @@ def sample_image(
     rule: str | None = None, interval: tuple[float, float] | None = None, negative: str | None = None,
     classifier: str | None = None, classifier_scale: float | None = None, grid: str | None = None,
     start: float | None = None, weak: str | None = None, threshold: float | None = None,
-    tolerance: float | None = None, langevin_steps: int | None = None, scale: int = 8,
+    tolerance: float | None = None, langevin_steps: int | None = None, temperature: float | None = None,
+    top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
+    scale: int = 8,
 ) -> None:  # fmt: skip
     """Draw pictures for a prompt; a JSON file beside each says how it was made.
 
@@ -130,6 +132,11 @@ def sample_image(
         threshold: dynamic thresholding: latents beyond this many standard deviations are scaled back, such as 3.
         tolerance: of dormand_prince, which finds its own steps, such as 1e-3.
         langevin_steps: of annealed_langevin, at each level of the grid.
+        temperature: of a masked model; below 1, tokens are drawn from a sharper law than the model's.
+        top_k: of a masked model: draw from so many of the likeliest tokens.
+        top_p: of a masked model: draw from the likeliest tokens that together have this probability.
+        bound: of the masked sampler entropy_bound, in nats, in place of steps.
+        eta: of the masked remask samplers: how much is hidden again.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
@@ -137,23 +144,43 @@ def sample_image(
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "rule": rule, "interval": interval}
     asked |= {"negative": negative, "grid": grid, "start": start}
     asked |= {"classifier": classifier, "classifier_scale": classifier_scale, "weak": weak, "threshold": threshold}
-    asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps}
+    asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps, "temperature": temperature}
+    asked |= {"top_k": top_k, "top_p": top_p, "bound": bound, "eta": eta}
     paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 
 
-def sample_text(run: Path = Path("runs/scenes"), count: int = 5, seed: int = 0, steps: int | None = None) -> None:
-    """Write texts with the masked model, without any picture.
+def sample_text(
+    run: Path = Path("runs/scenes"), prompt: str = "", model: str | None = None, count: int = 5, seed: int = 0,
+    length: int | None = None, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
+    top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
+    block: int | None = None,
+) -> None:  # fmt: skip
+    """Write texts with a text model, or with a masked model of pictures, without any picture.
 
     Args:
         run: folder of a finished run.
+        prompt: what the text holds, such as "ROMEO:"; [mask:20] in it is a gap of 20 tokens, for models that fill in.
+        model: stage to write with; the first text model by default, else the masked model of pictures.
         count: how many.
-        seed: the texts depend on it and their number alone.
-        steps: sampling steps.
+        seed: the texts depend on it, the prompt and their number alone.
+        length: tokens of a text; longer ones than the model was trained on go by blocks.
+        sampler: of masked models, such as masked_ancestral, confidence, entropy_bound or remask_cap; a wrong name lists
+            them all.
+        steps: sampling steps (of each block, where there are blocks).
+        temperature: below 1, tokens are drawn from a sharper law than the model's.
+        top_k: draw from so many of the likeliest tokens.
+        top_p: draw from the likeliest tokens that together have this probability.
+        bound: of entropy_bound, in nats, in place of steps.
+        eta: of the remask samplers: how much is hidden again.
+        block: tokens that are filled in before those behind them.
     """
     from pipelines.generate import load
 
-    print("\n".join(load(run).texts(count, seed=seed, steps=steps)))
+    asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    asked |= {"bound": bound, "eta": eta, "block": block}
+    texts = load(run).texts(count, seed=seed, model=model, prompt=prompt, length=length, **asked)
+    print("\n\n".join(texts) if any("\n" in text for text in texts) else "\n".join(texts))
 
 
 def sample_caption(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 
 from eval.blocks import (
     Curve,
+    Known,
     Provenance,
     Report,
     Section,
@@ -50,17 +51,20 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     distances(e)
     words(e)
     sweeps(e)
-    e.sections += [curves(e)]
+    e.sections += [curves(e.run)]
     _name_missing(e)
-    page, figures = write_report(report_of(e), run.stage_folder(name))
+    sections = [headline(e.figures), *e.sections]
+    credit = getattr(run.recipe.data, "credit", "")
+    summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
+    page, figures = write_report(report_of(run, name, e.figures, sections, summary), run.stage_folder(name))
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
 
 
-def curves(e: Evaluation) -> Section:
+def curves(run: Run) -> Section:
     """Loss curves of every stage that trained."""
     blocks = []
-    for name in e.run.recipe.order():
-        path = e.run.stage_folder(name) / "log.jsonl"
+    for name in run.recipe.order():
+        path = run.stage_folder(name) / "log.jsonl"
         if not path.exists():
             continue
         lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -98,40 +102,34 @@ def _name_missing(e: Evaluation) -> None:
         e.figures.setdefault(name, missing(NO_LABELS if unlabelled else nobody))
 
 
-def report_of(e: Evaluation) -> Report:
-    """Put the report together: what a reader wants first stands first."""
-    recipe = e.run.recipe
-    manifests = {name: e.run.manifest(name) for name in recipe.order() if name != e.name and e.run.finished(name)}
+def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Sequence[Section], summary: str) -> Report:
+    """Put a report together with what made it."""
+    recipe = run.recipe
+    manifests = {other: run.manifest(other) for other in recipe.order() if other != name and run.finished(other)}
     revision = code_version()
     provenance = Provenance(
         commit=revision.removesuffix("-dirty"),
         dirty=revision.endswith("-dirty"),
         recipe=recipe.name,
-        recipe_hash=e.run.recipe_hash(),
-        command=e.run.command(),
+        recipe_hash=run.recipe_hash(),
+        command=run.command(),
         resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
-        artefacts={name: manifest["hash"][:16] for name, manifest in manifests.items()},
-        data={"folder": e.run.data.name, "hash": e.run.data_hash(), **left_out(manifests)},
+        artefacts={other: manifest["hash"][:16] for other, manifest in manifests.items()},
+        data={"folder": run.data.name, "hash": run.data_hash(), **left_out(manifests)},
         versions={
-            name: version(name)
-            for name in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")
+            package: version(package)
+            for package in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")
         },
-        wall_time={name: manifest["wall_seconds"] for name, manifest in manifests.items()},
+        wall_time={other: manifest["wall_seconds"] for other, manifest in manifests.items()},
         machine=machine(),
     )
-    credit = getattr(recipe.data, "credit", "")
-    summary = (
-        f"{len(manifests)} stages on {recipe.data.kind} at {recipe.size} pixels, "
-        f"judged on {len(e.real)} {e.where} pictures. {credit}"
-    )
-    sections = [headline(e.figures), *e.sections]
     return Report(
         title=f"Palimpsest: {recipe.name}",
-        summary=summary.strip(),
+        summary=f"{len(manifests)} stages on {recipe.data.kind} {summary}".strip(),
         provenance=provenance,
         sections=sections,
-        figures=e.figures,
+        figures=figures,
     )
 
 

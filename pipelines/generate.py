@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from PIL import Image
@@ -30,8 +30,9 @@ from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
-from pipelines.sampling_options import LatentOptions, Settings
+from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings
 from pipelines.stage_config import PICTURE_MODELS, GenerateStage
+from pipelines.text.sampler import TextSampler, usual_steps
 from pipelines.upscale_sampler import Cascade, Upscaler
 
 
@@ -77,21 +78,11 @@ class Pipeline:
     def settings(self, model: str, **changes: Any) -> Settings:
         """Return the settings that the recipe generates with from `model`, with those given instead.
 
-        changes: fields of Settings or LatentOptions; None leaves a field as it is. Raises PalimpsestError where options
-        of latent models are given for another.
+        changes: fields of Settings, LatentOptions or MaskedOptions; None leaves a field as it is. Raises
+        PalimpsestError where options of one kind of model are given for the other.
         """
-        given = {key: value for key, value in changes.items() if value is not None}
-        options = {key: given.pop(key) for key in list(given) if key in LATENT_OPTIONS}
-        if unknown := [key for key in given if key not in SETTINGS]:
-            known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS))
-            raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
-        if options and self.run.recipe.stage[model].kind == "mdlm":
-            raise PalimpsestError(
-                f"{', '.join(options)}: stage {model!r} is no latent model and knows no such thing; leave it out, "
-                "or name a latent model with --model"
-            )
-        base = self.run.recipe.settings_for(model)
-        found = dataclasses.replace(base, **given, latent=dataclasses.replace(base.latent, **options))
+        masked = self.run.recipe.stage[model].kind == "mdlm"
+        found = changed(self.run.recipe.settings_for(model), "masked" if masked else "latent", changes)
         if problem := idle(found):
             raise PalimpsestError(problem)
         return found
@@ -99,7 +90,7 @@ class Pipeline:
     def sample(
         self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, batch: int = 50, **changes: Any
     ) -> list[Image.Image]:
-        """Draw one picture per prompt; `changes` are fields of Settings or LatentOptions, such as guidance=4.0.
+        """Draw one picture per prompt; `changes` are fields of Settings and its options, such as guidance=4.0.
 
         Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
         """
@@ -156,10 +147,28 @@ class Pipeline:
             log.warning("%d of %d prompts are longer than the %d tokens that are read; the rest is ignored: %.60r",
                         len(cut), len(prompts), bpe.length, cut[0])  # fmt: skip
 
-    def texts(self, count: int, *, seed: int, steps: int | None = None) -> list[str]:
-        """Write texts without a picture."""
-        settings = unbiased(self.settings(self.default("mdlm")), steps or self.masked.layout.text_length)
-        return self.masked.texts(generators([""] * count, seed), settings)
+    def texts(
+        self,
+        count: int,
+        *,
+        seed: int,
+        model: str | None = None,
+        prompt: str = "",
+        length: int | None = None,
+        **changes: Any,
+    ) -> list[str]:
+        """Write texts: with a text model around a prompt, or with a masked model of pictures, without any picture."""
+        name = model or self.default("text_model", "mdlm")
+        if stage_of(self.run, name).kind == "mdlm":
+            if prompt or length:
+                raise PalimpsestError(f"{name} writes captions of its own length: leave prompt and length out.")
+            steps = changes.get("steps") or self.masked.layout.text_length
+            return self.masked.texts(generators([""] * count, seed), unbiased(self.settings(name), steps))
+        sampler = TextSampler.load(self.run, name)
+        base = Settings(sampler="masked_ancestral", steps=usual_steps(sampler), guidance=1.0)
+        draws = generators([prompt] * count, seed)
+        written = sampler.write(count, draws, changed(base, "masked", changes), prompt=prompt, length=length)
+        return [sampler.tokenizer.decode(row.numpy()) for row in written.ids.cpu()]
 
     def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
         """Describe pictures of the run's size."""
@@ -197,8 +206,28 @@ class Pipeline:
 
 
 log = logging.getLogger("palimpsest")
-SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent"}
+SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
+MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
+
+
+def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[str, Any]) -> Settings:
+    """Return settings with some fields of theirs, or of the options of a kind of model, instead; None changes nothing.
+
+    Raises PalimpsestError for a name that is no setting, or an option of the other kind.
+    """
+    given = {key: value for key, value in changes.items() if value is not None}
+    if unknown := [key for key in given if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
+        known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS))
+        raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
+    options = {key: given.pop(key) for key in list(given) if key not in SETTINGS}
+    fitting, other = (MASKED_OPTIONS, "latent") if kind == "masked" else (LATENT_OPTIONS, "masked")
+    if wrong := [key for key in options if key not in fitting]:
+        raise PalimpsestError(
+            f"{', '.join(wrong)}: a {kind} model knows no such thing; leave it out, or name a {other} model with "
+            "--model"
+        )
+    return dataclasses.replace(base, **given, **{kind: dataclasses.replace(getattr(base, kind), **options)})
 
 
 def load(run: Path | str) -> Pipeline:
@@ -208,7 +237,8 @@ def load(run: Path | str) -> Pipeline:
 
 def unbiased(settings: Settings, steps: int) -> Settings:
     """Return settings that draw from the model's own law: texts alone are cheap enough for the ancestral sampler."""
-    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, guidance=1.0, temperature=1.0)
+    plain = {"guidance": 1.0, "temperature": 1.0, "masked": MaskedOptions()}
+    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, **plain)
 
 
 def below(run: Run, model: str) -> dict[str, Any]:

@@ -8,26 +8,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from discrete import sample
-from discrete.guide import Condition, classifier_free, conditional, hide
+from discrete.guide import Condition, Network, classifier_free, conditional, hide
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.predict import denoiser
+from discrete.sample import Remember
 from discrete.schedule import Linear, Schedule
-from latent.grid import uniform as uniform_times
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
+from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
+from pipelines.masked_sampling import fill_in
 from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
-from pipelines.sampling_options import Settings
+from pipelines.sampling_options import MaskedOptions, Settings
 from pipelines.stage_config import MdlmStage
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE
@@ -39,6 +40,13 @@ def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
 
 
 OPEN = "[mask]"  # a word of a caption that is to be filled in
+
+
+class Filled(NamedTuple):
+    """Sequences (B, L) without masks, and how often the network was asked about each; guidance counts once."""
+
+    x: Tensor
+    evaluations: float
 
 
 @dataclass(frozen=True)
@@ -73,29 +81,41 @@ class MaskedSampler:
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
     ) -> list[Image.Image]:
         """Draw one picture per prompt."""
+        return self.illustrate(prompts, generators, settings)[0]
+
+    def illustrate(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
+    ) -> tuple[list[Image.Image], float]:
+        """Draw one picture per prompt: pictures, and evaluations of the network for each."""
         text = self.bpe.encode(prompts).tokens
         x = self.layout.join(text, None).to(self.device)
         known = self.layout.is_text().to(self.device).expand_as(x)
-        _, codes = self.layout.split(self.fill(x, known, generators, settings))
-        return self.decode(codes)
+        filled = self.fill(x, known, generators, settings)
+        _, codes = self.layout.split(filled.x)
+        return self.decode(codes), filled.evaluations
 
     def captions(self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
         """Describe pictures (B, 3, H, W) in [-1, 1], the surest token of a round alone: words depend on each other."""
         own = {"sampler": "confidence", "temperature": 1.0, "choice_temperature": 0.0}
-        own |= {"guidance": settings.caption_guidance}
-        settings = dataclasses.replace(settings, steps=self.layout.text_length, **own)
-        codes = self.encode(images)
-        x = self.layout.join(None, codes)
+        own |= {"guidance": settings.caption_guidance, "masked": MaskedOptions()}
+        return self.describe(images, generators, dataclasses.replace(settings, steps=self.layout.text_length, **own))[0]
+
+    def describe(
+        self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings
+    ) -> tuple[list[str], float]:
+        """Describe pictures (B, 3, H, W) with any sampler: captions, and evaluations of the network for each."""
+        x = self.layout.join(None, self.encode(images))
         known = ~self.layout.is_text().to(self.device).expand_as(x)
-        text, _ = self.layout.split(self.fill(x, known, generators, settings, schedule=Linear()))
-        return self.bpe.decode(text)
+        filled = self.fill(x, known, generators, settings, schedule=Linear())
+        text, _ = self.layout.split(filled.x)
+        return self.bpe.decode(text), filled.evaluations
 
     def texts(self, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
         """Write texts on the short sequence, which means that there is no picture."""
         x = self.layout.masked(len(generators), self.device)[:, self.layout.text]
         known = torch.zeros_like(x, dtype=torch.bool)
         filled = self.fill(x, known, generators, settings, guided=False, schedule=Linear())
-        return self.bpe.decode(filled)
+        return self.bpe.decode(filled.x)
 
     def infill(
         self, images: Tensor, caption: str, box: tuple[float, float, float, float],
@@ -106,7 +126,7 @@ class MaskedSampler:
         x = self.layout.join(text.to(self.device), self.encode(images))
         known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
         x = torch.where(known, x, self.layout.mask_id)
-        words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False))
+        words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False).x)
         return self.decode(codes)[0], self.bpe.decode(words)[0]
 
     def _open_words(self, caption: str) -> tuple[Tensor, Tensor]:
@@ -148,21 +168,40 @@ class MaskedSampler:
         *,
         guided: bool = True,
         schedule: Schedule | None = None,
-    ) -> Tensor:
+    ) -> Filled:
         """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from knowing nothing."""
-        cond = Condition(x, known)
-        model = conditional(lambda x_t, _: self.network.logits(x_t, masked_share(x_t, self.layout)))
+        cond, options = Condition(x, known), settings.masked
+        rows = 0
+
+        def network(x_t: Tensor, _: Tensor) -> Tensor:
+            nonlocal rows
+            rows += len(x_t)
+            return self.network.logits(x_t, masked_share(x_t, self.layout))
+
+        model = Remember(self._timeless(network)) if settings.sampler == "cached" else network
         scale = settings.guidance if guided else 1.0
-        logits = classifier_free(model, cond, hide(cond, self.layout.mask_id), scale)
-        denoise = denoiser(logits, mask_id=self.layout.mask_id, temperature=settings.temperature)
-        times = uniform_times(settings.steps)
-        arguments = {"mask_id": self.layout.mask_id, "generator": generators, "known": known}
-        if settings.sampler == "confidence":
-            noise = settings.choice_temperature
-            return sample.confidence(denoise, schedule or self.schedule, x, times, temperature=noise, **arguments)
-        if settings.sampler == "masked_ancestral":
-            return sample.ancestral(denoise, schedule or self.schedule, x, times, **arguments)
-        raise ValueError(f"a masked model samples with confidence or masked_ancestral, not {settings.sampler!r}")
+        null = hide(cond, self.layout.mask_id)
+        logits = classifier_free(conditional(model), cond, null, scale, interval=options.interval)
+        denoise = denoiser(
+            logits,
+            mask_id=self.layout.mask_id,
+            temperature=settings.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
+        )
+        made = fill_in(
+            denoise, schedule or self.schedule, x, known, settings, mask_id=self.layout.mask_id, generator=generators
+        )
+        return Filled(made, rows / len(x) / (1 if scale == 1 else 2))
+
+    def _timeless(self, network: Network) -> Network:
+        """Return the network if it does not see the time, without which nothing can be remembered."""
+        if self.network.config.time:
+            raise PalimpsestError(
+                "The sampler 'cached' remembers what the network said, but this network sees the time, which never "
+                "stands still: take masked_ancestral, or train with model.time = false."
+            )
+        return network
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import nn
 
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer, MaskedTransformerConfig
+from discrete.text_model import TextTransformer, TextTransformerConfig
 from eval.scene import SceneJudge, SceneJudgeConfig
 from latent.classifier import MatchConfig, NoisyMatch
 from latent.condition import TextConditioned
@@ -22,6 +23,7 @@ from pipelines.artefact import ArtefactError, load_weights
 from pipelines.config import read_config
 from pipelines.runs import Run
 from pipelines.stage_config import ClassifierStage, LatentConfig
+from tokenizer.plain import PlainTokenizer
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
@@ -103,6 +105,18 @@ def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
             f"Delete {run.stage_folder(name)} and train {name} again."
         )
     return _load(run, name, MaskedTransformerConfig, lambda config: MaskedTransformer(config, layout))
+
+
+def load_text_model(run: Run, name: str, tokenizer: PlainTokenizer) -> TextTransformer:
+    """Load the text model of stage `name`; its tokenizer must be the one given."""
+    made = run.manifest(name)["tokenizer"]
+    if made != tokenizer.hash:
+        raise ArtefactError(
+            f"{run.stage_folder(name)} was trained with the tokenizer {made[:12]}, but its text is read with "
+            f"{tokenizer.hash[:12]}. Train {name} again, or put the old tokenizer back."
+        )
+    vocab = tokenizer.vocab_size
+    return _load(run, name, TextTransformerConfig, lambda config: TextTransformer(config, vocab))
 
 
 def load_scene_judge(run: Run, name: str) -> SceneJudge:

@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from discrete.objective import Autoregressive
 from pipelines.samplers import grid_of, idle, refusal
-from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions
+from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions, MaskedOptions
 from pipelines.stage_config import (
     FORERUNNERS,
     ClassifierStage,
@@ -18,6 +19,7 @@ from pipelines.stage_config import (
     SweepStage,
     UpscaleStage,
 )
+from pipelines.text.config import TextModelStage, TextSweepStage
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -46,6 +48,8 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_base(recipe, name, stage)
         case SweepStage():
             _check_sweep(recipe, name, stage)
+        case TextSweepStage():
+            _check_scorer(recipe, name, stage)
 
 
 def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
@@ -59,6 +63,8 @@ def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     options = stage.latent
     if "mdlm" in kinds and options != LatentOptions():
         raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is a masked one")
+    if "mdlm" not in kinds and stage.masked != MaskedOptions():
+        raise ValueError(f"stage.{name}.masked holds options of masked models, but its model is a latent one")
     weak = recipe.stage.get(options.weak) if options.weak in stage.needs else None
     if options.weak and (weak is None or weak.kind != "latent" or options.weak == recipe.base(name)):
         raise ValueError(
@@ -114,6 +120,16 @@ def _check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
         problems = [recipe.misfit(guide, kind, model) for model in recipe.swept(stage)]
         if all(problems):
             raise ValueError(f"stage.{name}: {guide} guides none of its models. {'; '.join(problems)}")
+
+
+def _check_scorer(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
+    """Refuse a judge of texts whose costs are bounds."""
+    scorer = recipe.stage.get(stage.scorer) if stage.scorer in stage.needs else None
+    if not isinstance(scorer, TextModelStage) or not isinstance(scorer.objective, Autoregressive):
+        raise ValueError(
+            f"stage.{name}.scorer is {stage.scorer!r}: expected a text model in `needs` with an autoregressive "
+            "objective"
+        )
 
 
 def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:

@@ -21,7 +21,9 @@ NOISY_SAMPLERS = (
 )
 LATENT_SAMPLERS = ODE_SAMPLERS + NOISY_SAMPLERS
 SIGNAL_SAMPLERS = ("euler_maruyama", "predictor_corrector", "annealed_langevin")  # those that cannot start at alpha = 0
-MASKED_SAMPLERS = ("confidence", "masked_ancestral")
+REMASKING_SAMPLERS = ("remask_cap", "remask_rescale", "remask_confidence", "remask_loop")
+GRID_SAMPLERS = ("confidence", "masked_ancestral", "cached", *REMASKING_SAMPLERS)
+MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
 
@@ -77,6 +79,38 @@ class LatentOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedOptions:
+    """How a masked model is sampled, beyond sampler, steps, guidance scale and temperature."""
+
+    top_k: int = 0  # draw from so many of the likeliest tokens; 0 is all
+    top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
+    bound: float = 0.1  # of entropy_bound, in nats, in place of steps
+    eta: float = 0.05  # of the remask samplers: how much is hidden again
+    loop: float = 0.5  # share of the steps that remask_loop stays at one time
+    loop_at: float = 0.5  # that time
+    block: int = 0  # tokens that are filled in before those behind them; 0 is all at once
+    interval: tuple[float, float] = (0.0, 1.0)  # times at which guidance acts; elsewhere the model alone
+
+    def __post_init__(self) -> None:
+        """Refuse what no sampler can use."""
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(
+                f"top_k {self.top_k} and top_p {self.top_p}: expected 0 (all) or more, and a share up to 1"
+            )
+        if not 0 <= self.bound < math.inf:
+            raise ValueError(f"bound is {self.bound}, expected 0 nats (one token at a time) or more, such as 0.1")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta is {self.eta}, expected a probability; 0 never remasks and 0.05 is usual")
+        if not 0 < self.loop < 1 or not 0 < self.loop_at < 1:
+            raise ValueError(f"loop {self.loop} at {self.loop_at}: expected a share and a time between 0 and 1")
+        if self.block < 0:
+            raise ValueError(f"block is {self.block}, expected 0 (all at once) or a number of tokens")
+        low, high = self.interval
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"guidance interval {self.interval}, expected 0 <= low < high <= 1; (0, 1) is everywhere")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to sample."""
 
@@ -84,6 +118,7 @@ class Settings:
     steps: int
     guidance: float
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
+    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked one
     temperature: float = 1.0
     choice_temperature: float = 0.0  # of the confidence sampler's order
     caption_guidance: float = 1.0

@@ -21,10 +21,18 @@ from latent.mmdit import MMDiTConfig
 from latent.predict import Prediction, check
 from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
 from latent.unet import UNetConfig
-from pipelines.sampling_options import LATENT_SAMPLERS, ODE_SAMPLERS, LatentOptions, Rule, Settings
+from pipelines.sampling_options import (
+    LATENT_SAMPLERS,
+    MASKED_SAMPLERS,
+    ODE_SAMPLERS,
+    LatentOptions,
+    MaskedOptions,
+    Rule,
+    Settings,
+)
 from pipelines.stage import Stage
 from pipelines.task import Training
-from pipelines.text.config import TextModelStage, TextTokensStage
+from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 from tokenizer.vae import VAEConfig
 from tokenizer.vqvae import VQVAEConfig
 
@@ -266,8 +274,8 @@ class MdlmStage(Stage):
 
     kind: Literal["mdlm"] = "mdlm"
     model: MaskedTransformerConfig = field(default_factory=MaskedTransformerConfig)
-    sampling_schedule: Annotated[discrete.schedule.Linear | discrete.schedule.Cosine, Field(discriminator="kind")] = (
-        field(default_factory=discrete.schedule.Cosine)
+    sampling_schedule: Annotated[discrete.schedule.AnySchedule, Field(discriminator="kind")] = field(
+        default_factory=discrete.schedule.Cosine
     )
     tasks: TaskMix = field(default_factory=TaskMix)
     training: Training
@@ -285,6 +293,7 @@ class GenerateStage(Stage):
     steps: int | None = None
     guidance: float | None = None
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
+    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked one
     temperature: float | None = None  # below 1, tokens are drawn from a sharper law than the model's
     choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
     caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself
@@ -335,6 +344,31 @@ class SweepStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class MaskedSweepStage(Stage):
+    """Every sampler of masked models at several numbers of steps, for pictures and captions, and guidance, judged."""
+
+    kind: Literal["masked_sweep"] = "masked_sweep"
+    count: int = 100  # held-out captions, and pictures, behind every figure
+    samplers: tuple[str, ...] = MASKED_SAMPLERS
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)
+    bounds: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3)  # nats, of entropy_bound, in place of steps
+    guidance: float = 2.5
+    temperature: float = 0.7
+    caption_guidance: float = 2.0
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse samplers that there are not, and numbers that measure nothing."""
+        if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
+            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
+        if not self.steps or min((self.count, *self.steps)) < 1:
+            raise ValueError("count and steps: expected at least 1 each")
+        if not all(map(math.isfinite, (*self.scales, self.guidance, self.caption_guidance, self.temperature))):
+            raise ValueError(f"scales are {self.scales} and guidance {self.guidance}, expected numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalStage(Stage):
     """Figures and the report."""
 
@@ -358,8 +392,11 @@ AnyStage = (
     | MdlmStage
     | TextTokensStage
     | TextModelStage
+    | TextSweepStage
+    | TextEvalStage
     | GenerateStage
     | SweepStage
+    | MaskedSweepStage
     | EvalStage
 )
 FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do without
@@ -372,6 +409,9 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "classifier": ("encode",),
     "sweep": ("latent", "judge"),
     "mdlm": ("encode",),
+    "masked_sweep": ("mdlm", "judge"),
     "text_model": ("text_tokens",),
+    "text_sweep": ("text_model",),
+    "text_eval": ("text_model",),
 }
 PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm")  # kinds that draw pictures

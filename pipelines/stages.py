@@ -31,6 +31,7 @@ from pipelines.stage_config import (
     GenerateStage,
     JudgeStage,
     LatentStage,
+    MaskedSweepStage,
     MdlmStage,
     SceneJudgeStage,
     ScenesData,
@@ -39,7 +40,7 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
-from pipelines.text.config import TextModelStage, TextTokensStage
+from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 
 PATIENCE = 120  # seconds that a stage waits for a folder
 
@@ -139,6 +140,14 @@ def make(run: Run, name: str) -> dict[str, Any]:
             from pipelines.text.train import train_text
 
             return train_text(run, name, stage)
+        case TextSweepStage():
+            from pipelines.text.sweep import text_sweep
+
+            return text_sweep(run, name, stage)
+        case TextEvalStage():
+            from pipelines.text.report import evaluate_text
+
+            return evaluate_text(run, name, stage)
         case GenerateStage():
             from pipelines.generate import generate
 
@@ -147,6 +156,10 @@ def make(run: Run, name: str) -> dict[str, Any]:
             from pipelines.sweep import sweep
 
             return sweep(run, name, stage)
+        case MaskedSweepStage():
+            from pipelines.masked_sweep import masked_sweep
+
+            return masked_sweep(run, name, stage)
         case EvalStage():
             from pipelines.evaluate import evaluate
 

@@ -1,39 +1,33 @@
-"""Quality against network evaluations for every sampler, and against the scale for every rule of guidance.
-
-Each row is written as it is measured, so that an interrupted sweep goes on where it stopped.
-"""
+"""Quality against network evaluations for every sampler, and against the scale for every rule of guidance."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.features import quantise
-from eval.interval import Interval
 from eval.kernel import kernel_distance
-from pipelines.artefact import write_atomically
 from pipelines.distance_measures import REFERENCE
-from pipelines.judging import Judges, scene_figures
+from pipelines.judging import Judges, Pictures, scene_figures
 from pipelines.latent_likelihood import latent_bits
 from pipelines.latent_sampler import LatentSampler
 from pipelines.measures import Set, read_set
-from pipelines.progress import meter, ticking
+from pipelines.progress import ticking
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
 from pipelines.samplers import steps_within
 from pipelines.sampling import batches
 from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions, Settings
 from pipelines.stage_config import DistillStage, SweepStage
+from pipelines.sweep_rows import measure_rows, plain_interval
 from pipelines.usual import usual_of_student
 
-ROWS = "sweep.jsonl"
 BATCH = 50
 START = 0.999  # of samplers that need some signal
 INTERVAL = (0.1, 0.8)  # of guidance in a limited interval
@@ -135,37 +129,27 @@ class Judged:
             drawn = sampler.draw(prompts, draws, setting.settings)
             pictures.append(quantise(sampler.decode(drawn.z)))
             calls = drawn.evaluations
-        made = np.concatenate(pictures)
-        figures = {"kd": kernel_distance(self.judges.features(made), self.reference).interval()}
-        if self.real.labelled and self.judges.scene:
-            scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
-            figures |= {name: scenes[name] for name in ("colour", "shape") if name in scenes}
+        figures = self.figures(np.concatenate(pictures), ("colour", "shape"))
         row = {"group": setting.group, "model": setting.model, "curve": setting.curve, "within": setting.within}
         row |= {"evaluations": calls, "scale": setting.scale, **dataclasses.asdict(setting.settings)}
-        return {**row, "figures": {name: plain_interval(value) for name, value in figures.items()}}
+        return {**row, "figures": figures}
 
-
-def plain_interval(interval: Interval) -> dict[str, float]:
-    """Return an interval as plain values."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
+    def figures(self, made: Pictures, attributes: Sequence[str]) -> dict[str, dict[str, float]]:
+        """Judge pictures (n, H, W, 3) of the captions of `real`: their distance, and the attributes as asked for."""
+        found = {"kd": kernel_distance(self.judges.features(made), self.reference).interval()}
+        if self.real.labelled and self.judges.scene:
+            scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
+            found |= {name: scenes[name] for name in attributes if name in scenes}
+        return {name: plain_interval(value) for name, value in found.items()}
 
 
 def sweep(run: Run, name: str, stage: SweepStage) -> dict[str, Any]:
-    """Measure every setting that is not yet in the file of rows."""
-    path = run.stage_folder(name) / ROWS
-    rows = read_rows(path)
-    whole = "".join(json.dumps(row) + "\n" for row in rows.values())
-    write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
+    """Measure every setting of the sweep."""
     wanted = list(settings_of_sweep(run.recipe, stage))
     judges = Judges.load(run, name)
     real, train = read_set(run, run.held_out_name(), stage.count), read_set(run, "train", REFERENCE)
     judged = Judged(judges, real, judges.features(train.pictures), stage.seed)
-    with meter(name, len(wanted)) as shown, path.open("a", encoding="utf-8") as file:
-        for setting in wanted:
-            if setting.key not in rows:
-                file.write(json.dumps({"key": setting.key, **judged.measure(run, setting)}) + "\n")
-                file.flush()
-            shown.advance(1, f"{setting.curve}")
+    measure_rows(run.stage_folder(name), name, wanted, lambda setting: judged.measure(run, setting))
     bits = {model: _bits(run, model, stage.likelihoods) for model in run.recipe.swept(stage)}
     return {"rows": len(wanted), "count": len(real), "bits_per_dim": bits}
 
@@ -175,15 +159,3 @@ def _bits(run: Run, model: str, count: int) -> dict[str, dict[str, float]]:
         return {}
     with ticking(f"{model} likelihood"):
         return {name: plain_interval(value) for name, value in latent_bits(run, model, count).items()}
-
-
-def read_rows(path: Path) -> dict[str, dict[str, Any]]:
-    """Return the rows that are there, by key; a torn last line is left out, and its row made again."""
-    rows = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:
-            break
-        rows[row["key"]] = row
-    return rows

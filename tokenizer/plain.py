@@ -7,6 +7,7 @@ costs per character exactly, whatever the tokens.
 from __future__ import annotations
 
 import hashlib
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -20,6 +21,7 @@ Unit = Literal["characters", "bpe"]
 UNKNOWN = "<unk>"
 SMALLEST = len(pre_tokenizers.ByteLevel.alphabet())
 PIECE = 1 << 20  # characters encoded at once
+CUT = re.compile(r"(?<=\S)\n(?=\S)")
 
 
 class Encoding(NamedTuple):
@@ -68,7 +70,7 @@ class PlainTokenizer:
         return hashlib.sha256(self._tokenizer.to_str().encode()).hexdigest()
 
     def encode(self, text: str) -> Encoding:
-        """Read a text of any length; it is cut at line ends for speed, where no token reaches across."""
+        """Read a text of any length; long ones go piece by piece, cut where no token reaches across."""
         ids, ends, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
         for piece in _pieces(valid_text(text)):
             found = self._tokenizer.encode(piece)
@@ -102,10 +104,10 @@ def _byte_pairs(text: str, vocab_size: int) -> Tokenizer:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text behind line ends into pieces of about PIECE characters."""
+    """Cut a text into pieces of about PIECE characters, at line ends between two letters, where no token reaches."""
     pieces, start = [], 0
-    while start < len(text):
-        cut = text.find("\n", start + PIECE) + 1 or len(text)
-        pieces.append(text[start:cut])
-        start = cut
-    return pieces
+    for cut in CUT.finditer(text):
+        if cut.end() - start >= PIECE:
+            pieces.append(text[start : cut.end()])
+            start = cut.end()
+    return [*pieces, text[start:]] if start < len(text) else pieces

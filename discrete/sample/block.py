@@ -12,6 +12,7 @@ from torch import Tensor
 from backbone.noise import Randomness
 from discrete.attend import check_blocks
 from discrete.predict import Denoise, denoiser
+from discrete.sample.reveal import cached
 from discrete.schedule import Schedule
 from discrete.text_model import TextTransformer
 
@@ -88,9 +89,12 @@ def block_causal(
 
     The keys and values of finished blocks are remembered: a call of the network costs one block, however long the text,
     and gives what reading the whole text anew would give. x: (B, L) int64, L a multiple of size, of any length;
-    sharpen: logits -> logits, such as temperature or top-p. Returns (B, L).
+    sharpen: logits -> logits, such as temperature or top-p. Returns (B, L). Raises ValueError for the sampler `cached`,
+    which asks about some of the sequences only, while the memories are of all.
     """
     check_blocks(x.shape[1], size)
+    if sampler is cached:
+        raise ValueError("block_causal remembers blocks on its own: take the sampler ancestral in place of cached")
     memory, t = network.memories(), torch.zeros((), device=x.device)
 
     def read(piece: Tensor, *, keep: bool) -> Tensor:
@@ -107,6 +111,7 @@ def block_causal(
     blocks: list[Tensor] = []
     for piece, fixed in zip(x.split(size, 1), given.split(size, 1), strict=True):
         block = sampler(denoise, schedule, piece, times, mask_id=network.mask_id, generator=generator, known=fixed)
-        read(block, keep=True)
         blocks.append(block)
+        if len(blocks) * size < x.shape[1]:
+            read(block, keep=True)
     return torch.cat(blocks, 1)

@@ -10,6 +10,7 @@ from pydantic import Field
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from discrete.text_model import TextTransformerConfig
+from pipelines.sampling_options import MASKED_SAMPLERS
 from pipelines.stage import Stage
 from pipelines.task import Training
 from pipelines.text.detokenise import Detokenise
@@ -61,3 +62,52 @@ class TextModelStage(Stage):
         if self.length < 2:
             raise ValueError(f"length is {self.length}, expected at least 2 tokens, such as 256")
         self.objective.check(self.length)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSweepStage(Stage):
+    """Texts of every model with every sampler at several numbers of steps, judged by an autoregressive scorer."""
+
+    kind: Literal["text_sweep"] = "text_sweep"
+    scorer: str  # the autoregressive stage in `needs` whose perplexity and features judge, itself included
+    count: int = 128  # texts behind every figure
+    length: int = 256  # tokens of a text
+    samplers: tuple[str, ...] = MASKED_SAMPLERS  # of masked models
+    steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
+    bounds: tuple[float, ...] = (100.0, 30.0, 10.0, 3.0, 1.0)  # nats, of entropy_bound, in place of steps
+    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)  # besides 1, each at the largest number of steps
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse samplers that there are not, and numbers that measure nothing."""
+        if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
+            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
+        if not self.steps or min(self.steps) < 1 or self.length < 2:
+            raise ValueError(f"steps {self.steps} and length {self.length}: expected at least 1 step and 2 tokens")
+        if self.count < 20:
+            raise ValueError(f"count is {self.count}, expected at least 20 texts: fewer judge nothing")
+        if self.temperatures and not min(self.temperatures) > 0:
+            raise ValueError(f"temperatures are {self.temperatures}, expected numbers above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherText:
+    """A text that no model was trained on, for a zero-shot cost: a file of the data folder, and how it is read."""
+
+    file: str
+    detokenise: Detokenise = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextEvalStage(Stage):
+    """The report: what the held-out text costs under every text model in `needs`, and the sweeps in `needs`."""
+
+    kind: Literal["text_eval"] = "text_eval"
+    draws: int = 16  # masks of each window and repeat, one from each stratum of their counts
+    repeats: int = 2  # of the draws, from which the bound's own error is known
+    other: tuple[OtherText, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that measure nothing."""
+        if self.draws < 1 or self.repeats < 2:
+            raise ValueError(f"draws {self.draws} and repeats {self.repeats}: expected at least 1 and 2")

@@ -140,12 +140,13 @@ class Windows:
             )
 
     def __len__(self) -> int:
-        return len(self.ids) // self.length - 1
+        return max(0, len(self.ids) // self.length - 1)
 
     def __getitem__(self, position: int) -> Tensor:
         """The window at a position of the endless stream, (length,) int64."""
         epoch, place = divmod(position, len(self))
-        offset = int(np.random.default_rng((self.seed, epoch, 1)).integers(self.length))
+        spare = len(self.ids) - self.length * len(self)
+        offset = int(np.random.default_rng((self.seed, epoch, 1)).integers(spare + 1))
         start = offset + self.length * int(order(len(self), self.seed, epoch)[place])
         return self.ids[start : start + self.length].long()
 

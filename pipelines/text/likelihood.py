@@ -16,6 +16,7 @@ from torch import Tensor
 
 from discrete.objective import Objective
 from discrete.text_model import TextTransformer
+from pipelines.errors import DataError
 from pipelines.hardware import autocast, device_of, step_generator
 from pipelines.progress import meter
 from pipelines.text.corpus import TokenText
@@ -61,6 +62,8 @@ def cost(
     """
     windows = [window.cut(objective.readable(len(window.ids))) for window in text.windows(length)]
     windows = [window for window in windows if len(window.ids)]
+    if not windows:
+        raise DataError(f"The text has {len(text.ids)} tokens, of which none can be counted: give a longer one.")
     whole = sum(len(window.ids) == length for window in windows)  # all but, perhaps, the last
     batches = [windows[i : min(i + BATCH, whole)] for i in range(0, whole, BATCH)] + [[w] for w in windows[whole:]]
     rows: list[Tensor] = []

@@ -1,0 +1,104 @@
+"""From the settings of a masked model to one of its samplers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from backbone.noise import Randomness
+from discrete import sample
+from discrete.predict import Denoise
+from discrete.sample import Remasking, looped
+from discrete.sample.block import Sampler
+from discrete.schedule import Schedule
+from latent.grid import uniform as uniform_times
+from pipelines.errors import PalimpsestError, nearest
+from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
+
+
+def fill_in(
+    denoise: Denoise,
+    schedule: Schedule,
+    x: Tensor,
+    known: Tensor,
+    settings: Settings,
+    *,
+    mask_id: int,
+    generator: Randomness,
+    window: int | None = None,
+) -> Tensor:
+    """Fill in what is masked and not known, x (B, L) -> (B, L), as the settings say.
+
+    `cached` samples as `masked_ancestral` does: what remembers stands around the network. window: the longest sequence
+    that the model reads, where x is longer and goes by blocks. Raises PalimpsestError for a sampler that masked models
+    do not have, and for blocks with one that has no grid of times, or of a size that does not fit.
+    """
+    options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
+    size = options.block or (window or 0) // 4
+    if settings.sampler in GRID_SAMPLERS:
+        sampler, times = on_a_grid(settings)
+        if not size:
+            return sampler(denoise, schedule, x, times, **common)
+        try:
+            return sample.block(denoise, schedule, x, times, sampler=sampler, size=size, window=window, **common)
+        except ValueError as error:
+            raise PalimpsestError(str(error)) from error
+    if size:
+        raise PalimpsestError(
+            f"The text goes by blocks of {size} tokens, but {settings.sampler!r} chooses its own steps: take "
+            f"{', '.join(GRID_SAMPLERS)}"
+        )
+    if settings.sampler == "entropy_bound":
+        return sample.entropy_bound(denoise, schedule, x, options.bound, **common)
+    if settings.sampler == "first_hitting":
+        most = int(((x == mask_id) & ~known).sum(-1).max())
+        return sample.first_hitting(denoise, schedule, x, at_once=max(1, math.ceil(most / settings.steps)), **common)
+    raise PalimpsestError(
+        f"a masked model does not sample with {settings.sampler!r}{nearest(settings.sampler, MASKED_SAMPLERS)}; there "
+        f"are {', '.join(MASKED_SAMPLERS)}"
+    )
+
+
+def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
+    """A sampler that takes a grid of times, and its grid of `steps` steps."""
+    options, times = settings.masked, uniform_times(settings.steps)
+    match settings.sampler:
+        case "confidence":
+            return partial(sample.confidence, temperature=settings.choice_temperature), times
+        case "remask_cap" | "remask_rescale" | "remask_confidence" | "remask_loop":
+            if settings.sampler == "remask_loop":
+                times = _loop_grid(settings.steps, options.loop, options.loop_at)
+            return partial(sample.remask, remasking=_remasking(settings)), times
+        case _:
+            return sample.ancestral, times
+
+
+def _loop_grid(steps: int, share: float, at: float) -> Tensor:
+    """A grid from 1 to 0 that spends a share of its steps at one time, and passes it evenly before and after."""
+    staying = round(share * steps)
+    moving = steps - staying
+    if moving < 2:
+        raise PalimpsestError(
+            f"remask_loop has {steps} steps and stays at one time for {staying}: it needs two more, to come and to go"
+        )
+    above = min(max(1, round((1 - at) * moving)), moving - 1)
+    upper, lower = uniform_times(above, 1.0, at), uniform_times(moving - above, at, 0.0)
+    return looped(torch.cat([upper, lower[1:]]), at, staying)
+
+
+def _remasking(settings: Settings) -> Remasking:
+    options = settings.masked
+    plain = Remasking(eta=options.eta)
+    match settings.sampler:
+        case "remask_rescale":
+            return dataclasses.replace(plain, rule="rescale")
+        case "remask_confidence":
+            return dataclasses.replace(plain, confidence=True)
+        case "remask_loop":
+            return dataclasses.replace(plain, window=(options.loop_at, options.loop_at))
+        case _:
+            return plain

@@ -1,0 +1,210 @@
+"""Stage three of text: what held-out text costs under each model, and how texts look against evaluations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from discrete.objective import Autoregressive
+from eval.blocks import Block, Column, Curve, Figure, Known, Row, Section, Series, Table, Texts
+from eval.interval import Interval, cluster_bootstrap
+from eval.report import write_report
+from eval.text import TextBound, window_bound
+from pipelines.evaluate import curves, report_of
+from pipelines.runs import Run
+from pipelines.sweep_report import kept
+from pipelines.sweep_rows import ROWS, read_rows
+from pipelines.text.config import OtherText, TextEvalStage, TextModelStage, TextSweepStage
+from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
+from pipelines.text.detokenise import detokenise
+from pipelines.text.likelihood import TextCost, cost
+from pipelines.text.sampler import TextSampler
+from pipelines.text.sweep import REAL
+
+PROTOCOL = (
+    "Windows of {length} tokens that do not overlap, the last one being as short as what is left; nothing is read "
+    "before a window and each of its tokens is counted once. Bounds are means over {draws} masks of each window, one "
+    "from each stratum of the masked share, {repeats} times; they stand with <=. Intervals are over windows."
+)
+
+
+@dataclass
+class TextEvaluation:
+    """One evaluation while it is being made."""
+
+    run: Run
+    name: str
+    stage: TextEvalStage
+    figures: dict[str, Known] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+
+    @property
+    def models(self) -> dict[str, TextModelStage]:
+        """The text models that the report is about."""
+        found = {name: self.run.recipe.stage[name] for name in self.run.recipe.forerunners(self.name)}
+        return {n: s for n, s in found.items() if isinstance(s, TextModelStage)}
+
+    def note(self, name: str, interval: Interval, source: str) -> Figure:
+        """Keep a figure."""
+        made = self.figures[name] = Figure.of(interval, source)
+        return made
+
+
+def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
+    """Compute all figures and write report.html and report.json beside the manifest."""
+    e = TextEvaluation(run, name, stage)
+    corpus = Corpus.load(run, next(iter(e.models)))
+    e.sections.append(_costs(e, "test", corpus.splits["test"], "Cost of the held-out text"))
+    for other in stage.other:
+        e.sections.append(_costs(e, other.file, _read(run, other, corpus), f"Zero-shot: {other.file}", rule=other))
+    _sweeps(e)
+    e.sections.append(curves(run))
+    summary = f"{len(e.models)} models of text, judged on {int(corpus.splits['test'].characters.sum())} characters. "
+    page, figures = write_report(
+        report_of(run, name, e.figures, e.sections, summary + getattr(run.recipe.data, "credit", "")),
+        run.stage_folder(name),
+    )
+    return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
+
+
+def _read(run: Run, other: OtherText, corpus: Corpus) -> TokenText:
+    return tokenise(corpus.tokenizer, detokenise(read_text(run.data / other.file), other.detokenise))
+
+
+def _costs(e: TextEvaluation, text: str, tokens: TokenText, title: str, rule: OtherText | None = None) -> Section:
+    """What a text costs under every model, and how far each is from the autoregressive one of the same size."""
+    rows, found = list[Row](), dict[str, TextCost]()
+    for name, stage in e.models.items():
+        model = TextSampler.load(e.run, name)
+        options = {"draws": e.stage.draws, "repeats": e.stage.repeats}
+        found[name] = cost(model.network, stage.objective, tokens, stage.length, name=f"{name} {text}", **options)
+    exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
+    for name, stage in e.models.items():
+        rows.append(_cost_row(e, name, stage, text, found, exact))
+    columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
+               Column("bits per byte", "plain", "lower"), Column("perplexity per token", "plain", "lower"),
+               "Monte-Carlo error", Column("above the autoregressive model", "share", "lower")]  # fmt: skip
+    length = next(iter(e.models.values())).length
+    how = PROTOCOL.format(length=length, draws=e.stage.draws, repeats=e.stage.repeats)
+    if rule is not None:
+        how += f" No model saw this text or one like it. Detokenised by the rule {rule.detokenise!r}."
+    return Section(title, [Table("Cost by model", columns, rows)], lead=how)
+
+
+def _cost_row(
+    e: TextEvaluation, name: str, stage: TextModelStage, text: str, found: Mapping[str, TextCost], exact: Sequence[str]
+) -> Row:
+    mine, key = found[name], f"{name}.text[{text}]"
+    bound = _bound(mine)
+    kind = "exact" if isinstance(stage.objective, Autoregressive) else "upper bound"
+    source = f"{kind}, {len(mine.tokens)} windows of {stage.length} tokens"
+    sign = "" if kind == "exact" else "<= "
+    cells = [e.note(f"{key}.bits_per_character", bound.bits_per_character, source),
+             e.note(f"{key}.bits_per_byte", bound.bits_per_byte, source),
+             e.note(f"{key}.perplexity", _exp(bound.nats_per_token), source)]  # fmt: skip
+    gap = None
+    if exact and name not in exact:
+        ratio = cluster_bootstrap(_mean(mine), range(len(mine.tokens)), weights=_mean(found[exact[0]]))
+        shifted = Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)
+        gap = e.note(f"{key}.above_{exact[0]}", shifted, f"{source}; paired by windows with {exact[0]}")
+    made = e.run.manifest(name)
+    error = "" if kind == "exact" else f"{bound.monte_carlo_se / math.log(2):.4f}"
+    return Row([f"{sign}{name}", stage.objective.kind, made["parameters"], made["tokens"], *cells, error, gap])
+
+
+def _mean(found: TextCost) -> NDArray[np.float64]:
+    return found.nats.mean(1).numpy()
+
+
+def _exp(found: Interval) -> Interval:
+    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n)
+
+
+def _bound(found: TextCost) -> TextBound:
+    columns = (column.numpy() for column in (found.nats, found.tokens, found.characters, found.bytes))
+    return window_bound(*columns)
+
+
+def _sweeps(e: TextEvaluation) -> None:
+    """Add the sections of every sweep before this stage, and note their figures."""
+    for name in e.run.recipe.forerunners(e.name):
+        stage = e.run.recipe.stage[name]
+        if isinstance(stage, TextSweepStage):
+            rows = list(read_rows(e.run.stage_folder(name) / ROWS).values())
+            for row in rows:
+                how = f"{row['curve']}|steps={row['steps']}|temperature={row['temperature']:g}"
+                how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
+                for figure, value in row["figures"].items():
+                    e.figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, name)
+            e.sections += _sections(stage, rows)
+
+
+METRICS = {
+    "genppl": ("generative perplexity", True),
+    "entropy": ("entropy of words within a text", False),
+    "mauve": ("MAUVE under the scorer", False),
+}
+
+
+def _sections(stage: TextSweepStage, rows: Sequence[Mapping[str, Any]]) -> list[Section]:
+    """Figures against evaluations with the real text as a level, perplexity against entropy, and all rows."""
+    real = next(row for row in rows if row["group"] == REAL)
+    lead = (
+        f"{stage.count} texts of {stage.length} tokens a row. Perplexity is {real['scorer']}, a model of this recipe "
+        f"and no published one; MAUVE is {real['mauve']}, over seeds of its clustering. A low perplexity at an entropy "
+        "below that of real text means repetition, and ranks nothing."
+    )
+    swept = [row for row in rows if row["group"] == "steps"]
+    blocks: list[Block] = []
+    for figure, (label, log) in METRICS.items():
+        series = [_series(curve, swept, figure) for curve in dict.fromkeys(row["curve"] for row in swept)]
+        ends = [min(row["evaluations"] for row in swept), max(row["evaluations"] for row in swept)]
+        series.append(Series("held-out text", ends, [real["figures"][figure]["value"]] * 2))
+        blocks.append(Curve(label, series, x_label="network evaluations", y_label=label, log=log))
+    blocks += [_trade(rows), _table(rows)]
+    shown = [
+        (f"{row['curve']}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
+    ]
+    return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
+
+
+def _series(curve: str, rows: Sequence[Mapping[str, Any]], figure: str) -> Series:
+    mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row["evaluations"])
+    y, low, high = ([row["figures"][figure][end] for row in mine] for end in ("value", "low", "high"))
+    return Series(curve, [row["evaluations"] for row in mine], y, low, high)
+
+
+def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:
+    """Perplexity against entropy over temperatures, and where real text stands."""
+    found = [row for row in rows if row["group"] in ("temperature", REAL)]
+    series = []
+    for curve in dict.fromkeys(row["curve"] for row in found):
+        mine = sorted((row for row in found if row["curve"] == curve), key=lambda row: row["temperature"])
+        x, y = ([row["figures"][figure]["value"] for row in mine] for figure in ("entropy", "genppl"))
+        low, high = ([row["figures"]["genppl"][end] for row in mine] for end in ("low", "high"))
+        series.append(Series(curve, x, y, low, high))
+    label = "generative perplexity"
+    return Curve(f"{label} against entropy, over temperatures", series, x_label="entropy", y_label=label, log=True)
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
+               Column("whole texts read", "plain", "lower"), Column("perplexity", "plain", "lower"), "entropy",
+               Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct pairs",
+               "longest copy", "may be ranked"]  # fmt: skip
+    lines = []
+    for row in rows:
+        figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
+        kind = "ceiling" if row["group"] == REAL else "model"
+        cells = [row["curve"], row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
+                 figures["entropy"], figures["mauve"], figures["self_bleu_4"], round(row["variety"]["distinct_2"], 3),
+                 row["variety"]["longest_copied"], "yes" if row["comparable"] else "no"]  # fmt: skip
+        lines.append(Row(cells, kind=kind))
+    return Table(
+        "All rows", columns, lines, note="Distinct pairs and longest copies are of words, over all texts of a row."
+    )

@@ -1,0 +1,221 @@
+"""Writing texts with any text model: from nothing, behind a prompt, or into the gaps of one."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from discrete.autoregressive import continue_text
+from discrete.d3pm import sample_chain
+from discrete.objective import Autoregressive, Blocks, Masked, Objective
+from discrete.predict import denoiser, sharpened
+from discrete.replaced import D3PM, Uniform
+from discrete.sample import Remember, block_causal
+from discrete.schedule import Linear
+from discrete.text_model import TextTransformer
+from discrete.uniform import uniform_ancestral, uniform_start
+from latent.grid import uniform as uniform_times
+from pipelines.errors import PalimpsestError
+from pipelines.hardware import device_of
+from pipelines.masked_sampling import fill_in, on_a_grid
+from pipelines.models import load_text_model
+from pipelines.runs import Run
+from pipelines.sampling_options import Settings
+from pipelines.text.config import TextModelStage
+from pipelines.text.corpus import Corpus
+from tokenizer.plain import PlainTokenizer
+
+GAP = re.compile(r"\[mask(?::(\d+))?\]")  # of one token, or of so many
+
+
+class Written(NamedTuple):
+    """Texts (B, L) as tokens; how often the network was asked about each, and how many whole texts it read for each."""
+
+    ids: Tensor
+    evaluations: float
+    passes: float
+
+
+@dataclass(frozen=True)
+class TextSampler:
+    """A text model with its tokenizer."""
+
+    network: TextTransformer
+    objective: Objective
+    tokenizer: PlainTokenizer
+    length: int  # tokens of the windows that it was trained on
+
+    @classmethod
+    def load(cls, run: Run, name: str) -> Self:
+        """Load the stage `name`; raises ArtefactError where its tokenizer is not the one that it was trained with."""
+        stage = run.recipe.stage[name]
+        assert isinstance(stage, TextModelStage)
+        corpus = Corpus.load(run, name)
+        network = load_text_model(run, name, corpus.tokenizer)
+        return cls(network, stage.objective, corpus.tokenizer, stage.length)
+
+    def prompt(self, text: str, length: int) -> tuple[Tensor, Tensor]:
+        """Tokens (1, length) of a text with gaps, and which of them are known: (1, length) bool.
+
+        [mask] is a gap of one token, [mask:12] one of twelve; what is not said is behind the text. Raises
+        PalimpsestError where it does not fit.
+        """
+        ids, known, start = list[int](), list[bool](), 0
+        for gap in [*GAP.finditer(text), None]:
+            piece = self.tokenizer.encode(text[start : gap.start() if gap else None]).ids.tolist()
+            ids, known = ids + piece, known + [True] * len(piece)
+            if gap is not None:
+                size = int(gap[1] or 1)
+                ids, known, start = ids + [0] * size, known + [False] * size, gap.end()
+        if len(ids) > length:
+            raise PalimpsestError(
+                f"The prompt has {len(ids)} tokens, but the text is to have {length}: shorten it, or ask for a longer "
+                "text."
+            )
+        rest = length - len(ids)
+        return torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest])
+
+    def write(
+        self,
+        count: int,
+        generators: Sequence[torch.Generator],
+        settings: Settings,
+        *,
+        prompt: str = "",
+        length: int | None = None,
+    ) -> Written:
+        """Write `count` texts of `length` tokens around a prompt; longer ones than the model read go by blocks."""
+        device = device_of(self.network)
+        x, known = (part.expand(count, -1).to(device) for part in self.prompt(prompt, length or self.length))
+        return self.fill(x, known, generators, settings)
+
+    @torch.no_grad()
+    def fill(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Written:
+        """Fill in what is not known of x (B, L). Raises PalimpsestError where the model cannot."""
+        with _counted(self.network) as count:
+            match self.objective:
+                case Autoregressive():
+                    made = _continued(self.network, x, known, generators, settings)
+                case Masked():
+                    made = self._unmasked(x, known, generators, settings)
+                case Blocks():
+                    made = self._by_blocks(self.objective.size, x, known, generators, settings)
+                case Uniform():
+                    made = _replaced(self.objective, self.network, x, known, generators, settings)
+                case D3PM():
+                    made = _chained(self.objective, self.network, x, known, generators, settings)
+                case _:
+                    raise AssertionError(self.objective)
+        return Written(made, count.rows / len(x), count.tokens / x.numel())
+
+    def _unmasked(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Tensor:
+        """Masked diffusion; texts that are longer than the windows of the training go by blocks within such windows."""
+        if settings.sampler == "cached" and self.network.config.time:
+            raise PalimpsestError(
+                "The sampler 'cached' remembers what the network said, but this network sees the time, which never "
+                "stands still: take masked_ancestral, or train with model.time = false."
+            )
+        plain = Remember(self.network.logits) if settings.sampler == "cached" else self.network.logits
+        options, mask_id = settings.masked, self.network.mask_id
+        denoise = denoiser(
+            plain, mask_id=mask_id, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p
+        )
+        hidden = torch.where(known, x, mask_id)
+        window = self.length if x.shape[1] > self.length else None
+        return fill_in(denoise, Linear(), hidden, known, settings, mask_id=mask_id, generator=generators, window=window)
+
+    def _by_blocks(
+        self, size: int, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings
+    ) -> Tensor:
+        """Block-causal diffusion, at `steps` steps for each block."""
+        hidden = torch.where(known, x, self.network.mask_id)
+        sampler, times = on_a_grid(settings)
+        options = {"generator": generators, "known": known, "sharpen": partial(_sharpened, settings)}
+        return block_causal(self.network, Linear(), hidden, times, sampler=sampler, size=size, **options)
+
+
+def _continued(
+    network: TextTransformer, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings
+) -> Tensor:
+    """One token after the other, behind what is known."""
+    start = int(known[0].sum())
+    if not bool(known[:, :start].all()):
+        raise PalimpsestError(
+            "An autoregressive model writes behind a prompt alone, and this one has gaps in it: take a masked model."
+        )
+    sharpen = partial(_sharpened, settings)
+    return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=sharpen)
+
+
+def _replaced(
+    objective: Uniform, network: TextTransformer, x: Tensor, known: Tensor, generators: Sequence[torch.Generator],
+    settings: Settings,
+) -> Tensor:  # fmt: skip
+    """Uniform-state diffusion, from random tokens."""
+    start = torch.where(known, x, uniform_start(x.shape, network.vocab, generators, x.device))
+    denoise, times = objective.denoise(network), uniform_times(settings.steps)
+    common = {"vocab": network.vocab, "generator": generators, "known": known}
+    return uniform_ancestral(denoise, objective.schedule, start, times, **common)
+
+
+def _chained(
+    objective: D3PM, network: TextTransformer, x: Tensor, known: Tensor, generators: Sequence[torch.Generator],
+    settings: Settings,
+) -> Tensor:  # fmt: skip
+    """All steps of the chain that was trained."""
+    if settings.steps != objective.steps:
+        raise PalimpsestError(
+            f"steps is {settings.steps}, but this model was trained on a chain of {objective.steps} steps and takes "
+            "them all"
+        )
+    chain = objective.chain(network.vocab).to(x.device)
+    random = uniform_start(x.shape, network.vocab, generators, x.device)
+    start = torch.full_like(x, network.mask_id) if objective.transition == "absorbing" else random
+    start = torch.where(known, x, start)
+    return sample_chain(objective.denoise(network), chain, start, generator=generators, known=known)
+
+
+def _sharpened(settings: Settings, logits: Tensor) -> Tensor:
+    """The settings' temperature, top-k and top-p."""
+    options = settings.masked
+    return sharpened(logits, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
+
+
+def usual_steps(sampler: TextSampler) -> int:
+    """How many steps a model takes where nothing is said: half as many as tokens, or all that it was trained on."""
+    match sampler.objective:
+        case D3PM(steps=steps):
+            return steps
+        case Blocks(size=size):
+            return size
+        case _:
+            return max(1, sampler.length // 2)
+
+
+@dataclass
+class _Count:
+    rows: int = 0
+    tokens: int = 0
+
+
+@contextmanager
+def _counted(network: TextTransformer) -> Iterator[_Count]:
+    """Count what a network is asked about."""
+    count = _Count()
+
+    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        count.rows += len(inputs[0])
+        count.tokens += inputs[0].numel()
+
+    hook = network.register_forward_pre_hook(note)
+    try:
+        yield count
+    finally:
+        hook.remove()

@@ -1,0 +1,61 @@
+"""An autoregressive model as a judge of texts: what each costs under it, and where it ends in its feature space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from discrete.attend import causal
+from discrete.autoregressive import next_token_nll
+from discrete.objective import Autoregressive
+from eval.generative import Scores
+from pipelines.errors import PalimpsestError
+from pipelines.hardware import autocast, device_of
+from pipelines.runs import Run
+from pipelines.text.sampler import TextSampler
+
+BATCH = 64
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A frozen autoregressive model and its name with the hash of its weights."""
+
+    model: TextSampler
+    name: str
+
+    @classmethod
+    def load(cls, run: Run, stage: str) -> Self:
+        """Load a stage as a judge. Raises PalimpsestError where it is not autoregressive."""
+        model = TextSampler.load(run, stage)
+        if not isinstance(model.objective, Autoregressive):
+            raise PalimpsestError(
+                f"The scorer {stage} is no autoregressive model: name one, whose costs are no bounds."
+            )
+        return cls(model, f"{stage}:{run.manifest(stage)['hash'][:8]}")
+
+    @torch.no_grad()
+    def read(self, texts: Sequence[str]) -> tuple[Scores, NDArray[np.float32]]:
+        """Costs of texts in the scorer's own tokens, and the state (n, dim) behind the last token of each."""
+        network, nats, states = self.model.network, list[float](), list[NDArray[np.float32]]()
+        encoded = [torch.from_numpy(self.model.tokenizer.encode(text).ids).long() for text in texts]
+        for start in range(0, len(encoded), BATCH):
+            rows = encoded[start : start + BATCH]
+            lengths = torch.tensor([len(row) for row in rows])
+            x = torch.stack([F.pad(row, (0, int(lengths.max()) - len(row))) for row in rows])
+            x, inside = x.to(device_of(network)), torch.arange(x.shape[1]) < lengths[:, None]
+            with autocast(x.device, True):
+                costs = next_token_nll(network, x).cpu().double()
+                seen = network.states(x, torch.zeros((), device=x.device), mask=causal(x.shape[1]).to(x.device))
+            nats += torch.where(inside, costs, 0).sum(1).tolist()
+            last = seen[torch.arange(len(rows)), lengths - 1].float().cpu()
+            states += list(last.numpy())
+        tokens = [len(row) for row in encoded]
+        scores = Scores(scorer=self.name, nats=nats, tokens=tokens, characters=[len(text) for text in texts])
+        return scores, np.stack(states)

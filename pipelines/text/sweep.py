@@ -1,0 +1,167 @@
+"""Generated texts against network evaluations, for every model and sampler, and against temperature."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from discrete.objective import Autoregressive, Blocks, Masked
+from discrete.replaced import D3PM, Uniform
+from eval.generative import GenerativeText, comparable, generative_text
+from eval.mauve import mauve
+from eval.text import Corpus as WordCorpus
+from pipelines.runs import Run
+from pipelines.sampling import chunks, generators
+from pipelines.sampling_options import MaskedOptions, Settings
+from pipelines.sweep_rows import measure_rows, plain_interval
+from pipelines.text.config import TextModelStage, TextSweepStage
+from pipelines.text.corpus import Corpus
+from pipelines.text.sampler import TextSampler
+from pipelines.text.scorer import Scorer
+
+BATCH = 64
+REAL = "real"
+SHOWN = 3  # texts of each row that the report shows
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One row to measure: a model and how to sample it, or the real text."""
+
+    group: str  # steps, temperature or real
+    model: str
+    curve: str
+    settings: Settings
+
+    @property
+    def key(self) -> str:
+        """What tells a row from the others."""
+        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
+
+
+def settings_of_sweep(run: Run, stage: TextSweepStage) -> Iterator[Setting]:
+    """Yield every setting of the sweep: the real text, then all models with all their samplers."""
+    plain = Settings(sampler="masked_ancestral", steps=1, guidance=1.0)
+    yield Setting(REAL, REAL, "held-out text", plain)
+    yield Setting(REAL, REAL, "training text", plain)
+    for name in stage.needs:
+        if isinstance(model := run.recipe.stage[name], TextModelStage):
+            yield from _rows(name, model, stage, plain)
+
+
+def _rows(name: str, model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[Setting]:
+    """Rows of one model: its samplers over numbers of steps, and its first sampler over temperatures."""
+    curves = list(_curves(model, stage, plain))
+    for curve, settings in curves:
+        yield Setting("steps", name, f"{name}: {curve}", settings)
+    if isinstance(model.objective, Uniform | D3PM):  # their networks give no logits that a temperature could act on
+        return
+    base = max((settings for _, settings in curves if settings.sampler == plain.sampler), key=lambda s: s.steps)
+    for temperature in (*stage.temperatures, 1.0):
+        yield Setting("temperature", name, name, dataclasses.replace(base, temperature=temperature))
+
+
+def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[tuple[str, Settings]]:
+    match model.objective:
+        case Autoregressive():
+            yield "one by one", plain
+        case Masked():
+            for sampler in stage.samplers:
+                if sampler == "entropy_bound":
+                    options = [MaskedOptions(bound=bound) for bound in stage.bounds]
+                    yield from ((sampler, dataclasses.replace(plain, sampler=sampler, masked=o)) for o in options)
+                    continue
+                for steps in stage.steps:
+                    yield sampler, dataclasses.replace(plain, sampler=sampler, steps=steps)
+        case Blocks(size=size):
+            for steps in sorted({min(steps, size) for steps in (1, 2, 4, 8, 16, size)}):
+                yield f"blocks of {size}", dataclasses.replace(plain, steps=steps)
+        case Uniform():
+            for steps in stage.steps:
+                yield "uniform ancestral", dataclasses.replace(plain, steps=steps)
+        case D3PM(steps=steps):
+            yield "all steps", dataclasses.replace(plain, steps=steps)
+        case _:
+            raise AssertionError(model.objective)
+
+
+@dataclass
+class TextJudged:
+    """What rows are measured against."""
+
+    run: Run
+    stage: TextSweepStage
+    corpus: Corpus
+    scorer: Scorer
+    samplers: dict[str, TextSampler] = field(default_factory=dict)
+
+    @cached_property
+    def words(self) -> WordCorpus:
+        """The words of the training text."""
+        return WordCorpus([self.corpus.tokenizer.decode(self.corpus.splits["train"].ids.numpy()).split()])
+
+    @cached_property
+    def reference(self) -> tuple[GenerativeText, NDArray[np.float32]]:
+        """Figures and features of the held-out text."""
+        return self.judge(self.real("test"))
+
+    def real(self, split: str) -> list[str]:
+        """Windows of a real text, spread over all of it."""
+        ids, length = self.corpus.splits[split].ids, self.stage.length
+        starts = np.linspace(0, max(0, len(ids) - length), self.stage.count).astype(int)
+        return [self.corpus.tokenizer.decode(ids[start : start + length].numpy()) for start in starts]
+
+    def judge(self, texts: list[str]) -> tuple[GenerativeText, NDArray[np.float32]]:
+        """Figures and features of texts."""
+        scores, states = self.scorer.read(texts)
+        return generative_text(scores, [text.split() for text in texts], self.words, seed=self.stage.seed), states
+
+    def measure(self, setting: Setting) -> dict[str, Any]:
+        """Sample as one setting says, and judge it."""
+        evaluations = passes = 0.0
+        if setting.group == REAL:
+            texts = self.real("test" if setting.curve.startswith("held") else "train")
+        else:
+            texts, evaluations, passes = self._write(setting)
+        (found, states), (real, real_states) = self.judge(texts), self.reference
+        overlap = mauve(states, real_states, embedder=self.scorer.name)
+        verdict = comparable(found, real)
+        figures = {
+            "genppl": found.perplexity,
+            "nats_per_character": found.nats_per_character,
+            "entropy": found.entropy,
+            "self_bleu_4": found.self_bleu_4,
+            "mauve": overlap.mauve.interval(),
+        }
+        row = {"group": setting.group, "model": setting.model, "curve": setting.curve}
+        row |= {"evaluations": evaluations, "passes": passes, **dataclasses.asdict(setting.settings)}
+        row |= {"scorer": found.label(), "mauve": overlap.label(), "comparable": bool(verdict), "why": verdict.reason}
+        kept = {name: plain_interval(value) for name, value in figures.items()}
+        return {**row, "figures": kept, "variety": vars(found.variety), "texts": texts[:SHOWN]}
+
+    def _write(self, setting: Setting) -> tuple[list[str], float, float]:
+        if setting.model not in self.samplers:
+            self.samplers[setting.model] = TextSampler.load(self.run, setting.model)
+        sampler, texts = self.samplers[setting.model], list[str]()
+        evaluations = passes = 0.0
+        for part in chunks(generators([""] * self.stage.count, self.stage.seed), BATCH):
+            written = sampler.write(len(part), part, setting.settings, length=self.stage.length)
+            texts += [sampler.tokenizer.decode(row.numpy()) for row in written.ids.cpu()]
+            evaluations += written.evaluations * len(part) / self.stage.count
+            passes += written.passes * len(part) / self.stage.count
+        return texts, round(evaluations, 2), round(passes, 2)
+
+
+def text_sweep(run: Run, name: str, stage: TextSweepStage) -> dict[str, Any]:
+    """Measure every setting of the sweep."""
+    judged = TextJudged(run, stage, Corpus.load(run, name), Scorer.load(run, stage.scorer))
+    wanted = list(settings_of_sweep(run, stage))
+    measure_rows(run.stage_folder(name), name, wanted, judged.measure)
+    return {"rows": len(wanted), "count": stage.count, "scorer": judged.scorer.name}

@@ -1,0 +1,192 @@
+"""A recipe on text from files to report: every objective trained, sampled and judged, interrupted and gone on with."""
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipelines.config import RecipeError, load_recipe
+from pipelines.data.grammar import for_size
+from pipelines.errors import PalimpsestError
+from pipelines.generate import load
+from pipelines.sampling_options import MASKED_SAMPLERS
+from tests.conftest import finish, start, wait_for
+
+RECIPE = """
+[data]
+kind = "text"
+train = "train.txt"
+test = "test.txt"
+[stage.tokens]
+kind = "text_tokens"
+{models}
+[stage.sweep]
+kind = "text_sweep"
+needs = ["tokens", "ar", {names}]
+scorer = "ar"
+count = 24
+length = 32
+steps = [4, 8]
+bounds = [3.0]
+temperatures = [0.7]
+[stage.eval]
+kind = "text_eval"
+needs = ["ar", {names}, "sweep"]
+draws = 4
+other = [{{ file = "other.txt", detokenise = "wikitext" }}]
+"""
+MODEL = """
+[stage.{name}]
+kind = "text_model"
+needs = ["tokens"]
+length = 32
+objective = {objective}
+model = {{ dim = 32, layers = 2, heads = 2, time = {time} }}
+training = {{ steps = 60, batch = 16, learning_rate = 5e-3, ema = 0.9, validate_every = 20, compile = false }}
+"""
+OBJECTIVES = {
+    "ar": '{ kind = "autoregressive" }',
+    "masked": '{ kind = "masked", copies = 2 }',
+    "blocks": '{ kind = "blocks", size = 8 }',
+    "uniform": '{ kind = "uniform" }',
+    "absorbing": '{ kind = "d3pm", steps = 8 }',
+    "replacing": '{ kind = "d3pm", steps = 8, transition = "uniform" }',
+}
+TIMED = ("uniform", "replacing")
+
+
+def recipe(folder: Path) -> Path:
+    models = "".join(
+        MODEL.format(name=name, objective=objective, time=str(name in TIMED).lower())
+        for name, objective in OBJECTIVES.items()
+    )
+    names = ", ".join(f'"{name}"' for name in OBJECTIVES if name != "ar")
+    path = folder / "words.toml"
+    path.write_text(RECIPE.format(models=models, names=names), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run on sentences of the scenes' grammar, killed while it trained."""
+    folder = tmp_path_factory.mktemp("text")
+    grammar, rng = for_size(32), np.random.default_rng(0)
+    for name, count in (("train", 800), ("test", 100), ("other", 20)):
+        lines = "\n".join(grammar.caption(grammar.sample_scene(rng), rng) for _ in range(count))
+        (folder / f"{name}.txt").write_text(lines + "\n", encoding="utf-8")
+    run = ("run", recipe(folder), "--out", folder / "runs", "--data", folder)
+    process = start(*run)
+    wait_for(folder / "runs" / "words" / "masked" / "log.jsonl", process)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finish(*run)
+    return folder / "runs" / "words"
+
+
+@pytest.fixture(scope="session")
+def report(words: Path) -> dict[str, dict]:
+    return json.loads((words / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
+
+
+def test_every_objective_trains_and_its_cost_stands_in_the_report(words: Path, report):
+    for name in OBJECTIVES:
+        for text in ("test", "other.txt"):
+            bits = report[f"{name}.text[{text}].bits_per_character"]
+            assert 0.5 < bits["value"] < 8 and bits["low"] < bits["value"] < bits["high"]
+        losses = [json.loads(line) for line in (words / name / "log.jsonl").read_text().splitlines()]
+        costs = [line["bits_per_character"] for line in losses if line["split"] == "validation"]
+        assert len(costs) == 3 and costs[-1] < costs[0]  # each step once, whatever was interrupted
+
+
+def test_a_bound_stands_beside_the_autoregressive_cost_with_a_paired_interval(report):
+    ratio = report["masked.text[test].above_ar"]
+    cost, bound = (report[f"{name}.text[test].bits_per_character"]["value"] for name in ("ar", "masked"))
+    assert ratio["value"] == pytest.approx(bound / cost - 1, rel=1e-9)
+    assert "ar.text[test].above_ar" not in report
+
+
+def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, report):
+    rows = [json.loads(line) for line in (words / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    curves = {row["curve"] for row in rows}
+    assert {"held-out text", "ar: one by one", "blocks: blocks of 8", "uniform: uniform ancestral"} <= curves
+    assert {"absorbing: all steps", "replacing: all steps"} | {f"masked: {name}" for name in MASKED_SAMPLERS} <= curves
+    for row in rows:
+        assert all(len(text) > 0 for text in row["texts"]) and row["figures"]["genppl"]["n"] == 24
+    of = {(row["curve"], row["steps"], row["temperature"]): row for row in rows if row["group"] != "real"}
+    assert of["masked: masked_ancestral", 8, 1.0]["evaluations"] == 8
+    assert of["ar: one by one", 1, 1.0]["evaluations"] == 32 and of["ar: one by one", 1, 1.0]["passes"] == 1
+    assert of["masked: cached", 8, 1.0]["texts"] == of["masked: masked_ancestral", 8, 1.0]["texts"]
+    assert of["masked: cached", 8, 1.0]["evaluations"] <= 8
+    assert any(name.startswith("masked.sweep.genppl[steps: masked: cached|steps=4") for name in report)
+
+
+def test_texts_hold_their_prompt_and_go_on_beyond_the_trained_length(words: Path):
+    run = load(words)
+    for model in ("ar", "masked", "blocks"):
+        texts = run.texts(2, seed=0, model=model, prompt="a large red", length=96)
+        assert all(text.startswith("a large red") and len(text) == 96 for text in texts)
+    for model in ("uniform", "absorbing", "replacing"):
+        assert all(text.startswith("a large") for text in run.texts(2, seed=0, model=model, prompt="a large"))
+
+
+def test_gaps_are_filled_and_nothing_else_changes(words: Path):
+    run = load(words)
+    for sampler in ("confidence", "remask_rescale", "entropy_bound", "first_hitting"):
+        (text,) = run.texts(1, seed=1, model="masked", prompt="a [mask:5] circle on a [mask] ", sampler=sampler)
+        assert re.match(r"a .{5} circle on a . ", text, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words_of_error"),
+    [
+        ({"model": "masked", "prompt": "a" * 40}, "40 tokens, but the text is to have 32"),
+        ({"model": "ar", "prompt": "a [mask] circle"}, "writes behind a prompt alone"),
+        ({"model": "masked", "sampler": "cachd"}, "did you mean 'cached'"),
+        ({"model": "masked", "block": 7}, "blocks of 7 do not divide a length of 32"),
+        ({"model": "blocks", "length": 33}, "blocks of 8 do not divide a length of 33"),
+        ({"model": "masked", "sampler": "entropy_bound", "length": 64}, "chooses its own steps"),
+        ({"model": "absorbing", "steps": 9}, "chain of 8 steps"),
+        ({"model": "masked", "temperature": 0.0}, "temperature is 0.0"),
+        ({"model": "masked", "top_p": 1.5}, "top_p 1.5"),
+        ({"model": "masked", "grid": "karras"}, "a masked model knows no such thing"),
+    ],
+)
+def test_bad_input_says_both_values_and_the_remedy(words: Path, changes, words_of_error: str):
+    with pytest.raises((PalimpsestError, ValueError), match=words_of_error):
+        load(words).texts(1, seed=0, **changes)
+
+
+def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
+    other = tmp_path / "words"
+    shutil.copytree(words, other)
+    path = other / "masked" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "tokenizer": "0" * 64}))
+    with pytest.raises(PalimpsestError, match="trained with the tokenizer 000000000000, but"):
+        load(other).texts(1, seed=0, model="masked")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("stage.masked.length=1", "length is 1, expected at least 2"),
+        ("stage.blocks.objective.size=7", "blocks of 7 do not divide a length of 32"),
+        ("stage.masked.needs=[]", "needs a stage of kind 'text_tokens'"),
+        ("stage.sweep.samplers=['greedy']", "'greedy'.* are unknown"),
+        ("stage.sweep.scorer='masked'", "scorer is 'masked'.*autoregressive"),
+        ("stage.masked.objective.copies=0", "copies is 0"),
+        ("data.valid_share=1.5", "valid_share is 1.5"),
+    ],
+)
+def test_recipes_of_text_are_checked_before_anything_runs(tmp_path: Path, change: str, message: str):
+    with pytest.raises(RecipeError, match=message):
+        load_recipe(recipe(tmp_path), [change])
+
+
+def test_a_missing_text_file_is_named(words: Path, tmp_path: Path):
+    text = finish("run", recipe(tmp_path), "--out", tmp_path / "runs", "--data", tmp_path, code=2)
+    assert "There is no text at" in text and "train.txt" in text
