@@ -35,7 +35,7 @@ def next_token_nll(network: TextTransformer, x: Tensor, *, end_id: int | None = 
     mask = causal(x.shape[1]).to(x.device)
     mask = mask if end_id is None else mask & documents(x, end_id)
     logits = network(shifted(network, x, end_id=end_id), torch.zeros((), device=x.device), mask=mask)
-    return F.cross_entropy(logits.float().transpose(1, 2), x, reduction="none")
+    return F.cross_entropy(logits.float().flatten(0, 1), x.flatten(), reduction="none").view_as(x)
 
 
 @torch.no_grad()

@@ -79,6 +79,11 @@ def masked_cross_entropy(logits: Tensor, x: Tensor, weight: Tensor) -> Tensor:
     logits: (B, L, K) over one modality's tokens; x: (B, L) in [0, K); weight: (B, L), 0 where a token is visible or not
     asked for (its x is then ignored). Returns (B,) in float32.
     """
+    return asked_cross_entropy(logits[weight > 0], x, weight)
+
+
+def asked_cross_entropy(rows: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+    """The same from the logits (n, K) of the n tokens that have a weight alone, in order: no others need be made."""
     asked, weight = weight > 0, weight.float()
-    nll = cross_entropy(logits[asked].float(), x[asked], reduction="none")  # (number asked,)
+    nll = cross_entropy(rows.float(), x[asked], reduction="none")  # (n,)
     return torch.zeros_like(weight).masked_scatter(asked, weight[asked] * nll).sum(-1)

@@ -18,7 +18,7 @@ from backbone.noise import uniform
 from discrete.attend import check_blocks, noisy_and_clean
 from discrete.autoregressive import next_token_nll
 from discrete.corrupt import draw_count, mask_exact_count, mask_tokens
-from discrete.loss import exact_count_weight, masked_cross_entropy, sample_times
+from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
 from discrete.schedule import AnySchedule, Linear
 from discrete.text_model import TextTransformer
 
@@ -90,7 +90,8 @@ class Masked(Objective):
         x_t = mask_tokens(self.schedule, x, t, mask_id=network.mask_id, generator=generator)
         weight = self.schedule.weight(t) * relative_weight(self.schedule.log_snr(t), self.weighting)
         weight = torch.where(x_t == network.mask_id, weight[:, None], 0)
-        return masked_cross_entropy(network(x_t, t.float()), x, weight).mean() / x.shape[1]
+        rows = network(x_t, t.float(), asked=weight > 0)
+        return asked_cross_entropy(rows, x, weight).mean() / x.shape[1]
 
     def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The bound by exact counts, whatever the training."""
@@ -112,8 +113,9 @@ class Masked(Objective):
         x_t = mask_exact_count(x, count, mask_id=network.mask_id, generator=generator)
         masked, share = x_t == network.mask_id, count / x.shape[1]
         weight = exact_count_weight(masked) * relative_weight(torch.log(1 - share) - torch.log(share), weighting)
-        logits = network(x_t, self.schedule.time(share).float())
-        return masked_cross_entropy(logits, x, masked * weight[:, None])
+        weight = masked * weight[:, None]
+        rows = network(x_t, self.schedule.time(share).float(), asked=weight > 0)
+        return asked_cross_entropy(rows, x, weight)
 
 
 def relative_weight(log_snr: Tensor, weighting: Weighting) -> Tensor:
@@ -172,6 +174,7 @@ class Blocks(Objective):
         mask = noisy_and_clean(length, self.size).to(x.device)
         positions = torch.arange(length, device=x.device).repeat(2)
         t = torch.zeros((), device=x.device)
-        logits = network(torch.cat([x_t, x], 1), t, mask=mask, positions=positions)[:, :length]
         weight = (hidden * (self.size / count)[:, None]).view_as(x)
-        return masked_cross_entropy(logits, x, weight)
+        asked = torch.cat([weight > 0, torch.zeros_like(x, dtype=torch.bool)], 1)
+        rows = network(torch.cat([x_t, x], 1), t, mask=mask, positions=positions, asked=asked)
+        return asked_cross_entropy(rows, x, weight)

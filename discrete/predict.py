@@ -23,12 +23,12 @@ def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
     or wider, never NaN where one token at least is allowed.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    masked, carried = x_t == mask_id, torch.zeros_like(logits[..., :1])
+    log_probs = torch.full_like(logits, -torch.inf).scatter(-1, x_t[..., None], carried)  # (B, L, V + 1)
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    log_probs = logits.masked_fill(ids == mask_id, -torch.inf).log_softmax(-1)
-    token = x_t[..., None]  # (B, L, 1)
-    visible = token != mask_id
-    carried = torch.where(visible, 0, log_probs.gather(-1, token))
-    return log_probs.masked_fill(visible, -torch.inf).scatter(-1, token, carried)
+    rows = logits[masked].masked_fill(ids == mask_id, -torch.inf).log_softmax(-1)  # only these cost a softmax
+    log_probs[masked] = rows
+    return log_probs
 
 
 def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:

@@ -125,8 +125,13 @@ def corrupt(x: Tensor, layout: Layout, mix: TaskMix, generator: Randomness) -> C
     return Corrupted(x_t, weight, (x_t == layout.mask_id).double().mean(1))
 
 
-def losses(network: Network, x: Tensor, layout: Layout, mix: TaskMix, generator: Randomness) -> Losses:
-    """One step's losses of pairs x (B, L): the task mix, and the first captions once more on the text span alone."""
+def losses(
+    network: Network, x: Tensor, layout: Layout, mix: TaskMix, generator: Randomness, texts: Tensor | None = None
+) -> Losses:
+    """One step's losses of pairs x (B, L): the task mix, and texts on the text span alone.
+
+    Those are the first captions of the pairs, and texts (T, text_length) that belong to no picture.
+    """
     pair = corrupt(x, layout, mix, generator)
     logits = network(pair.x_t, pair.t.float())
     assert logits.image is not None
@@ -134,9 +139,10 @@ def losses(network: Network, x: Tensor, layout: Layout, mix: TaskMix, generator:
     codes = x[:, layout.image] - layout.text_vocab
     image = masked_cross_entropy(logits.image, codes, pair.weight[:, layout.image]).mean()
     total, alone = image + mix.text_weight * text, torch.zeros_like(text)
-    if captions := round(mix.text_alone * len(x)):
-        captions = x[torch.arange(captions) % len(x), layout.text]
-        single = corrupt_evenly(captions, mask_id=layout.mask_id, generator=generator)
-        alone = masked_cross_entropy(network(single.x_t, single.t.float()).text, captions, single.weight).mean()
+    captions = x[torch.arange(round(mix.text_alone * len(x))) % len(x), layout.text]
+    single = captions if texts is None else torch.cat([captions, texts])
+    if len(single):
+        masked = corrupt_evenly(single, mask_id=layout.mask_id, generator=generator)
+        alone = masked_cross_entropy(network(masked.x_t, masked.t.float()).text, single, masked.weight).mean()
         total = total + mix.text_alone_weight * alone
     return Losses(total, image, text, alone)

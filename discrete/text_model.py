@@ -71,13 +71,15 @@ class TextTransformer(nn.Module):
         mask: Tensor | None = None,
         positions: Tensor | None = None,
         memory: Sequence[Memory] | None = None,
+        asked: Tensor | None = None,
     ) -> Tensor:
-        """Logits (B, L, vocab) of x_t (B, L).
+        """Logits (B, L, vocab) of x_t (B, L), or (n, vocab) of the n positions where asked (B, L) is True.
 
         t: () or (B,), read only with config.time; mask: as in `discrete.attend`, all see all when None; positions: (L,)
         where they are not 0 .. L - 1 after what `memory` holds, one for each block.
         """
         states = self.states(x_t, t, mask=mask, positions=positions, memory=memory)
+        states = states if asked is None else states[asked]
         return F.linear(states, self.tokens.weight[: self.vocab], self.bias)
 
     def states(

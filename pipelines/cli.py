@@ -201,14 +201,16 @@ def sample_caption(
 def sample_infill(
     picture: Annotated[Path, tyro.conf.Positional], caption: str = "",
     box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0),
-    run: Path = Path("runs/scenes"), out: Path = Path("samples/infill.png"), seed: int = 0, scale: int = 8,
+    words_alone: bool = False, run: Path = Path("runs/scenes"), out: Path = Path("samples/infill.png"), seed: int = 0,
+    scale: int = 8,
 ) -> None:  # fmt: skip
-    """Fill a hidden box of a picture, and the caption's words marked [mask], with the masked model.
+    """Fill a hidden box of a picture, the caption's words marked [mask], or both, with the masked model.
 
     Args:
         picture: an image file.
         caption: what the whole picture shows; words that read [mask] are filled in, none leaves all open.
         box: left, top, right, bottom of the hidden part, as shares of the side.
+        words_alone: hide no part of the picture, only the words marked [mask].
         run: folder of a finished run.
         out: where the picture goes.
         seed: of the draws.
@@ -216,7 +218,30 @@ def sample_infill(
     """
     from pipelines.generate import load
 
-    print(load(run).infill_file(picture, caption, box, out, seed=seed, scale=scale))
+    hidden = None if words_alone else box
+    print(load(run).infill_file(picture, caption, hidden, out, seed=seed, scale=scale))
+
+
+def sample_pair(
+    run: Path = Path("runs/scenes"), count: int = 4, out: Path = Path("samples"), seed: int = 0,
+    sampler: str | None = None, steps: int | None = None, temperature: float | None = None, scale: int = 8,
+) -> None:  # fmt: skip
+    """Make pictures and their captions from nothing, both at once, with the masked model.
+
+    Args:
+        run: folder of a finished run.
+        count: how many.
+        out: folder for the pictures.
+        seed: a pair depends on it and its number alone.
+        sampler: such as masked_ancestral, confidence or remask_cap; the run's own by default.
+        steps: sampling steps; the run's own by default.
+        temperature: below 1, tokens are drawn from a sharper law than the model's.
+        scale: each pixel is drawn this wide.
+    """
+    from pipelines.generate import load
+
+    asked = {"sampler": sampler, "steps": steps, "temperature": temperature}
+    print("\n".join(load(run).save_pairs(count, out, seed=seed, scale=scale, **asked)))
 
 
 def data_scenes(
@@ -316,8 +341,14 @@ def study_import(
 VERBS: dict[str, Callable[..., None]] = {"run": run, "train": train, "encode": encode, "eval": evaluate}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "sample": (
-        "Draw pictures, write texts, caption or infill a picture, from a finished run.",
-        {"image": sample_image, "text": sample_text, "caption": sample_caption, "infill": sample_infill},
+        "Draw pictures, write texts, caption or infill a picture, make pairs, from a finished run.",
+        {
+            "image": sample_image,
+            "text": sample_text,
+            "caption": sample_caption,
+            "infill": sample_infill,
+            "pair": sample_pair,
+        },
     ),
     "data": (
         "Render the built-in scenes, import your own pictures, check shards.",

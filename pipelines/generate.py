@@ -190,9 +190,25 @@ class Pipeline:
         """Describe a picture file."""
         return self.captions([self.open_picture(path)], seed=seed)[0]
 
+    def save_pairs(self, count: int, out: Path, *, seed: int, scale: int = 1, **changes: Any) -> list[str]:
+        """Make pictures with captions from nothing, into a folder; returns a line for each."""
+        name = self.default("mdlm")
+        settings = self.settings(name, **{"guidance": 1.0, **changes})
+        images, captions = self.masked.pairs(generators([""] * count, seed), settings)
+        made = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"], "seed": seed}
+        made |= dataclasses.asdict(settings)
+        lines = []
+        for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            size = (image.width * scale, image.height * scale)
+            large = image.resize(size, Image.Resampling.NEAREST)
+            path = save_picture(out, digest([i, made])[:12], large, {"caption": caption, "number": i, **made})
+            lines.append(f"{path}: {caption}")
+        return lines
+
     def infill_file(
-        self, path: Path, caption: str, box: tuple[float, float, float, float], out: Path, *, seed: int, scale: int = 1
-    ) -> str:
+        self, path: Path, caption: str, box: tuple[float, float, float, float] | None, out: Path, *, seed: int,
+        scale: int = 1,
+    ) -> str:  # fmt: skip
         """Fill a hidden box of a picture file and the open words of its caption; returns the whole caption."""
         settings = self.settings(self.default("mdlm"))
         x = from_pil([self.open_picture(path)])

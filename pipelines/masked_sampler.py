@@ -39,6 +39,7 @@ def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
     return (x_t == layout.mask_id).float().mean(1)
 
 
+EVERYWHERE = (0.0, 0.0, 1.0, 1.0)
 OPEN = "[mask]"  # a word of a caption that is to be filled in
 
 
@@ -110,6 +111,13 @@ class MaskedSampler:
         text, _ = self.layout.split(filled.x)
         return self.bpe.decode(text), filled.evaluations
 
+    def pairs(self, generators: Sequence[torch.Generator], settings: Settings) -> tuple[list[Image.Image], list[str]]:
+        """Make pictures and their captions from nothing, both at once."""
+        x = self.layout.masked(len(generators), self.device)
+        filled = self.fill(x, torch.zeros_like(x, dtype=torch.bool), generators, settings, guided=False)
+        text, codes = self.layout.split(filled.x)
+        return self.decode(codes), self.bpe.decode(text)
+
     def texts(self, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
         """Write texts on the short sequence, which means that there is no picture."""
         x = self.layout.masked(len(generators), self.device)[:, self.layout.text]
@@ -118,13 +126,17 @@ class MaskedSampler:
         return self.bpe.decode(filled.x)
 
     def infill(
-        self, images: Tensor, caption: str, box: tuple[float, float, float, float],
+        self, images: Tensor, caption: str, box: tuple[float, float, float, float] | None,
         generators: Sequence[torch.Generator], settings: Settings,
     ) -> tuple[Image.Image, str]:  # fmt: skip
-        """Fill a box (left, top, right, bottom, as shares) of a picture (1, 3, H, W) and its caption's open words."""
+        """Fill a box (left, top, right, bottom, as shares) of a picture (1, 3, H, W) and its caption's open words.
+
+        box: None leaves the picture as it is. Raises PalimpsestError for a caption that does not fit.
+        """
         text, text_known = self._open_words(caption)
         x = self.layout.join(text.to(self.device), self.encode(images))
-        known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
+        seen = torch.ones_like(self.hidden_box(EVERYWHERE)) if box is None else ~self.hidden_box(box)
+        known = torch.cat([text_known.to(self.device), seen[None]], 1)
         x = torch.where(known, x, self.layout.mask_id)
         words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False).x)
         return self.decode(codes)[0], self.bpe.decode(words)[0]
@@ -140,7 +152,12 @@ class MaskedSampler:
             ids = self.bpe.encode([word])
             own = ids.tokens[0, : int(ids.lengths[0]) - 1].tolist()
             pieces.append(([0], False) if word == OPEN else (own, True))
-        flat = [(token, known) for ids, known in pieces for token in ids][: self.layout.text_length - 1]
+        flat = [(token, known) for ids, known in pieces for token in ids]
+        if len(flat) >= self.layout.text_length:
+            raise PalimpsestError(
+                f"The caption has {len(flat)} tokens, but the model reads {self.layout.text_length - 1} and an end "
+                "token: shorten it, or train with a larger bpe.length."
+            )
         flat.append((self.bpe.end_id, True))
         flat += [(self.bpe.pad_id, True)] * (self.layout.text_length - len(flat))
         tokens, known = zip(*flat, strict=True)

@@ -35,8 +35,14 @@ def fill_in(
 
     `cached` samples as `masked_ancestral` does: what remembers stands around the network. window: the longest sequence
     that the model reads, where x is longer and goes by blocks. Raises PalimpsestError for a sampler that masked models
-    do not have, and for blocks with one that has no grid of times, or of a size that does not fit.
+    do not have, for blocks with one that has no grid of times or of a size that does not fit, and for a mask of another
+    shape.
     """
+    if known.shape != x.shape:
+        raise PalimpsestError(
+            f"The mask of known positions has the shape {tuple(known.shape)}, but the tokens have {tuple(x.shape)}: "
+            "give one bool for each token"
+        )
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
     size = options.block or (window or 0) // 4
     if settings.sampler in GRID_SAMPLERS:
@@ -79,12 +85,10 @@ def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
 
 def _loop_grid(steps: int, share: float, at: float) -> Tensor:
     """A grid from 1 to 0 that spends a share of its steps at one time, and passes it evenly before and after."""
-    staying = round(share * steps)
+    if steps < 2:
+        raise PalimpsestError(f"remask_loop has {steps} step, but it needs two at least: to come to its time and to go")
+    staying = min(round(share * steps), steps - 2)
     moving = steps - staying
-    if moving < 2:
-        raise PalimpsestError(
-            f"remask_loop has {steps} steps and stays at one time for {staying}: it needs two more, to come and to go"
-        )
     above = min(max(1, round((1 - at) * moving)), moving - 1)
     upper, lower = uniform_times(above, 1.0, at), uniform_times(moving - above, at, 0.0)
     return looped(torch.cat([upper, lower[1:]]), at, staying)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +14,9 @@ from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.task import losses
 from pipelines.cache import open_cache
+from pipelines.data.decode import caption_only
+from pipelines.data.shards import open_split
+from pipelines.data.stream import Stream
 from pipelines.hardware import device_of, seeded, step_generator
 from pipelines.loop import train
 from pipelines.masked_sampler import MaskedSampler
@@ -35,7 +39,7 @@ class MdlmTask(Task):
         self.layout = Layout(**self.cache.manifest["layout"])
         self.network = seeded(run.recipe.seed + 1, self._build)
         self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
-        self.pad_id = load_bpe(run, run.need(name, "bpe")[0]).pad_id
+        self.bpe = load_bpe(run, run.need(name, "bpe")[0])
 
     def _build(self) -> MaskedTransformer:
         network = MaskedTransformer(self.stage.model, self.layout)
@@ -44,20 +48,29 @@ class MdlmTask(Task):
         return network
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
-        """Shuffled cached tokens."""
-        stream = self.cache.stream("train", self.stage.training.batch, self.run.recipe.seed + 1, rank, world)
-        return stream.batches(cursor)
+        """Shuffled cached tokens, and where the recipe has them, texts without pictures in step with them."""
+        batch, seed = self.stage.training.batch, self.run.recipe.seed + 1
+        pairs = self.cache.stream("train", batch, seed, rank, world).batches(cursor)
+        if self.stage.texts is None:
+            return pairs
+        count = -(-round(self.stage.texts.share * batch) // world) * world  # whole texts on every rank
+        split = open_split(Path(self.stage.texts.path), "train")
+        texts = Stream(split=split, seed=seed, batch=count, decode=caption_only, rank=rank, world=world)
+        both = zip(pairs, texts.batches(cursor // batch * count), strict=True)
+        return (
+            ({**pair, "alone": self.bpe.encode(found["caption"]).tokens}, after) for (pair, after), (found, _) in both
+        )
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropies of the task mix."""
         x = self.layout.join(batch["text"], batch["codes"].long())  # (B, L)
-        total, *parts = losses(network, x, self.layout, self.stage.tasks, generator)
+        total, *parts = losses(network, x, self.layout, self.stage.tasks, generator, batch.get("alone"))
         return total, {name: part.detach() for name, part in zip(("image", "text", "text_alone"), parts, strict=True)}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Bound on held-out captions in nats per token, and the losses of the task mix, at fixed masks."""
         model: MaskedTransformer = network  # type: ignore[assignment]
-        text = caption_bound(model, self.layout, self.held_out["text"], self.pad_id, rounds=3)
+        text = caption_bound(model, self.layout, self.held_out["text"], self.bpe.pad_id, rounds=3)
         batch = {key: self.held_out[key].to(device_of(network)) for key in ("text", "codes")}
         total, parts = self.loss(network, batch, step_generator(0, 0, 0))
         values = {name: float(value) for name, value in parts.items()}

@@ -269,6 +269,19 @@ class ClassifierStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TextShards:
+    """Shards of texts without pictures (`KEY.txt` in *train*.tar) that a masked model reads beside its pairs."""
+
+    path: str
+    share: float = 0.5  # texts for each pair of a batch
+
+    def __post_init__(self) -> None:
+        """Refuse a share that reads nothing."""
+        if not 0 < self.share < math.inf:
+            raise ValueError(f"texts.share is {self.share}, expected a number above 0, such as 0.5")
+
+
+@dataclass(frozen=True, kw_only=True)
 class MdlmStage(Stage):
     """Masked diffusion over one sequence of text and image tokens."""
 
@@ -278,6 +291,7 @@ class MdlmStage(Stage):
         default_factory=discrete.schedule.Cosine
     )
     tasks: TaskMix = field(default_factory=TaskMix)
+    texts: TextShards | None = None  # texts without pictures, mixed in
     training: Training
 
 
@@ -362,8 +376,8 @@ class MaskedSweepStage(Stage):
         """Refuse samplers that there are not, and numbers that measure nothing."""
         if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
             raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
-        if not self.steps or min((self.count, *self.steps)) < 1:
-            raise ValueError("count and steps: expected at least 1 each")
+        if not self.steps or min(self.steps) < 2 or self.count < 1:
+            raise ValueError(f"count {self.count} and steps {self.steps}: expected at least 1 picture and 2 steps")
         if not all(map(math.isfinite, (*self.scales, self.guidance, self.caption_guidance, self.temperature))):
             raise ValueError(f"scales are {self.scales} and guidance {self.guidance}, expected numbers")
 

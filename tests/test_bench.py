@@ -1,14 +1,20 @@
 """The benchmarks run and compare what they say; their figures are not looked at."""
 
+import subprocess
+import sys
 from dataclasses import replace
+from itertools import pairwise, product
+from pathlib import Path
 
 import pytest
 import torch
 
 from backbone.attention import available
+from discrete.predict import denoiser
 from scripts.bench import accelerator, sampling, timing, training
+from scripts.bench import discrete as text
 from scripts.bench.peers import PEERS, ours, theirs
-from scripts.bench.rivals import Rival, batch_of
+from scripts.bench.rivals import Rival, batch_of, count
 
 CPU = torch.device("cpu")
 
@@ -180,3 +186,101 @@ def test_the_tables_of_a_gpu_are_made(monkeypatch):
 
 def test_without_a_gpu_a_sentence_says_what_was_not_measured():
     assert "not measured here" in accelerator.accelerator_tables(CPU)
+
+
+def values(cells):
+    """The numbers of a table's cells, without their intervals."""
+    return [float(cell.split(" [")[0]) for cell in cells if cell]
+
+
+def test_quick_discrete_has_every_table_and_its_numbers_are_above_zero(capsys):
+    text.main(text.Options(quick=True, tables=tuple(text.TABLES), peers=tuple(text.PEERS)))
+    printed = capsys.readouterr().out
+    trained, rows, draws, generated = tables(printed)
+    assert [row[0] for row in trained[1:]] == list(text.PEERS)
+    assert [row[0] for row in draws[1:]] == ["step", "network", "subs", "draws"]
+    assert [row[0] for row in generated[1:]][0::2] == ["one after the other, 16", "ancestral, 4", "confidence, 4"]
+    numbers = [value for row in trained[1:] for value in values(row[3:])]
+    numbers += [value for row in [*rows[1:], *generated[1:]] for value in values(row[1:])]
+    numbers += [value for row in draws[1:] for value in values(row[2:])]
+    assert all(value > 0 for value in numbers)
+    assert "transformers" in printed
+
+
+@pytest.mark.parametrize("steps", [1, 7, 50])
+def test_rows_of_cached_sampling_are_counted_as_by_hand(steps):
+    options = text.settled(text.Options(quick=True))
+    size, seen = options.size, []
+    denoise = denoiser(text.logits_of(text.text_network(size, CPU), bf16=False), mask_id=size.vocab)
+
+    def recorded(x_t, t):
+        seen.append(x_t)
+        return denoise(x_t, t)
+
+    text.sampling(recorded, options, size, steps)()
+    changed = [int((a != b).any(-1).sum()) for a, b in pairwise(seen)]
+    assert len(seen) == steps
+    assert text.asked(denoise, size, options, steps) == size.batch + sum(changed)
+    row = text.rows_row(denoise, size, options, steps)
+    assert float(row[-1]) == pytest.approx(steps * size.batch / (size.batch + sum(changed)), abs=0.01)
+
+
+@pytest.mark.parametrize(("length", "steps"), [(1, 1), (1, 4), (3, 2), (4, 3)])
+def test_expected_rows_are_the_mean_over_all_ways_to_reveal(length, steps):
+    """Each token is revealed in a step of its own choice; after the last step nobody asks."""
+    ways = list(product(range(steps), repeat=length))
+    mean = sum(1 + len(set(way) - {steps - 1}) for way in ways) / len(ways)
+    assert text.expected(length, steps) == pytest.approx(mean)
+
+
+@pytest.mark.parametrize("peer", text.PEERS.values(), ids=text.PEERS)
+def test_text_peers_have_the_same_size_within_four_per_cent_and_both_learn(peer):
+    pair = {"ours": text.ours(peer.objective, text.Size(), CPU), "theirs": peer.learner(text.Size(), CPU)}
+    assert count(pair["ours"].network) == pytest.approx(count(pair["theirs"].network), rel=0.04)
+    for learner in (text.ours(peer.objective, text.QUICK, CPU), peer.learner(text.QUICK, CPU)):
+        assert len(learner.parts) == text.QUICK.layers
+        step = text.step_of(learner, CPU, bf16=False)
+        before = [parameter.clone() for parameter in learner.network.parameters()]
+        for _ in range(3):
+            step()
+        moved = [not torch.equal(a, b) for a, b in zip(before, learner.network.parameters(), strict=True)]
+        assert sum(moved) > 0.8 * len(moved)
+
+
+def read_by(learner, steps):
+    """The tokens that a network is given in its next losses."""
+    found = []
+
+    def note(module, positional, named):
+        found.append(named["input_ids"] if "input_ids" in named else positional[0])
+
+    with learner.network.register_forward_pre_hook(note, with_kwargs=True):
+        for _ in range(steps):
+            learner.loss()
+    return torch.stack(found)
+
+
+@pytest.mark.parametrize("peer", text.PEERS.values(), ids=text.PEERS)
+def test_text_peers_read_the_same_tokens_at_every_step(peer):
+    first = read_by(text.ours(peer.objective, text.QUICK, CPU), 3)
+    assert torch.equal(first, read_by(peer.learner(text.QUICK, CPU), 3))
+    assert (first == text.QUICK.vocab).any(-1).all()
+
+
+def test_bert_predicts_the_masked_tokens_and_no_others():
+    learner = text.bert(text.QUICK, CPU)
+    x, _ = text.texts(text.QUICK, CPU)
+    labels = []
+    hook = learner.network.register_forward_pre_hook(lambda m, a, named: labels.append(named), with_kwargs=True)
+    with hook:
+        learner.loss()
+    masked = labels[0]["input_ids"] == text.QUICK.vocab
+    assert torch.equal(labels[0]["labels"] != text.IGNORED, masked)
+    assert torch.equal(labels[0]["labels"][masked], x[masked])
+
+
+def test_the_benchmark_runs_as_a_file_though_it_has_the_name_of_a_package():
+    script = Path(text.__file__)
+    done = subprocess.run([sys.executable, script, "--help"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--tables" in done.stdout

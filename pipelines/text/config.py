@@ -82,8 +82,8 @@ class TextSweepStage(Stage):
         """Refuse samplers that there are not, and numbers that measure nothing."""
         if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
             raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
-        if not self.steps or min(self.steps) < 1 or self.length < 2:
-            raise ValueError(f"steps {self.steps} and length {self.length}: expected at least 1 step and 2 tokens")
+        if not self.steps or min(self.steps) < 2 or self.length < 2:
+            raise ValueError(f"steps {self.steps} and length {self.length}: expected at least 2 steps and 2 tokens")
         if self.count < 20:
             raise ValueError(f"count is {self.count}, expected at least 20 texts: fewer judge nothing")
         if self.temperatures and not min(self.temperatures) > 0:

@@ -76,17 +76,13 @@ def test_the_network_reads_a_start_and_never_the_last_token():
     assert shifted(network(), torch.tensor([[0, 1, 2], [2, 2, 1]])).tolist() == [[3, 0, 1], [3, 2, 2]]
 
 
-def test_a_mask_besides_hides_what_is_far_and_never_shows_what_is_later():
-    model, x = network(), STATES[[5, 40, 77]]
-    alone = torch.eye(LENGTH, dtype=torch.bool)  # each token from the one before it
-    bigram = torch.stack([next_token_nll(model, x, mask=alone | alone.T)[:, i] for i in range(LENGTH)], 1)
-    for i in range(LENGTH):
-        pair = torch.stack([shifted(model, x)[:, i], x[:, i]], 1)
-        logits = model(pair[:, :1])[:, 0]
-        expected = -logits.log_softmax(-1).gather(-1, pair[:, 1:])[:, 0]
-        torch.testing.assert_close(bigram[:, i], expected, atol=1e-5, rtol=1e-5)
-    everything = torch.ones(LENGTH, LENGTH, dtype=torch.bool)
-    assert torch.equal(next_token_nll(model, x, mask=everything), next_token_nll(model, x))
+def test_packed_documents_cost_what_each_costs_alone():
+    model, end = network(VOCAB + 1), VOCAB
+    first, second = torch.tensor([[0, 2, 1, end]]), torch.tensor([[1, 1, end]])
+    packed = next_token_nll(model, torch.cat([first, second], 1), end_id=end)
+    alone = torch.cat([next_token_nll(model, first), next_token_nll(model, second)], 1)
+    torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
+    assert not torch.allclose(next_token_nll(model, torch.cat([first, second], 1)), alone, atol=1e-3)
 
 
 def test_drawn_texts_follow_the_law_of_their_costs():

@@ -107,9 +107,10 @@ def test_a_draw_from_each_stratum_leaves_no_variance_of_the_count():
 
         mask_id = VOCAB
 
-        def forward(self, x_t: Tensor, t: Tensor, **_) -> Tensor:
+        def forward(self, x_t: Tensor, t: Tensor, asked: Tensor, **_) -> Tensor:
             share = (x_t == VOCAB).double().mean(-1)
-            return torch.stack([-9 * share.square(), 0 * share, 0 * share], -1)[:, None].expand(*x_t.shape, 3)
+            logits = torch.stack([-9 * share.square(), 0 * share, 0 * share], -1)[:, None]
+            return logits.expand(*x_t.shape, 3)[asked]
 
     x = torch.zeros(500, LENGTH, dtype=torch.int64)
     one, all_counts = (Masked().nats(Count(), x, draws, generator(1)) for draws in (1, 2 * LENGTH))
@@ -140,8 +141,10 @@ class Sees(nn.Module):
         super().__init__()
         self.inner = inner
 
-    def forward(self, both: Tensor, t: Tensor, **_) -> Tensor:
-        return self.inner(both[:, : both.shape[1] // 2], t).repeat(1, 2, 1)
+    def forward(self, both: Tensor, t: Tensor, asked: Tensor, **_) -> Tensor:
+        half = both.shape[1] // 2
+        assert not asked[:, half:].any()
+        return self.inner(both[:, :half], t, asked[:, :half])
 
 
 @pytest.mark.parametrize("objective", [
@@ -198,9 +201,9 @@ def test_a_network_with_time_is_told_the_time_of_what_it_sees(estimator: str, sc
     class Spy(nn.Module):
         mask_id = VOCAB
 
-        def forward(self, x_t: Tensor, t: Tensor, **_) -> Tensor:
+        def forward(self, x_t: Tensor, t: Tensor, asked: Tensor, **_) -> Tensor:
             seen.append(((x_t == VOCAB).double().mean(-1), t))
-            return torch.zeros(*x_t.shape, VOCAB)
+            return torch.zeros(int(asked.sum()), VOCAB)
 
     x = torch.zeros(64, 4000, dtype=torch.int64)
     Masked(estimator=estimator, schedule=schedule).loss(Spy(), x, generator())
@@ -274,9 +277,9 @@ class Table(nn.Module):
         super().__init__()
         self.rows = nn.Parameter(torch.randn(VOCAB + 1, VOCAB, generator=generator(3)))
 
-    def forward(self, x_t: Tensor, t: Tensor | None = None, **_) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor | None = None, asked: Tensor | None = None, **_) -> Tensor:
         self.read = x_t
-        return self.rows[x_t]
+        return self.rows[x_t if asked is None else x_t[asked]]
 
 
 def weights_of(objective: Objective, read: Tensor, x: Tensor) -> np.ndarray:

@@ -139,3 +139,25 @@ def test_a_share_below_zero_and_a_mix_of_nothing_are_refused():
         TaskMix(joint=-0.1)
     with pytest.raises(ValueError, match="all task shares are 0"):
         TaskMix(text_to_image=0, image_to_text=0, joint=0, hidden_text=0)
+
+
+def test_texts_without_pictures_are_read_beside_the_captions_and_count_alike():
+    torch.manual_seed(0)
+    network = MaskedTransformer(MaskedTransformerConfig(dim=16, text_layers=1, layers=1, heads=2), LAYOUT)
+    x, texts, seen = pairs(8), torch.randint(0, 11, (5, 5), generator=generator(3)), []
+
+    def watched(x_t, t):
+        seen.append(x_t)
+        return network(x_t, t)
+
+    mix = TaskMix(text_alone=0.5, text_alone_weight=0.3)
+    found = losses(watched, x, LAYOUT, mix, generator(1), texts)
+    assert seen[1].shape == (4 + 5, 5)
+    shown = seen[1] != MASK
+    assert torch.equal(seen[1][shown], torch.cat([x[:4, LAYOUT.text], texts])[shown])
+    without = losses(network, x, LAYOUT, mix, generator(1))
+    assert torch.equal(found.image, without.image) and found.text_alone != without.text_alone
+    only_texts = losses(network, x, LAYOUT, TaskMix(text_alone=0.0), generator(1), texts)
+    assert (
+        only_texts.text_alone > 0 and losses(network, x, LAYOUT, TaskMix(text_alone=0.0), generator(1)).text_alone == 0
+    )

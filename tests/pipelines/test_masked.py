@@ -1,0 +1,128 @@
+"""Sampling a masked model through its settings: every sampler, infilling in either modality, pairs, texts mixed in."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.errors import PalimpsestError
+from pipelines.hardware import step_generator
+from pipelines.masked_sampler import MaskedSampler
+from pipelines.masked_sampling import on_a_grid
+from pipelines.masked_stage import MdlmTask
+from pipelines.runs import reopen_run
+from pipelines.sampling import generators
+from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings
+from pipelines.stage_config import TextShards
+from tests.conftest import finish
+
+PROMPTS = ["a red star on a sky background", "a blue circle on a black background"]
+
+
+def settings(sampler: str, **changes) -> Settings:
+    return Settings(sampler=sampler, steps=changes.pop("steps", 4), guidance=2.0, masked=MaskedOptions(**changes))
+
+
+@pytest.fixture(scope="module")
+def sampler(smoke: Path) -> MaskedSampler:
+    return MaskedSampler.load(reopen_run(smoke), "mdlm")
+
+
+@pytest.mark.parametrize("name", MASKED_SAMPLERS)
+def test_every_sampler_draws_the_same_picture_whatever_the_batch(sampler: MaskedSampler, name: str):
+    draws = generators(PROMPTS, 0)
+    both, calls = sampler.illustrate(PROMPTS, draws, settings(name))
+    (alone,), _ = sampler.illustrate(PROMPTS[1:], generators(PROMPTS, 0)[1:], settings(name))
+    assert both[1].tobytes() == alone.tobytes()
+    assert 1 <= calls <= (sampler.layout.image_length if name == "entropy_bound" else 4)
+
+
+def test_cached_is_ancestral_with_fewer_evaluations(sampler: MaskedSampler):
+    drawn = {}
+    for name in ("masked_ancestral", "cached"):
+        drawn[name] = sampler.illustrate(PROMPTS, generators(PROMPTS, 3), settings(name, steps=400))
+    assert [a.tobytes() for a in drawn["cached"][0]] == [b.tobytes() for b in drawn["masked_ancestral"][0]]
+    assert drawn["masked_ancestral"][1] == 400 and drawn["cached"][1] <= sampler.layout.image_length + 1
+
+
+def test_cached_refuses_a_network_that_sees_the_time(sampler: MaskedSampler):
+    network = sampler.network
+    timed = dataclasses.replace(network.config, time=True)
+    try:
+        network.config = timed
+        with pytest.raises(PalimpsestError, match="sees the time"):
+            sampler.illustrate(PROMPTS, generators(PROMPTS, 0), settings("cached"))
+    finally:
+        network.config = dataclasses.replace(timed, time=False)
+
+
+def test_guidance_outside_its_interval_is_the_model_itself(sampler: MaskedSampler):
+    def drawn(**changes) -> list[bytes]:
+        asked = dataclasses.replace(settings("masked_ancestral", **changes), guidance=changes.pop("guidance", 6.0))
+        return [image.tobytes() for image in sampler.illustrate(PROMPTS, generators(PROMPTS, 0), asked)[0]]
+
+    plain = dataclasses.replace(settings("masked_ancestral"), guidance=1.0)
+    alone = [image.tobytes() for image in sampler.illustrate(PROMPTS, generators(PROMPTS, 0), plain)[0]]
+    assert drawn(interval=(0.0, 0.01)) == alone  # the grid has no time there
+    assert drawn(interval=(0.0, 1.0)) == drawn() != alone
+
+
+def test_a_loop_spends_its_share_of_the_steps_at_one_time():
+    asked = Settings(sampler="remask_loop", steps=8, guidance=1.0, masked=MaskedOptions(loop=0.5, loop_at=0.25))
+    _, times = on_a_grid(asked)
+    assert len(times) == 9 and (times == 0.25).sum() == 5 and times[0] == 1 and times[-1] == 0
+    with pytest.raises(PalimpsestError, match="needs two at least"):
+        on_a_grid(dataclasses.replace(asked, steps=1))
+
+
+def test_a_mask_of_the_wrong_shape_is_refused_with_both_shapes(sampler: MaskedSampler):
+    x = sampler.layout.masked(2)
+    known = torch.zeros(2, 3, dtype=torch.bool)
+    with pytest.raises((PalimpsestError, ValueError, RuntimeError), match=r"3"):
+        sampler.fill(x, known, generators(PROMPTS, 0), settings("confidence"), guided=False)
+
+
+def test_words_are_filled_in_while_the_picture_stays(smoke: Path, sampler: MaskedSampler):
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    draws, asked = generators(["x"], 0), settings("confidence")
+    picture, words = sampler.infill(x, "a [mask] star", None, draws, asked)
+    assert picture.tobytes() == sampler.decode(sampler.encode(x).flatten(1))[0].tobytes()
+    assert words.startswith("a ") and words.endswith(" star")
+    with pytest.raises(PalimpsestError, match=r"the model reads 17 and an end token"):
+        sampler.infill(x, "red " * 40, None, generators(["x"], 0), asked)
+
+
+def test_pairs_are_made_from_nothing(smoke: Path, tmp_path: Path):
+    text = finish("sample", "pair", "--run", smoke, "--count", "2", "--out", tmp_path, "--steps", "4", "--scale", "1")
+    made = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*.json"))]
+    assert len(made) == len(list(tmp_path.glob("*.png"))) == 2 and text.count(".png: ") == 2
+    assert all(one["guidance"] == 1.0 and one["steps"] == 4 and isinstance(one["caption"], str) for one in made)
+
+
+def test_texts_without_pictures_are_mixed_in_by_their_share_and_follow_the_cursor(smoke: Path):
+    run = reopen_run(smoke)
+    stage = run.recipe.stage["mdlm"]
+    texts = TextShards(path=str(run.data), share=0.5)
+    task = MdlmTask(run, "mdlm", dataclasses.replace(stage, texts=texts))  # type: ignore[arg-type]
+    batch = task.stage.training.batch
+    stream = task.batches(0, 0, 1)
+    (first, cursor), (second, _) = next(stream), next(stream)
+    assert first["alone"].shape == (batch // 2, task.layout.text_length) and cursor == batch
+    (again, _) = next(task.batches(cursor, 0, 1))
+    assert torch.equal(again["alone"], second["alone"]) and torch.equal(again["text"], second["text"])
+    assert not torch.equal(first["alone"], second["alone"])
+    halves = [next(task.batches(0, rank, 2))[0]["alone"] for rank in (0, 1)]
+    assert torch.equal(torch.cat(halves), first["alone"])
+    loss, parts = task.loss(task.network, first, step_generator(0, 0, 0))
+    assert torch.isfinite(loss) and parts["text_alone"] > 0
+
+
+def test_the_sweep_of_masked_samplers_stands_in_the_report(smoke: Path):
+    figures = json.loads((smoke / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
+    for group, metric in (("samplers", "colour"), ("samplers", "kd"), ("captions", "caption_colour")):
+        names = [name for name in figures if name.startswith(f"mdlm.sweep.{metric}[{group}: ")]
+        assert len(names) == len(MASKED_SAMPLERS) and all("evaluations=" in name for name in names)
+    page = (smoke / "eval" / "report.html").read_text(encoding="utf-8")
+    assert "Samplers of captions: mdlm" in page
