@@ -37,6 +37,33 @@ class Definition:
 
 
 RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
+    (r".*\.sweep\.(relation|caption_\w+)\[.*\]", "sampling sweep: as asked", "share", "higher",
+     "Share of pictures whose relation the scene judge reads as asked, or of attributes that captions of held-out "
+     "pictures name rightly, with the sampler, the network evaluations and the guidance in the brackets."),
+    (r".*\.text\[.*\]\.bits_per_(character|byte)", "bits per character or byte", "plain", "lower",
+     "What the model says the text in the brackets costs, in bits over its characters or UTF-8 bytes: exactly for an "
+     "autoregressive model, as an upper bound for all others. It compares over tokenizers."),
+    (r".*\.text\[.*\]\.perplexity", "perplexity per token", "plain", "lower",
+     "exp of nats per token of the same, an upper bound where the cost is one. It compares with equal tokens only."),
+    (r".*\.text\[.*\]\.above_.*", "above the autoregressive model", "share", None,
+     "The cost of the same windows over that of the autoregressive model, less one; paired by windows."),
+    (r".*\.text\[short\]\.nats_per_token", "exact likelihood of short pieces", "plain", "lower",
+     "-ln p of short pieces under the model that reveals tokens one at a time in an order drawn evenly, summed over "
+     "all maskings, per token; for an autoregressive model its own order."),
+    (r".*\.text\[short\]\.bound_per_token", "bound on short pieces", "plain", "lower",
+     "The bound on the same, a mean of logarithms over all orders, without chance either. It is never below the cost."),
+    (r".*\.sweep\.genppl\[.*\]", "generative perplexity", "plain", None,
+     "exp of nats per token that a frozen autoregressive model of this recipe gives generated texts. It is lower for "
+     "repetitive texts, so it ranks only where the entropy is that of real text."),
+    (r".*\.sweep\.nats_per_character\[.*\]", "nats per character of generated text", "plain", None,
+     "The same cost divided by characters."),
+    (r".*\.sweep\.entropy\[.*\]", "entropy within a text", "plain", None,
+     "Entropy in nats of the word frequencies inside one text, mean over texts; real text is the mark."),
+    (r".*\.sweep\.self_bleu_4\[.*\]", "self-BLEU", "plain", None,
+     "BLEU-4 of each text against the others, mean: 1 where all are the same."),
+    (r".*\.sweep\.mauve\[.*\]", "MAUVE under the scorer", "plain", "higher",
+     "Area under the divergence frontier of generated and held-out texts (Pillutla 2021) on the scorer's last states, "
+     "not GPT-2's; the interval is the range over seeds of the clustering, and small sets flatter it."),
     (r"vqvae\.patch_kmeans_psnr", "patch k-means PSNR", "dB", None,
      "PSNR of a codec without a network: k-means on raw patches at the same number of bits. The VQ-VAE must beat it."),
     (r".*\.bicubic_psnr", "bicubic PSNR", "dB", None,

@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval.interval import Interval, cluster_bootstrap
 
 Tokens = Sequence[Hashable]
+BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, of the hashes of n-grams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +92,29 @@ def duplicates(texts: Sequence[Hashable]) -> float:
 
 
 class Corpus:
-    """The n-grams of a training set, made once per length."""
+    """The n-grams of a training set, made once per length, as sorted hashes of 64 bits: a large set fits in memory.
+
+    Two of m n-grams are mistaken for each other with a probability of about m^2 / 2^65.
+    """
 
     def __init__(self, texts: Iterable[Tokens]) -> None:
         self.texts = {tuple(text) for text in texts}
-        self._ngrams: dict[int, set[Tokens]] = {}
+        words = dict.fromkeys(word for text in self.texts for word in text)
+        drawn = np.random.default_rng(0).integers(0, 1 << 64, len(words), np.uint64)
+        self._codes = dict(zip(words, drawn, strict=True))
+        self._coded = [np.array([self._codes[word] for word in text], np.uint64) for text in self.texts]
+        self._ngrams: dict[int, NDArray[np.uint64]] = {}
 
     def holds(self, gram: Tokens) -> bool:
         """Whether the tokens stand side by side somewhere in the set."""
         n = len(gram)
         if n not in self._ngrams:
-            self._ngrams[n] = {part for text in self.texts for part in ngrams(text, n)}
-        return tuple(gram) in self._ngrams[n]
+            self._ngrams[n] = np.unique(np.concatenate([np.zeros(0, np.uint64), *(_rolled(x, n) for x in self._coded)]))
+        if any(word not in self._codes for word in gram):
+            return False
+        found, wanted = self._ngrams[n], _rolled(np.array([self._codes[word] for word in gram], np.uint64), n)
+        place = np.searchsorted(found, wanted)[0]
+        return bool(place < len(found) and found[place] == wanted[0])
 
     def longest_copied(self, text: Tokens) -> int:
         """Length of the longest run of tokens in `text` that the set holds."""
@@ -146,6 +158,15 @@ def variety(texts: Sequence[Tokens], train: Corpus) -> TextVariety:
         longest_copied=max(runs),
         longest_copied_share=float(np.mean([run / max(1, len(row)) for run, row in zip(runs, rows, strict=True)])),
     )
+
+
+def _rolled(codes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
+    """Hashes of all runs of n codes: a polynomial in an odd base modulo 2^64."""
+    count = max(0, len(codes) - n + 1)
+    found = np.zeros(count, np.uint64)
+    for k in range(n):
+        found = found * BASE + codes[k : k + count]
+    return found
 
 
 def ngrams(text: Tokens, n: int) -> list[Tokens]:

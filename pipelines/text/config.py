@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from discrete.likelihood import LONGEST
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from discrete.text_model import TextTransformerConfig
@@ -106,8 +107,15 @@ class TextEvalStage(Stage):
     draws: int = 16  # masks of each window and repeat, one from each stratum of their counts
     repeats: int = 2  # of the draws, from which the bound's own error is known
     other: tuple[OtherText, ...] = ()
+    short: int = 8  # tokens of the pieces whose likelihood over all orders is exact: 2^short passes each
+    short_count: int = 64  # of them
 
     def __post_init__(self) -> None:
         """Refuse numbers that measure nothing."""
         if self.draws < 1 or self.repeats < 2:
             raise ValueError(f"draws {self.draws} and repeats {self.repeats}: expected at least 1 and 2")
+        if not 1 <= self.short <= LONGEST or self.short_count < 2:
+            raise ValueError(
+                f"short is {self.short} and short_count {self.short_count}: expected 1 to {LONGEST} tokens, whose "
+                "maskings are all asked about, and at least 2 pieces"
+            )

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from discrete.likelihood import any_order
 from discrete.objective import Objective
+from discrete.predict import subs
 from discrete.text_model import TextTransformer
 from pipelines.errors import DataError
 from pipelines.hardware import autocast, device_of, step_generator
@@ -75,6 +77,26 @@ def cost(
                 shown.advance(len(batch), "windows")
     totals = ([int(getattr(window, column).sum()) for window in windows] for column in ("characters", "bytes"))
     return TextCost(torch.cat(rows), torch.tensor([len(w.ids) for w in windows]), *map(torch.tensor, totals))
+
+
+@torch.no_grad()
+def exact_cost(network: TextTransformer, text: TokenText, length: int, count: int) -> tuple[Tensor, Tensor]:
+    """Return the exact cost and the exact bound (count,) of a masked model for short pieces spread over a text.
+
+    In nats; the model reveals one token at a time in any order (`discrete.likelihood.any_order`).
+    """
+    x = pieces(text, length, count).to(device_of(network))
+
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        return subs(network.logits(x_t, t.float().to(x_t.device)), x_t, network.mask_id)
+
+    return any_order(denoise, x, mask_id=network.mask_id)
+
+
+def pieces(text: TokenText, length: int, count: int) -> Tensor:
+    """Return so many pieces of a text, evenly spread over it: (count, length)."""
+    starts = torch.linspace(0, len(text.ids) - length, count).long()
+    return torch.stack([text.ids[start : start + length].long() for start in starts.tolist()])
 
 
 @torch.no_grad()

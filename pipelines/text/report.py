@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from discrete.objective import Autoregressive
+from discrete.autoregressive import next_token_nll
+from discrete.objective import Autoregressive, Masked
 from eval.blocks import Block, Column, Curve, Figure, Known, Row, Section, Series, Table, Texts
-from eval.interval import Interval, cluster_bootstrap
+from eval.interval import Interval, cluster_bootstrap, mean_interval
 from eval.report import write_report
 from eval.text import TextBound, window_bound
 from pipelines.evaluate import curves, report_of
+from pipelines.hardware import device_of
 from pipelines.runs import Run
 from pipelines.sweep_report import kept
 from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import OtherText, TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
 from pipelines.text.detokenise import detokenise
-from pipelines.text.likelihood import TextCost, cost
+from pipelines.text.likelihood import TextCost, cost, exact_cost, pieces
 from pipelines.text.sampler import TextSampler
 from pipelines.text.sweep import REAL
 
@@ -62,6 +64,7 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
     e.sections.append(_costs(e, "test", corpus.splits["test"], "Cost of the held-out text"))
     for other in stage.other:
         e.sections.append(_costs(e, other.file, _read(run, other, corpus), f"Zero-shot: {other.file}", rule=other))
+    e.sections += _short(e, corpus.splits["test"])
     _sweeps(e)
     e.sections.append(curves(run))
     summary = f"{len(e.models)} models of text, judged on {int(corpus.splits['test'].characters.sum())} characters. "
@@ -94,6 +97,31 @@ def _costs(e: TextEvaluation, text: str, tokens: TokenText, title: str, rule: Ot
     if rule is not None:
         how += f" No model saw this text or one like it. Detokenised by the rule {rule.detokenise!r}."
     return Section(title, [Table("Cost by model", columns, rows)], lead=how)
+
+
+def _short(e: TextEvaluation, text: TokenText) -> list[Section]:
+    """The likelihood of short pieces over all orders, beside the bound on it and the autoregressive cost."""
+    length, count, rows = e.stage.short, e.stage.short_count, list[Row]()
+    source = f"{count} pieces of {length} tokens, each alone"
+    for name, stage in e.models.items():
+        network = TextSampler.load(e.run, name).network
+        if isinstance(stage.objective, Autoregressive):
+            x = pieces(text, length, count).to(device_of(network))
+            exact, bound = next_token_nll(network, x).double().sum(-1).cpu(), None
+        elif isinstance(stage.objective, Masked):
+            exact, bound = exact_cost(network, text, length, count)
+        else:
+            continue
+        cells = [e.note(f"{name}.text[short].nats_per_token", mean_interval(exact.numpy() / length), source)]
+        if bound is not None:
+            kept_bound = mean_interval(bound.numpy() / length)
+            cells.append(e.note(f"{name}.text[short].bound_per_token", kept_bound, f"{source}, the bound, also exact"))
+        rows.append(Row([name, *cells, *[None] * (2 - len(cells))]))
+    columns = ["model", Column("exact nats per token", "plain", "lower"), Column("its bound", "plain", "lower")]
+    lead = f"{source}: the mean over all orders of revealing tokens, from all {2**length} maskings, without chance."
+    return (
+        [Section("Exact likelihood of short pieces", [Table("All orders", columns, rows)], lead=lead)] if rows else []
+    )
 
 
 def _cost_row(

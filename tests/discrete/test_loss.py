@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -48,6 +49,23 @@ def test_nelbo_equals_entropy_when_every_token_has_its_own_time(schedule: Schedu
 
     t = sample_times("independent", x.numel(), generator(1)).reshape(x.shape)
     assert within(by_time(schedule, denoise, x, t, joint.mask_id), 2 * joint.entropy())
+
+
+def test_nelbo_is_the_objective_of_the_mdlm_paper_on_the_same_batch():
+    # its notation: alpha = exp(-sigma), loss = sigma' / (exp(sigma) - 1) times the cross-entropy of masked tokens, with
+    # the log-linear noise sigma = -log(1 - t); written with numpy from arXiv:2406.07524, eq. 10 and app. E
+    logits = torch.randn(32, 20, 12, generator=generator(), dtype=torch.float64)
+    x = torch.randint(0, 11, (32, 20), generator=generator(1))
+    t = sample_times("independent", 32, generator(2))
+    x_t = mask_tokens(Linear(), x, t, mask_id=11, generator=generator(3))
+    ours = nelbo(Linear(), subs(logits, x_t, 11), x, x_t, t, mask_id=11)
+    z, times = logits.numpy()[..., :11], t.numpy()
+    log_p = z - z.max(-1, keepdims=True)
+    log_p = log_p - np.log(np.exp(log_p).sum(-1, keepdims=True))
+    nll = -np.take_along_axis(log_p, x.numpy()[..., None], -1)[..., 0]
+    sigma, rate = -np.log1p(-times), 1 / (1 - times)
+    theirs = (rate / np.expm1(sigma))[:, None] * nll * (x_t.numpy() == 11)
+    np.testing.assert_allclose(ours.numpy(), theirs.sum(-1), rtol=1e-5)
 
 
 def test_exact_count_nelbo_equals_entropy_for_exact_posterior():

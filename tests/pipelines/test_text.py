@@ -109,6 +109,12 @@ def test_a_bound_stands_beside_the_autoregressive_cost_with_a_paired_interval(re
     assert "ar.text[test].above_ar" not in report
 
 
+def test_the_exact_likelihood_of_short_pieces_is_below_its_bound(report):
+    exact, bound = (report[f"masked.text[short].{name}_per_token"]["value"] for name in ("nats", "bound"))
+    assert 0 < exact < bound and report["ar.text[short].nats_per_token"]["n"] == 64
+    assert "uniform.text[short].nats_per_token" not in report
+
+
 def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, report):
     rows = [json.loads(line) for line in (words / "sweep" / "sweep.jsonl").read_text().splitlines()]
     curves = {row["curve"] for row in rows}
