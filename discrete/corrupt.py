@@ -46,12 +46,20 @@ def mask_exact_count(
     return torch.where(rank < count[:, None], mask_id, x)
 
 
-def draw_count(unknown: Tensor, generator: Randomness, *, spread: bool = False) -> Tensor:
+def spread(number: int, generator: Randomness, device: torch.device | str | None = None) -> Tensor:
+    """Draw uniform numbers (number,) float64 in [0, 1), one in each of as many strata, in random order.
+
+    The low-discrepancy sampler of VDM (arXiv:2107.00630, app. I.1) with a fresh offset in each stratum.
+    """
+    u = uniform((number,), generator, device=device)
+    return (uniform((number,), generator, device=device).argsort() + u) / number
+
+
+def draw_count(unknown: Tensor, generator: Randomness, *, even: bool = False) -> Tensor:
     """Draw the count of the exact-count estimator: l ~ U{1, ..., n} for n unknown tokens, both (B,) int64.
 
-    spread: one count from each of B strata, in random order, so that a batch has few and many masks.
+    even: one count from each of B strata, so that a batch has few and many masks.
     """
-    u = uniform(unknown.shape, generator, device=unknown.device)
-    if spread:
-        u = (uniform(unknown.shape, generator, device=unknown.device).argsort() + u) / len(u)
+    shape, device = unknown.shape, unknown.device
+    u = spread(len(unknown), generator, device) if even else uniform(shape, generator, device=device)
     return (u * unknown).long() + 1

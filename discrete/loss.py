@@ -1,7 +1,7 @@
 """Bounds on -log p(x), and the cross-entropy that trains the model.
 
-Both estimators below are unbiased for the same bound. Counting the masks exactly instead of letting t decide takes most
-of the variance away; stratifying t alone takes almost none (tests/discrete/test_loss.py measures it).
+All estimators below are unbiased for the same bound. How much they vary stands in docs/discrete.md: with a trained
+network most of it comes from how many tokens are masked, so a batch should have few masks and many.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from backbone.noise import Randomness, uniform
-from discrete.corrupt import over_tokens
+from discrete.corrupt import over_tokens, spread
 from discrete.schedule import Schedule
 
 Times = Literal["independent", "stratified"]
@@ -22,14 +22,9 @@ Times = Literal["independent", "stratified"]
 def sample_times(kind: Times, batch: int, generator: Randomness) -> Tensor:
     """Draw t (B,) float64 in (0, 1]: independently, or one per stratum of width 1 / B in random order.
 
-    Stratified times are the low-discrepancy sampler of VDM (arXiv:2107.00630, app. I.1) with a fresh offset in each
-    stratum. No time is cut away near 0, so the bound is not low by the piece that is usually left out.
+    No time is cut away near 0, so the bound is not low by the piece that is usually left out.
     """
-    u = uniform((batch,), generator)
-    if kind == "stratified":
-        strata = uniform((batch,), generator).argsort()
-        u = (strata + u) / batch
-    return 1 - u
+    return 1 - (spread(batch, generator) if kind == "stratified" else uniform((batch,), generator))
 
 
 def token_nll(log_probs: Tensor, x: Tensor, masked: Tensor) -> Tensor:

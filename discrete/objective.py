@@ -17,7 +17,7 @@ from torch import Tensor
 from backbone.noise import uniform
 from discrete.attend import check_blocks, noisy_and_clean
 from discrete.autoregressive import next_token_nll
-from discrete.corrupt import draw_count, mask_exact_count, mask_tokens
+from discrete.corrupt import draw_count, mask_exact_count, mask_tokens, spread
 from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
 from discrete.schedule import AnySchedule, Linear
 from discrete.text_model import TextTransformer
@@ -84,7 +84,7 @@ class Masked(Objective):
         """`copies` maskings of each text, all of them read as one batch."""
         x = x.repeat(self.copies, 1)
         if self.estimator == "exact_count":
-            count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, spread=True)
+            count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, even=True)
             return self._cost(network, x, count, generator, self.weighting).mean() / x.shape[1]
         t = sample_times(self.estimator, len(x), generator).to(x.device)
         x_t = mask_tokens(self.schedule, x, t, mask_id=network.mask_id, generator=generator)
@@ -97,7 +97,7 @@ class Masked(Objective):
         """The bound by exact counts, whatever the training."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for k in range(draws):
-            u = (uniform((len(x),), generator, device=x.device) + k) / draws
+            u = (spread(len(x), generator, x.device) + k) / draws
             total += self._cost(network, x, (u * x.shape[1]).long() + 1, generator)
         return total / draws
 
@@ -154,14 +154,14 @@ class Blocks(Objective):
     def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
         """One count of masks for each block of each text."""
         blocks = x.reshape(-1, self.size)  # (B L / size, size)
-        count = draw_count(torch.full((len(blocks),), self.size, device=x.device), generator, spread=True)
+        count = draw_count(torch.full((len(blocks),), self.size, device=x.device), generator, even=True)
         return self._cost(network, x, count, generator).mean() / x.shape[1]
 
     def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The sum of the bounds of all blocks."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for k in range(draws):
-            u = (uniform((x.numel() // self.size,), generator, device=x.device) + k) / draws
+            u = (spread(x.numel() // self.size, generator, x.device) + k) / draws
             total += self._cost(network, x, (u * self.size).long() + 1, generator)
         return total / draws
 

@@ -9,9 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backbone.noise import uniform
 from discrete import d3pm
-from discrete.corrupt import draw_count
+from discrete.corrupt import draw_count, spread
 from discrete.loss import sample_times
 from discrete.objective import Objective
 from discrete.predict import Denoise
@@ -36,7 +35,7 @@ class Uniform(Objective):
         """The bound, one time from each stratum of (0, 1]."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for k in range(draws):
-            t = 1 - (uniform((len(x),), generator, device=x.device) + k) / draws
+            t = 1 - (spread(len(x), generator, x.device) + k) / draws
             total += self._cost(network, x, t, generator)
         return total / draws
 
@@ -69,14 +68,14 @@ class D3PM(Objective):
 
     def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
         """One step for each text, spread over all steps."""
-        i = draw_count(torch.full((len(x),), self.steps, device=x.device), generator, spread=True)
+        i = draw_count(torch.full((len(x),), self.steps, device=x.device), generator, even=True)
         return self._cost(network, x, i, generator).mean().float() / x.shape[1]
 
     def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The bound, one step from each stratum of the steps."""
         total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
         for k in range(draws):
-            u = (uniform((len(x),), generator, device=x.device) + k) / draws
+            u = (spread(len(x), generator, x.device) + k) / draws
             total += self._cost(network, x, (u * self.steps).long() + 1, generator)
         return total / draws
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, uniform
-from discrete.corrupt import draw_count, mask_exact_count
+from discrete.corrupt import draw_count, mask_exact_count, spread
 from discrete.layout import Layout
 from discrete.loss import exact_count_weight, masked_cross_entropy
 
@@ -83,7 +83,7 @@ def corrupt_evenly(x: Tensor, *, mask_id: int, generator: Randomness) -> Corrupt
     x: (B, L) int64, of one modality.
     """
     length = x.shape[1]
-    count = draw_count(torch.full((len(x),), length, device=x.device), generator)
+    count = draw_count(torch.full((len(x),), length, device=x.device), generator, even=True)
     x_t = mask_exact_count(x, count, mask_id=mask_id, generator=generator)
     masked = x_t == mask_id
     return Corrupted(x_t, masked * exact_count_weight(masked)[:, None] / length, count / length)
@@ -96,9 +96,8 @@ def corrupt_image(image: Tensor, *, mask_id: int, generator: Randomness) -> Corr
     image: (B, Li) int64.
     """
     length = image.shape[1]
-    u = uniform((len(image),), generator, device=image.device)
-    strata = uniform((len(image),), generator, device=image.device).argsort()
-    count = (torch.cos(0.5 * math.pi * (strata + u) / len(image)) * length).ceil().clamp(1, length).long()
+    u = spread(len(image), generator, image.device)
+    count = (torch.cos(0.5 * math.pi * u) * length).ceil().clamp(1, length).long()
     x_t = mask_exact_count(image, count, mask_id=mask_id, generator=generator)
     return Corrupted(x_t, (x_t == mask_id).double() / length, count / length)
 

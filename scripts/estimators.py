@@ -44,11 +44,11 @@ def by_times(kind: str, schedule: Schedule) -> Estimate:
     return estimate
 
 
-def by_counts(spread: bool) -> Estimate:
+def by_counts(even: bool) -> Estimate:
     """An exact number of masks for each text."""
 
     def estimate(network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
-        count = draw_count(torch.full((len(x),), x.shape[1]), generator, spread=spread)
+        count = draw_count(torch.full((len(x),), x.shape[1]), generator, even=even)
         x_t = mask_exact_count(x, count, mask_id=network.mask_id, generator=generator)
         masked = x_t == network.mask_id
         weight = masked * exact_count_weight(masked)[:, None]

@@ -180,7 +180,7 @@ def bert(size: Size, device: torch.device, activation: str = "gelu") -> Learner:
     network, (x, generator) = seeded(0, lambda: transformers.BertForMaskedLM(config)).to(device), texts(size, device)
 
     def loss() -> Tensor:
-        masks = draw_count(torch.full((len(x),), x.shape[1], device=device), generator, spread=True)
+        masks = draw_count(torch.full((len(x),), x.shape[1], device=device), generator, even=True)
         x_t = mask_exact_count(x, masks, mask_id=size.vocab, generator=generator)
         return network(input_ids=x_t, labels=torch.where(x_t == size.vocab, x, IGNORED)).loss
 

@@ -123,7 +123,7 @@ def test_a_draw_from_each_stratum_leaves_no_variance_of_the_count():
 @pytest.mark.parametrize(("batch", "n"), [(3, 4), (8, 4), (5, 7), (1, 5)])
 def test_spread_counts_are_one_of_each_stratum_and_uniform_for_every_item(batch: int, n: int):
     g = generator(4)
-    counts = torch.stack([draw_count(torch.full((batch,), n), g, spread=True) for _ in range(4000)])
+    counts = torch.stack([draw_count(torch.full((batch,), n), g, even=True) for _ in range(4000)])
     for item in (0, batch - 1):
         assert stats.chisquare(torch.bincount(counts[:, item] - 1, minlength=n)).pvalue > 1e-3
     low = torch.arange(batch) * n // batch + 1  # the least and the greatest count of each stratum

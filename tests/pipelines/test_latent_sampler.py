@@ -125,7 +125,7 @@ def test_the_levels_of_a_discrete_model_are_those_it_was_trained_on():
 
 
 def test_latent_options_of_a_masked_model_are_refused(smoke):
-    with pytest.raises(PalimpsestError, match="no latent model"):
+    with pytest.raises(PalimpsestError, match="negative: a masked model knows no such thing"):
         pipelines.load(smoke).sample(PROMPTS[:1], model="mdlm", negative="a ring")
 
 
