@@ -51,6 +51,18 @@ class TimeEmbedding(nn.Module):
             return self.out(F.silu(self.linear_in(features)))
 
 
+def time_condition(embedding: TimeEmbedding | None, t: Tensor | None, x: Tensor) -> Tensor | None:
+    """What a network whose time may be switched off conditions on: (B, dim), or None without an embedding.
+
+    t: () or (B,) on any device; x: (B, ...). Raises ValueError where the embedding is there and t is not.
+    """
+    if embedding is None:
+        return None
+    if t is None:
+        raise ValueError("this network was built with time conditioning; give it t")
+    return embedding(t.to(x.device).expand(len(x)))
+
+
 def sincos_1d(length: int, dim: int, device: torch.device | None = None) -> Tensor:
     """Fixed position embedding of a sequence (arXiv:1706.03762, section 3.5): (length, dim) float32; dim: even."""
     angles = torch.arange(length, device=device)[:, None] * _frequencies(dim, 2, device)

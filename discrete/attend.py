@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
 
-def causal(length: int) -> Tensor:
+def causal(length: int, device: torch.device | None = None) -> Tensor:
     """Each token sees itself and what stands before it: (L, L)."""
-    return block_causal(length, 1)
+    return causal_blocks(length, 1, device)
 
 
-def block_causal(length: int, size: int) -> Tensor:
+@lru_cache(maxsize=16)
+def causal_blocks(length: int, size: int, device: torch.device | None = None) -> Tensor:
     """Each token sees its own block of `size` and all before: (L, L). Raises ValueError where size does not divide."""
-    block = _blocks(length, size)
+    block = _blocks(length, size, device)
     return block[:, None] >= block[None, :]
 
 
-def noisy_and_clean(length: int, size: int) -> Tensor:
-    """The mask that trains a block-causal model on [x_t | x] in one pass (arXiv:2503.09573, sec. 3.3): (2 L, 2 L).
+@lru_cache(maxsize=16)
+def noisy_and_clean(length: int, size: int, device: torch.device | None = None) -> Tensor:
+    """The mask that trains a block-causal model on [x_t | x] in one pass (arXiv:2503.09573, sec. 3.2): (2 L, 2 L).
 
     A noisy block sees itself and the clean blocks before it; a clean block sees itself and the clean blocks before it.
     """
-    block = _blocks(length, size)
+    block = _blocks(length, size, device)
     same, before = block[:, None] == block[None, :], block[:, None] > block[None, :]
     noisy = torch.cat([same, before], 1)
     clean = torch.cat([torch.zeros_like(same), same | before], 1)
@@ -45,7 +49,7 @@ def check_blocks(length: int, size: int) -> None:
         raise ValueError(f"blocks of {size} do not divide a length of {length}: take a divisor, such as {divisor}")
 
 
-def _blocks(length: int, size: int) -> Tensor:
+def _blocks(length: int, size: int, device: torch.device | None) -> Tensor:
     """Number of the block of each position, (L,)."""
     check_blocks(length, size)
-    return torch.arange(length) // size
+    return torch.arange(length, device=device) // size

@@ -15,10 +15,10 @@ from torch import Tensor
 from backbone.noise import Randomness
 from discrete.attend import causal, documents
 from discrete.sample import draw
-from discrete.text_model import TextTransformer
+from discrete.text_model import TextNetwork, TextTransformer
 
 
-def shifted(network: TextTransformer, x: Tensor, *, end_id: int | None = None) -> Tensor:
+def shifted(network: TextNetwork, x: Tensor, *, end_id: int | None = None) -> Tensor:
     """What the network reads to predict x (B, L): a start symbol and all tokens but the last, (B, L).
 
     end_id: ends each document of a packed sequence; the start symbol stands in its place, in front of the next one.
@@ -27,12 +27,12 @@ def shifted(network: TextTransformer, x: Tensor, *, end_id: int | None = None) -
     return read if end_id is None else read.masked_fill(read == end_id, network.mask_id)
 
 
-def next_token_nll(network: TextTransformer, x: Tensor, *, end_id: int | None = None) -> Tensor:
+def next_token_nll(network: TextNetwork, x: Tensor, *, end_id: int | None = None) -> Tensor:
     """-log p(x_i | x_<i) of every token, the first one included: (B, L) float32, in nats.
 
     end_id: ends each document of a packed sequence, which are then read each on its own.
     """
-    mask = causal(x.shape[1]).to(x.device)
+    mask = causal(x.shape[1], x.device)
     mask = mask if end_id is None else mask & documents(x, end_id)
     logits = network(shifted(network, x, end_id=end_id), torch.zeros((), device=x.device), mask=mask)
     return F.cross_entropy(logits.float().flatten(0, 1), x.flatten(), reduction="none").view_as(x)
@@ -60,7 +60,7 @@ def continue_text(
     memory, x = network.memories(), prompt
     piece = F.pad(prompt, (1, 0), value=network.mask_id)  # (B, 1 + P)
     while x.shape[1] < length:
-        mask = causal(piece.shape[1]).to(x.device) if piece.shape[1] > 1 else None  # a single token sees all before it
+        mask = causal(piece.shape[1], x.device) if piece.shape[1] > 1 else None  # a single token sees all before it
         logits = network(piece, torch.zeros((), device=x.device), mask=mask, memory=memory)[:, -1]
         logits = logits if sharpen is None else sharpen(logits)
         piece = draw(logits[:, None], generator)  # (B, 1)

@@ -5,6 +5,8 @@ Tokens marked `known` (a caption beside the image to be made, say) are never mas
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -22,7 +24,7 @@ def mask_tokens(
 ) -> Tensor:
     """Mask each token of x on its own.
 
-        q(x_t | x) = alpha_t [x_t = x] + (1 - alpha_t) [x_t = mask]     (arXiv:2406.07524, eq. 3)
+        q(x_t | x) = alpha_t [x_t = x] + (1 - alpha_t) [x_t = mask]     (arXiv:2406.07524, eq. 4)
 
     x: (B, L) int64; t: (), (B,) or (B, L) in [0, 1]; known: (B, L) bool. Returns x_t (B, L).
     """
@@ -43,7 +45,8 @@ def mask_exact_count(
     if known is not None:
         order = order.masked_fill(known, torch.inf)
     rank = order.argsort(-1).argsort(-1)  # (B, L): place of each token in a random order, the known ones last
-    return torch.where(rank < count[:, None], mask_id, x)
+    hidden = rank < count[:, None]
+    return torch.where(hidden if known is None else hidden & ~known, mask_id, x)
 
 
 def spread(number: int, generator: Randomness, device: torch.device | str | None = None) -> Tensor:
@@ -62,4 +65,15 @@ def draw_count(unknown: Tensor, generator: Randomness, *, even: bool = False) ->
     """
     shape, device = unknown.shape, unknown.device
     u = spread(len(unknown), generator, device) if even else uniform(shape, generator, device=device)
-    return (u * unknown).long() + 1
+    return ((u * unknown).long() + 1).minimum(unknown)  # 0 where nothing is unknown
+
+
+def mean_over_strata(
+    cost: Callable[[Tensor], Tensor], number: int, draws: int, generator: Randomness, device: torch.device
+) -> Tensor:
+    """Mean of cost(u) over `draws` draws of u (number,), one in each stratum of [0, 1): unbiased for u ~ U[0, 1).
+
+    Within its stratum, u is spread over the items, too. Returns what cost does, in float64.
+    """
+    draw = (cost((spread(number, generator, device) + k) / draws).double() for k in range(draws))
+    return sum(draw, torch.zeros((), dtype=torch.float64, device=device)) / draws

@@ -36,7 +36,7 @@ class Chain:
 
     def __post_init__(self) -> None:
         off = (self.steps.sum(-1) - 1).abs().max().item()
-        if off > 1e-9 or self.steps.min() < 0:
+        if not (off <= 1e-9 and self.steps.min() >= 0):  # NaN fits nowhere
             raise ValueError(
                 f"rows of the transition matrices sum to 1 within {off:.2g} and have a smallest entry of "
                 f"{self.steps.min():.2g}: expected float64 rows that sum to 1, none of them negative"
@@ -56,7 +56,9 @@ class Chain:
         return torch.stack(products)
 
     def to(self, device: torch.device | str) -> Chain:
-        """The same chain with its tables on another device."""
+        """The chain with its tables on a device: itself where they are there."""
+        if self.steps.device == torch.device(device):
+            return self
         return replace(self, steps=self.steps.to(device), stationary=self.stationary.to(device))
 
     def corrupt(self, x: Tensor, i: Tensor, *, generator: Randomness, known: Tensor | None = None) -> Tensor:
@@ -125,6 +127,8 @@ def gaussian(beta: Tensor, vocab: int) -> Chain:
     Doubly stochastic, so the stationary law is uniform, but x_T has it only where beta is large enough.
     beta: (T,) positive; vocab: at least 2.
     """
+    if vocab < 2:
+        raise ValueError(f"vocab is {vocab}, expected at least 2 ordinal tokens, between which the chain moves")
     ids = torch.arange(vocab, dtype=torch.float64, device=beta.device)
     width = (vocab - 1) ** 2 * beta.double()[:, None, None]
     kernel = torch.exp(-4 * (ids[:, None] - ids) ** 2 / width)  # (T, N, N)

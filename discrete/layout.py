@@ -88,6 +88,8 @@ class Layout:
 def _checked(name: str, tokens: Tensor, length: int, vocab: int) -> Tensor:
     if tokens.shape[-1] != length:
         raise ValueError(f"the {name} span holds {length} tokens, got {tokens.shape[-1]}; cut or pad before joining")
+    if not len(tokens):
+        return tokens
     low, high = int(tokens.min()), int(tokens.max())
     if low < 0 or high >= vocab:
         raise ValueError(

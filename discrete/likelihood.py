@@ -19,7 +19,7 @@ ASKED = 4096  # maskings in one call
 
 @torch.no_grad()
 def any_order(denoise: Denoise, x: Tensor, *, mask_id: int) -> tuple[Tensor, Tensor]:
-    """-log p(x) and its any-order bound, both exact, in nats, float64 (B,) each.
+    """-log p(x) and its any-order bound, both exact, in nats: (B,) float64 each, on the CPU.
 
         p(x) = g(all),   g(S + i) = sum over i of g(S) p(x_i | x_S) / (L - |S|),   g(none) = 1
         bound = sum over S, i of P(S comes up) / (L - |S|) * -log p(x_i | x_S),    P(S comes up) = 1 / C(L, |S|)
@@ -29,19 +29,21 @@ def any_order(denoise: Denoise, x: Tensor, *, mask_id: int) -> tuple[Tensor, Ten
     """
     length = x.shape[1]
     if length > LONGEST:
-        raise ValueError(f"the sequences have {length} tokens, which can be masked in 2^{length} ways: give {LONGEST}")
-    seen = _subsets(length)  # (2^L, L) bool, ordered by number: a subset comes before those that hold it
-    nll = torch.stack([_costs(denoise, row, seen, mask_id) for row in x])  # (B, 2^L, L), inf nowhere but where p = 0
+        raise ValueError(
+            f"the sequences have {length} tokens, which can be masked in 2^{length} ways: give at most {LONGEST}"
+        )
+    seen = _subsets(length)  # (2^L, L) bool, row n holding the bits of n
+    nll = _costs(denoise, x, seen, mask_id)  # (B, 2^L, L)
     size = seen.sum(-1)  # (2^L,)
     chance = 1 / (length - size).clamp_min(1).double()  # of each token that is not seen
     ways = torch.tensor([math.comb(length, k) for k in range(length + 1)], dtype=torch.float64)
-    share = chance / ways[size]
-    bound = torch.where(seen, 0, nll * share[:, None]).sum((1, 2))
+    bound = torch.where(seen, 0, nll * (chance / ways[size])[:, None]).sum((1, 2))
     mass = torch.zeros(len(x), len(seen), dtype=torch.float64)
     mass[:, 0] = 1
-    for number in range(len(seen) - 1):
-        for i in (~seen[number]).nonzero()[:, 0].tolist():
-            mass[:, number | 1 << i] += mass[:, number] * chance[number] * (-nll[:, number, i]).exp()
+    for k in range(length):
+        for i in range(length):
+            before = ((size == k) & ~seen[:, i]).nonzero()[:, 0]  # their unions with i are all different
+            mass[:, before | 1 << i] += mass[:, before] * chance[before] * (-nll[:, before, i]).exp()
     return -mass[:, -1].log(), bound
 
 
@@ -51,10 +53,11 @@ def _subsets(length: int) -> Tensor:
 
 
 def _costs(denoise: Denoise, x: Tensor, seen: Tensor, mask_id: int) -> Tensor:
-    """-log p(x_i | x_S) of every token x_i of x (L,) and every subset S: (2^L, L) float64."""
-    rows = []
-    for part in seen.to(x.device).split(ASKED):
-        x_t = torch.where(part, x, mask_id)
-        log_probs = denoise(x_t, (~part).double().mean(-1))  # (n, L, V + 1)
-        rows.append(-log_probs.double().gather(-1, x.expand_as(x_t)[..., None])[..., 0].cpu())
-    return torch.cat(rows)
+    """-log p(x_i | x_S) of every token and every subset S: (B, 2^L, L) float64, on the CPU."""
+    number, rows = len(seen), [torch.zeros(0, x.shape[1], dtype=torch.float64)]
+    for part in torch.arange(len(x) * number).split(ASKED):
+        shown, truth = seen[part % number].to(x.device), x[part // number]
+        x_t = torch.where(shown, truth, mask_id)
+        log_probs = denoise(x_t, (~shown).double().mean(-1))  # (n, L, V + 1)
+        rows.append(-log_probs.double().gather(-1, truth[..., None])[..., 0].cpu())
+    return torch.cat(rows).view(len(x), number, x.shape[1])

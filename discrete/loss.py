@@ -34,7 +34,7 @@ def token_nll(log_probs: Tensor, x: Tensor, masked: Tensor) -> Tensor:
 
 
 def nelbo(schedule: Schedule, log_probs: Tensor, x: Tensor, x_t: Tensor, t: Tensor, *, mask_id: int) -> Tensor:
-    """Estimate the continuous-time bound from one (t, x_t) per sequence, in nats (arXiv:2406.07524, eq. 10).
+    """Estimate the continuous-time bound from one (t, x_t) per sequence, in nats (arXiv:2406.07524, eq. 11).
 
         -alpha'_t / (1 - alpha_t)  sum_i [x_t,i = mask] (-log p(x_i | x_t)),     t ~ U(0, 1]
 

@@ -4,7 +4,7 @@ Unusual: the words meet each other first, in a few blocks over the short text sp
 knows which object it belongs to before the image asks; tokens are scored by their own embeddings, which for codes start
 from the codebook, so that what is learned of one code is learned of its neighbours (text and image find each other in
 half the steps); the sequence may end after the text (about a fifth of the work), which stands for "no image was given";
-and the network does not see the time unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.5).
+and the network does not see the time unless asked, because the masks tell it (arXiv:2406.07524, sec. 3.2.2).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block
-from backbone.embed import Rotary, TimeEmbedding, rotary_1d, rotary_2d
+from backbone.embed import Rotary, TimeEmbedding, rotary_1d, rotary_2d, time_condition
 from discrete.layout import Layout
 
 
@@ -110,7 +110,7 @@ class MaskedTransformer(nn.Module):
         if length not in (cut, self.layout.length):
             raise ValueError(f"the sequence has {length} tokens, expected {cut} (text) or {self.layout.length} (both)")
         h = self.tokens(x_t) + self._positions()[:length]  # (B, L, D)
-        cond = self._condition(x_t, t)
+        cond = time_condition(self.time, t, x_t)
         text, image = h[:, :cut], h[:, cut:]
         for block in self.blocks[: self.config.text_layers]:
             text = block(text, cond, rotary=self._table(cut))
@@ -137,13 +137,6 @@ class MaskedTransformer(nn.Module):
 
     def _positions(self) -> Tensor:
         return torch.cat([self.text_positions, (self.rows + self.columns).flatten(0, 1)])  # (L, D)
-
-    def _condition(self, x_t: Tensor, t: Tensor | None) -> Tensor | None:
-        if self.time is None:
-            return None
-        if t is None:
-            raise ValueError("this network was built with time conditioning; give it t")
-        return self.time(t.expand(len(x_t)))  # (B, D)
 
     def _table(self, length: int) -> Rotary:
         return Rotary(self.cos[:length], self.sin[:length])

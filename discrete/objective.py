@@ -17,10 +17,11 @@ from torch import Tensor
 from backbone.noise import uniform
 from discrete.attend import check_blocks, noisy_and_clean
 from discrete.autoregressive import next_token_nll
-from discrete.corrupt import draw_count, mask_exact_count, mask_tokens, spread
+from discrete.corrupt import draw_count, mask_exact_count, mask_tokens, mean_over_strata
 from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
+from discrete.predict import Logits
 from discrete.schedule import AnySchedule, Linear
-from discrete.text_model import TextTransformer
+from discrete.text_model import TextNetwork, TextTransformer
 
 Weighting = Literal["bound", "simple", "sigmoid"]
 
@@ -29,11 +30,11 @@ class Objective(ABC):
     """How a network learns text."""
 
     @abstractmethod
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """Mean nats per token of x (B, L), to descend: ()."""
 
     @abstractmethod
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """Unbiased estimate (B,) float64 of -log p(x), or of an upper bound on it, from `draws` passes."""
 
     def check(self, length: int) -> None:
@@ -51,12 +52,12 @@ class Autoregressive(Objective):
 
     kind: Literal["autoregressive"] = "autoregressive"
 
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """Mean of -log p(x_i | x_<i)."""
         del generator
         return next_token_nll(network, x).mean()
 
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """-log p(x), from one pass."""
         del draws, generator
         return next_token_nll(network, x).double().sum(-1)
@@ -64,7 +65,7 @@ class Autoregressive(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Masked(Objective):
-    """Masked diffusion: the bound of arXiv:2406.07524, eq. 10, or a masked cross-entropy of another weight.
+    """Masked diffusion: the bound of arXiv:2406.07524, eq. 11, or a masked cross-entropy of another weight.
 
     exact_count masks l ~ U{1 .. L} tokens, one l from each stratum of a batch; stratified and independent let a time
     decide on each token (docs/discrete.md has their variances). weighting: `relative_weight`.
@@ -80,7 +81,7 @@ class Masked(Objective):
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}, expected at least 1 masking of each text")
 
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """`copies` maskings of each text, all of them read as one batch."""
         x = x.repeat(self.copies, 1)
         if self.estimator == "exact_count":
@@ -93,17 +94,26 @@ class Masked(Objective):
         rows = network(x_t, t.float(), asked=weight > 0)
         return asked_cross_entropy(rows, x, weight).mean() / x.shape[1]
 
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The bound by exact counts, whatever the training."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for k in range(draws):
-            u = (spread(len(x), generator, x.device) + k) / draws
-            total += self._cost(network, x, (u * x.shape[1]).long() + 1, generator)
-        return total / draws
+
+        def cost(u: Tensor) -> Tensor:
+            return self._cost(network, x, (u * x.shape[1]).long() + 1, generator)
+
+        return mean_over_strata(cost, len(x), draws, generator, x.device)
+
+    def logits(self, network: TextTransformer) -> Logits:
+        """Return logits of x_t at the time at which as much is masked as is of x_t, which is what training shows."""
+
+        def logits(x_t: Tensor, _: Tensor) -> Tensor:
+            share = (x_t == network.mask_id).double().mean(-1)
+            return network.logits(x_t, self.schedule.time(share).float())
+
+        return logits
 
     def _cost(
         self,
-        network: TextTransformer,
+        network: TextNetwork,
         x: Tensor,
         count: Tensor,
         generator: torch.Generator,
@@ -123,7 +133,7 @@ def relative_weight(log_snr: Tensor, weighting: Weighting) -> Tensor:
 
     On the linear schedule the bound weighs a masked token by 1 / t, where t = sigmoid(-log_snr) is the masked share.
     simple: times 2 t, so that every masked token weighs alike (MaskGIT, arXiv:2202.04200); sigmoid: times 2 (1 - t), so
-    that texts with hardly a token visible count little. Both leave the mean weight over t as it is.
+    that texts with hardly a token visible count little. The factor's mean over t is 1.
     """
     rules: dict[Weighting, Callable[[Tensor], Tensor]] = {
         "bound": torch.ones_like,
@@ -151,27 +161,27 @@ class Blocks(Objective):
         """Whole blocks."""
         return length - length % self.size
 
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """One count of masks for each block of each text."""
         blocks = x.reshape(-1, self.size)  # (B L / size, size)
         count = draw_count(torch.full((len(blocks),), self.size, device=x.device), generator, even=True)
         return self._cost(network, x, count, generator).mean() / x.shape[1]
 
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The sum of the bounds of all blocks."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for k in range(draws):
-            u = (spread(x.numel() // self.size, generator, x.device) + k) / draws
-            total += self._cost(network, x, (u * self.size).long() + 1, generator)
-        return total / draws
 
-    def _cost(self, network: TextTransformer, x: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
+        def cost(u: Tensor) -> Tensor:
+            return self._cost(network, x, (u * self.size).long() + 1, generator)
+
+        return mean_over_strata(cost, x.numel() // self.size, draws, generator, x.device)
+
+    def _cost(self, network: TextNetwork, x: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
         """Cost (B,) of texts whose blocks have `count` (B L / size,) masks each."""
         length = x.shape[1]
         order = uniform(x.shape, generator, device=x.device).reshape(-1, self.size).argsort(-1).argsort(-1)
         hidden = order < count[:, None]  # (B L / size, size)
         x_t = torch.where(hidden.view_as(x), network.mask_id, x)
-        mask = noisy_and_clean(length, self.size).to(x.device)
+        mask = noisy_and_clean(length, self.size, x.device)
         positions = torch.arange(length, device=x.device).repeat(2)
         t = torch.zeros((), device=x.device)
         weight = (hidden * (self.size / count)[:, None]).view_as(x)

@@ -3,31 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 Logits = Callable[[Tensor, Tensor], Tensor]
-"""(x_t: (B, L) int64, t: ()) -> logits (B, L, V + 1), the mask last. Condition and guidance are already applied."""
+"""(x_t: (B, L) int64, t: () or (B,)) -> logits (B, L, V + 1), the mask last; condition and guidance are applied."""
 
 Denoise = Callable[[Tensor, Tensor], Tensor]
-"""(x_t: (B, L) int64, t: ()) -> log p(x | x_t) (B, L, V + 1), the mask last. All that a sampler sees."""
+"""(x_t: (B, L) int64, t: () or (B,)) -> log p(x | x_t) (B, L, V + 1), the mask last. All that a sampler sees."""
 
 
-def subs(logits: Tensor, x_t: Tensor, mask_id: int) -> Tensor:
+def subs(logits: Tensor, x_t: Tensor, mask_id: int, sharpen: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """Normalise so that the mask is never predicted and a visible token is carried over (arXiv:2406.07524, sec. 3.2.3).
 
         log p(x | x_t) = log_softmax(logits without the mask)   where x_t = mask,     log [x = x_t]   elsewhere
 
     logits: (B, L, V + 1), the mask last, -inf where a token is not allowed; x_t: (B, L). Returns (B, L, V + 1), float32
-    or wider, never NaN where one token at least is allowed.
+    or wider, never NaN where one token at least is allowed. sharpen: (n, V + 1) -> (n, V + 1), of the masked rows.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    masked, carried = x_t == mask_id, torch.zeros_like(logits[..., :1])
-    log_probs = torch.full_like(logits, -torch.inf).scatter(-1, x_t[..., None], carried)  # (B, L, V + 1)
+    masked, log_probs = x_t == mask_id, torch.full_like(logits, -torch.inf)
+    log_probs.scatter_(-1, x_t[..., None], 0.0)
     ids = torch.arange(logits.shape[-1], device=logits.device)
-    rows = logits[masked].masked_fill(ids == mask_id, -torch.inf).log_softmax(-1)  # only these cost a softmax
-    log_probs[masked] = rows
+    rows = logits[masked].masked_fill(ids == mask_id, -torch.inf)  # only these are sharpened and cost a softmax
+    log_probs[masked] = (rows if sharpen is None else sharpen(rows)).log_softmax(-1)
     return log_probs
 
 
@@ -67,16 +68,14 @@ def denoiser(
 
     allowed: (L, V + 1) bool, `Layout.allowed`.
     """
-    sharpened(torch.zeros(1), temperature=temperature, top_k=top_k, top_p=top_p)  # refuse wrong values at once
+    options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
+    sharpened(torch.zeros(1), **options)  # refuse wrong values at once
     plain = temperature == 1 and top_k == 0 and top_p == 1
+    sharpen = None if plain else partial(sharpened, **options)
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        raw = logits(x_t, t).float()
-        if allowed is not None:
-            raw = raw.masked_fill(~allowed, -torch.inf)
-        if not plain:
-            raw = raw.index_fill(-1, torch.tensor(mask_id, device=raw.device), -torch.inf)
-            raw = sharpened(raw, temperature=temperature, top_k=top_k, top_p=top_p)
-        return subs(raw, x_t, mask_id)
+        raw = logits(x_t, t)
+        raw = raw if allowed is None else raw.masked_fill(~allowed, -torch.inf)
+        return subs(raw, x_t, mask_id, sharpen)
 
     return denoise

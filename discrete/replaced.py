@@ -1,4 +1,4 @@
-"""Objectives of diffusion that replaces tokens or goes in discrete steps: uniform states, and D3PM."""
+"""Objectives beside the masked ones: uniform states in continuous time, and D3PM, absorbing or uniform, in steps."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from discrete import d3pm
-from discrete.corrupt import draw_count, spread
+from discrete.corrupt import draw_count, mean_over_strata
 from discrete.loss import sample_times
 from discrete.objective import Objective
 from discrete.predict import Denoise
 from discrete.schedule import AnySchedule, Linear
-from discrete.text_model import TextTransformer
+from discrete.text_model import TextNetwork
 from discrete.uniform import observe, replace_tokens, uniform_nelbo
 
 
@@ -26,24 +26,24 @@ class Uniform(Objective):
     kind: Literal["uniform"] = "uniform"
     schedule: AnySchedule = field(default_factory=Linear)
 
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """One stratified time for each text."""
         t = sample_times("stratified", len(x), generator).to(x.device)
         return self._cost(network, x, t, generator).mean().float() / x.shape[1]
 
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The bound, one time from each stratum of (0, 1]."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for k in range(draws):
-            t = 1 - (spread(len(x), generator, x.device) + k) / draws
-            total += self._cost(network, x, t, generator)
-        return total / draws
 
-    def denoise(self, network: TextTransformer) -> Denoise:
+        def cost(u: Tensor) -> Tensor:
+            return self._cost(network, x, 1 - u, generator)
+
+        return mean_over_strata(cost, len(x), draws, generator, x.device)
+
+    def denoise(self, network: TextNetwork) -> Denoise:
         """Return what `discrete.uniform.uniform_ancestral` takes."""
         return lambda x_t, t: observe(self.schedule, network(x_t, t.float()), x_t, t, vocab=network.vocab)
 
-    def _cost(self, network: TextTransformer, x: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
+    def _cost(self, network: TextNetwork, x: Tensor, t: Tensor, generator: torch.Generator) -> Tensor:
         x_t = replace_tokens(self.schedule, x, t, vocab=network.vocab, generator=generator)
         log_probs = observe(self.schedule, network(x_t, t.float()), x_t, t, vocab=network.vocab)
         return uniform_nelbo(self.schedule, log_probs, x, x_t, t, vocab=network.vocab)
@@ -62,36 +62,36 @@ class D3PM(Objective):
         if self.steps < 1:
             raise ValueError(f"a chain of {self.steps} steps, expected at least 1, such as 100")
 
-    def chain(self, vocab: int) -> d3pm.Chain:
-        """Return the tables, made once."""
-        return _chain(self, vocab)
+    def chain(self, vocab: int, device: torch.device) -> d3pm.Chain:
+        """Return the tables, made once for each device."""
+        return _chain(self, vocab, device)
 
-    def loss(self, network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """One step for each text, spread over all steps."""
         i = draw_count(torch.full((len(x),), self.steps, device=x.device), generator, even=True)
         return self._cost(network, x, i, generator).mean().float() / x.shape[1]
 
-    def nats(self, network: TextTransformer, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
+    def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """The bound, one step from each stratum of the steps."""
-        total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-        for k in range(draws):
-            u = (spread(len(x), generator, x.device) + k) / draws
-            total += self._cost(network, x, (u * self.steps).long() + 1, generator)
-        return total / draws
 
-    def denoise(self, network: TextTransformer) -> Denoise:
+        def cost(u: Tensor) -> Tensor:
+            return self._cost(network, x, (u * self.steps).long() + 1, generator)
+
+        return mean_over_strata(cost, len(x), draws, generator, x.device)
+
+    def denoise(self, network: TextNetwork) -> Denoise:
         """Return what `discrete.d3pm.sample_chain` takes: log p(x | x_t) (B, L, vocab)."""
         if self.transition == "absorbing":
             return lambda x_t, t: network(x_t, t.float()).double().log_softmax(-1)
         return lambda x_t, t: observe(self.schedule, network(x_t, t.float()), x_t, t, vocab=network.vocab)
 
-    def _cost(self, network: TextTransformer, x: Tensor, i: Tensor, generator: torch.Generator) -> Tensor:
-        chain = self.chain(network.vocab).to(x.device)
+    def _cost(self, network: TextNetwork, x: Tensor, i: Tensor, generator: torch.Generator) -> Tensor:
+        chain = self.chain(network.vocab, x.device)
         x_t = chain.corrupt(x, i, generator=generator)
         return d3pm.bound(chain, self.denoise(network)(x_t, i.double() / self.steps), x, x_t, i)
 
 
 @lru_cache(maxsize=4)
-def _chain(objective: D3PM, vocab: int) -> d3pm.Chain:
+def _chain(objective: D3PM, vocab: int, device: torch.device) -> d3pm.Chain:
     make = d3pm.absorbing if objective.transition == "absorbing" else d3pm.uniform
-    return make(objective.schedule, objective.steps, vocab)
+    return make(objective.schedule, objective.steps, vocab).to(device)

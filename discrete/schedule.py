@@ -41,7 +41,7 @@ class Schedule(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Linear(Schedule):
-    """alpha_t = 1 - t, the log-linear schedule of MDLM (arXiv:2406.07524, sec. 5)."""
+    """alpha_t = 1 - t, the log-linear schedule of MDLM (arXiv:2406.07524, app. E.1)."""
 
     kind: Literal["linear"] = "linear"
 

@@ -2,7 +2,7 @@
 
 Unusual: one network for every order of reading, so that an autoregressive baseline differs from a masked model by its
 mask and its loss and by nothing else; positions are rotary, so any length can be read; tokens are scored by their own
-embeddings; and the network does not see the time unless asked (arXiv:2406.07524, sec. 3.5).
+embeddings; and the network does not see the time unless asked (arXiv:2406.07524, sec. 3.2.2).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from backbone.block import Block, BlockStyle, Memory
-from backbone.embed import TimeEmbedding, rotary_1d
+from backbone.embed import TimeEmbedding, rotary_1d, time_condition
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +79,10 @@ class TextTransformer(nn.Module):
         where they are not 0 .. L - 1 after what `memory` holds, one for each block.
         """
         states = self.states(x_t, t, mask=mask, positions=positions, memory=memory)
-        states = states if asked is None else states[asked]
+        return self.score(states if asked is None else states[asked])
+
+    def score(self, states: Tensor) -> Tensor:
+        """Logits (..., vocab) of hidden states (..., dim), by the tokens' own embeddings."""
         return F.linear(states, self.tokens.weight[: self.vocab], self.bias)
 
     def states(
@@ -96,22 +99,36 @@ class TextTransformer(nn.Module):
             start = len(memory[0]) if memory else 0
             positions = torch.arange(start, start + x_t.shape[1], device=x_t.device)
         rotary = rotary_1d(positions, self.config.dim // self.config.heads)
-        h, cond = self.tokens(x_t), self._condition(x_t, t)
+        h, cond = self.tokens(x_t), time_condition(self.time, t, x_t)
         for block, kept in zip(self.blocks, memory or [None] * len(self.blocks), strict=True):
             h = block(h, cond, mask=mask, rotary=rotary, memory=kept)
         return self.norm(h)
 
-    def logits(self, x_t: Tensor, t: Tensor | None = None, *, mask: Tensor | None = None) -> Tensor:
+    def logits(self, x_t: Tensor, t: Tensor | None = None, *, memory: Sequence[Memory] | None = None) -> Tensor:
         """The same with -inf for the mask: (B, L, vocab + 1) float32, which `discrete.predict.subs` takes."""
-        return F.pad(self(x_t, t, mask=mask).float(), (0, 1), value=-torch.inf)
+        return F.pad(self(x_t, t, memory=memory).float(), (0, 1), value=-torch.inf)
 
     def memories(self) -> list[Memory]:
         """Empty memories, one for each block."""
         return [Memory() for _ in self.blocks]
 
-    def _condition(self, x_t: Tensor, t: Tensor | None) -> Tensor | None:
-        if self.time is None:
-            return None
-        if t is None:
-            raise ValueError("this network was built with time conditioning; give it t")
-        return self.time(t.expand(len(x_t)))  # (B, D)
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A wrapped network, through which calls must go, with what it hides."""
+
+    network: nn.Module
+    vocab: int
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask, the last one."""
+        return self.vocab
+
+    def __call__(self, *inputs: Tensor | None, **options: Tensor | None) -> Tensor:
+        """Ask the network."""
+        return self.network(*inputs, **options)
+
+
+TextNetwork = TextTransformer | Wrapped
+"""What objectives ask: the network, or one that is wrapped for training on several devices."""

@@ -150,7 +150,7 @@ def uniform_ancestral(
     x: (B, L) int64 at times[0], from `uniform_start` at 1, known tokens put in; times: (N + 1,) decreasing. Calls the
     denoiser N times. Returns (B, L), the known tokens as they were, the others in [0, vocab).
     """
-    times = times.double()
+    times = times.to(x.device, torch.float64)
     unknown = torch.ones_like(x, dtype=torch.bool) if known is None else ~known
     for t, s in pairwise(times):
         u = uniform(x.shape, generator, device=x.device)

@@ -8,9 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.interval import Interval, cluster_bootstrap
+from eval.interval import Clusters, Interval, cluster_bootstrap
 
 Tokens = Sequence[Hashable]
+LN2 = math.log(2)
+KEPT = 12  # length of n-grams up to which they are kept
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, of the hashes of n-grams
 
 
@@ -35,17 +37,17 @@ def text_bound(nats: ArrayLike, tokens: ArrayLike, texts: Sequence[str], *, seed
     """
     draws = np.asarray(nats, np.float64)
     draws = draws[:, None] if draws.ndim == 1 else draws  # (n, draws)
-    costs, bits = draws.mean(1), draws.mean(1) / math.log(2)
-    per_token = _ratio(costs, tokens, texts, seed)
-    repeats = draws.shape[1]
-    spread = draws.var(1, ddof=1).sum() / repeats if repeats > 1 else math.nan
-    return TextBound(
-        nats_per_token=per_token,
-        bits_per_character=_ratio(bits, [len(text) for text in texts], texts, seed),
-        bits_per_byte=_ratio(bits, [len(text.encode()) for text in texts], texts, seed),
-        perplexity=math.exp(per_token.value),
-        monte_carlo_se=float(np.sqrt(spread) / np.asarray(tokens, np.float64).sum()),
-    )
+    sizes = ([len(text) for text in texts], [len(text.encode()) for text in texts])
+    return _bound(draws, tokens, *sizes, texts, seed)
+
+
+NEIGHBOURS = 16  # windows of one text that are resampled together
+
+
+def neighbours(count: int) -> list[int]:
+    """Cluster of each window of one text: neighbours share what they are about, so they are no independent draws."""
+    size = max(1, min(NEIGHBOURS, count // 10))
+    return [number // size for number in range(count)]
 
 
 def window_bound(
@@ -53,19 +55,32 @@ def window_bound(
 ) -> TextBound:
     """The same for windows of one long text, whose characters and bytes (`sizes`) are counted exactly: (n,) each.
 
-    nats: (n, repeats), independent estimates of each window's cost; equal ones where the cost is exact.
+    nats: (n, repeats), independent estimates of each window's cost; equal ones where the cost is exact. n counts runs
+    of neighbouring windows.
     """
     draws = np.asarray(nats, np.float64)
-    costs, number = draws.mean(1), range(len(draws))
-    per = [
-        cluster_bootstrap(c, number, seed=seed, weights=units)
-        for c, units in ((costs, tokens), (costs / math.log(2), characters), (costs / math.log(2), sizes))
-    ]
-    spread = draws.var(1, ddof=1).sum() / draws.shape[1] if draws.shape[1] > 1 else math.nan
+    return _bound(draws, tokens, characters, sizes, neighbours(len(draws)), seed)
+
+
+def _bound(
+    draws: NDArray[np.float64],
+    tokens: ArrayLike,
+    characters: ArrayLike,
+    sizes: ArrayLike,
+    clusters: Clusters,
+    seed: int,
+) -> TextBound:
+    """Costs (n, draws) over tokens, characters and bytes; with a single cluster there is no interval."""
+    costs, repeats = draws.mean(1), draws.shape[1]
+    per = [cluster_bootstrap(costs, clusters, seed=seed, weights=units) for units in (tokens, characters, sizes)]
+    if len(set(clusters)) == 1:
+        per = [Interval(found.value, -math.inf, math.inf, 1) for found in per]
+    bits = [Interval(one.value / LN2, one.low / LN2, one.high / LN2, one.n) for one in per]
+    spread = draws.var(1, ddof=1).sum() / repeats if repeats > 1 else math.nan
     return TextBound(
         nats_per_token=per[0],
-        bits_per_character=per[1],
-        bits_per_byte=per[2],
+        bits_per_character=bits[1],
+        bits_per_byte=bits[2],
         perplexity=math.exp(per[0].value),
         monte_carlo_se=float(np.sqrt(spread) / np.asarray(tokens, np.float64).sum()),
     )
@@ -116,16 +131,21 @@ class Corpus:
         place = np.searchsorted(found, wanted)[0]
         return bool(place < len(found) and found[place] == wanted[0])
 
-    def longest_copied(self, text: Tokens) -> int:
-        """Length of the longest run of tokens in `text` that the set holds."""
-        low, high = 0, len(text)  # a run that is held has every shorter run inside it: bisect
-        while low < high:
-            n = (low + high + 1) // 2
-            if any(self.holds(gram) for gram in ngrams(text, n)):
-                low = n
-            else:
-                high = n - 1
-        return low
+    def longest_copied(self, texts: Sequence[Tokens]) -> list[int]:
+        """Length of the longest run of tokens in each text that the set holds.
+
+        A run that is held has every shorter run inside it, so lengths are tried from 1 on, for all texts at once.
+        """
+        longest, n = [0] * len(texts), 1
+        alive = list(range(len(texts)))
+        while alive:
+            alive = [i for i in alive if any(self.holds(gram) for gram in ngrams(texts[i], n))]
+            for i in alive:
+                longest[i] = n
+            if n > KEPT:
+                self._ngrams.pop(n, None)
+            n += 1
+        return longest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +167,7 @@ def variety(texts: Sequence[Tokens], train: Corpus) -> TextVariety:
     if not texts:
         raise ValueError("variety needs at least one text")
     rows = [tuple(text) for text in texts]
-    runs = [train.longest_copied(row) for row in rows]
+    runs = train.longest_copied(rows)
     return TextVariety(
         entropy=float(np.mean([entropy(row) for row in rows])),
         distinct_1=distinct(rows, 1),
@@ -172,7 +192,3 @@ def _rolled(codes: NDArray[np.uint64], n: int) -> NDArray[np.uint64]:
 def ngrams(text: Tokens, n: int) -> list[Tokens]:
     """All runs of n tokens of a text, in order."""
     return [tuple(text[i : i + n]) for i in range(len(text) - n + 1)]
-
-
-def _ratio(costs: NDArray[np.float64], units: ArrayLike, texts: Sequence[str], seed: int) -> Interval:
-    return cluster_bootstrap(costs, texts, seed=seed, weights=units)

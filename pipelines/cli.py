@@ -70,28 +70,29 @@ def encode(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, s
         data: folder of shards.
         set_: recipe values to change.
     """
-    _run_kind("encode", recipe, out, data, set_)
+    _run_kind(("encode",), recipe, out, data, set_)
 
 
 def evaluate(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
     """Compute the figures and write report.html and report.json.
 
     Args:
-        recipe: a TOML file with a stage of kind eval.
+        recipe: a TOML file with a stage of kind eval, or text_eval.
         out: where runs are kept.
         data: folder of shards.
         set_: recipe values to change.
     """
-    _run_kind("eval", recipe, out, data, set_)
+    _run_kind(("eval", "text_eval"), recipe, out, data, set_)
 
 
-def _run_kind(kind: str, recipe: Path, out: Path, data: Path | None, overrides: tuple[str, ...]) -> None:
+def _run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: Path | None, overrides: tuple[str, ...]) -> None:
     from pipelines.runs import open_run
     from pipelines.stages import run_stage
 
     opened = open_run(recipe, out=out, data=data, overrides=overrides)
-    names = [name for name, stage in opened.recipe.stage.items() if stage.kind == kind]
+    names = [name for name, stage in opened.recipe.stage.items() if stage.kind in kinds]
     if not names:
+        kind = kinds[0]
         raise PalimpsestError(
             f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
         )

@@ -32,7 +32,7 @@ from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
 from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings
 from pipelines.stage_config import PICTURE_MODELS, GenerateStage
-from pipelines.text.sampler import TextSampler, usual_steps
+from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.upscale_sampler import Cascade, Upscaler
 
 
@@ -160,12 +160,13 @@ class Pipeline:
         """Write texts: with a text model around a prompt, or with a masked model of pictures, without any picture."""
         name = model or self.default("text_model", "mdlm")
         if stage_of(self.run, name).kind == "mdlm":
-            if prompt or length:
+            if prompt or length or count < 1:
                 raise PalimpsestError(f"{name} writes captions of its own length: leave prompt and length out.")
-            steps = changes.get("steps") or self.masked.layout.text_length
-            return self.masked.texts(generators([""] * count, seed), unbiased(self.settings(name), steps))
+            captions = MaskedSampler.load(self.run, name)
+            base = unbiased(self.run.recipe.settings_for(name), captions.layout.text_length)
+            return captions.texts(generators([""] * count, seed), changed(base, "masked", changes))
         sampler = TextSampler.load(self.run, name)
-        base = Settings(sampler="masked_ancestral", steps=usual_steps(sampler), guidance=1.0)
+        base = usual_settings(sampler.objective, sampler.length)
         draws = generators([prompt] * count, seed)
         written = sampler.write(count, draws, changed(base, "masked", changes), prompt=prompt, length=length)
         return [sampler.tokenizer.decode(row.numpy()) for row in written.ids.cpu()]

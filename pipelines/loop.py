@@ -35,7 +35,7 @@ from pipelines.task import Batch, Task, Training, decay_at, learning_rate, updat
 
 REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
-BEST = ".best.safetensors"  # the weights that validated best so far
+BEST = ".best-{}.safetensors"  # the weights that validated best so far, by their step
 BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
 
 log = logging.getLogger("palimpsest")
@@ -75,6 +75,9 @@ class State:
         if path.exists():
             path.replace(folder / "checkpoint.previous.pt")
         save_state(path, values)
+        bests = sorted(folder.glob(BEST.format("*")), key=lambda best: best.stat().st_mtime_ns)
+        for best in bests[:-2]:  # neither this checkpoint nor the one before needs it
+            best.unlink()
         self.last_save = time.monotonic()
 
     def load(self, folder: Path) -> bool:
@@ -108,6 +111,10 @@ class Loop:
 
     def __init__(self, task: Task, training: Training, folder: Path, *, seed: int, name: str) -> None:
         self.task, self.training, self.folder, self.seed, self.name = task, training, folder, seed, name
+        if training.keep == "best" and not task.criterion:
+            raise PalimpsestError(
+                f"stage.{name}.training.keep is 'best', but its kind validates by no figure: leave it out"
+            )
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         task.network.to(self.device)
@@ -246,9 +253,9 @@ class Loop:
         self._log("validation", found)
         if self.training.keep == "best":
             figure = found[self.task.criterion]
-            if self.state.best is None or figure < self.state.best[1]:
+            if math.isfinite(figure) and (self.state.best is None or figure < self.state.best[1]):
                 self.state.best = (self.state.step, figure)
-                save_weights(self.folder / BEST, self._shown().state_dict())
+                save_weights(self.folder / BEST.format(self.state.step), self._shown().state_dict())
 
     def _shown(self) -> nn.Module:
         """The averaged network, or the network itself where no average is kept."""
@@ -326,7 +333,7 @@ class Loop:
         if self.accelerator.is_main_process:
             save_weights(self.folder / "model.safetensors", state.network.state_dict())
             if state.best is not None:
-                best = self.folder / BEST
+                best = self.folder / BEST.format(state.best[0])
                 write_atomically(self.folder / "ema.safetensors", lambda temporary: shutil.copyfile(best, temporary))
             elif state.average is not None:
                 save_weights(self.folder / "ema.safetensors", state.average.state_dict())
@@ -343,8 +350,8 @@ def train(task: Task, training: Training, folder: Path, *, seed: int, name: str)
 
 def drop_checkpoints(folder: Path) -> None:
     """Remove training state once the artefact stands."""
-    for path in (*folder.glob("checkpoint*.pt"), folder / BEST):
-        path.unlink(missing_ok=True)
+    for path in (*folder.glob("checkpoint*.pt"), *folder.glob(BEST.format("*"))):
+        path.unlink()
 
 
 def _step_of(line: str) -> int:

@@ -6,6 +6,7 @@ What is known stands in the sequence, what is not is masked, and one sampler fil
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -14,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from discrete.guide import Condition, Network, classifier_free, conditional, hide
+from discrete.guide import Condition, classifier_free, conditional, hide
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.predict import denoiser
@@ -24,7 +25,7 @@ from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import fill_in
+from pipelines.masked_sampling import fill_in, remembers
 from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
@@ -40,7 +41,7 @@ def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
 
 
 EVERYWHERE = (0.0, 0.0, 1.0, 1.0)
-OPEN = "[mask]"  # a word of a caption that is to be filled in
+OPEN = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # what is to be filled in: one token, or so many
 
 
 class Filled(NamedTuple):
@@ -142,16 +143,22 @@ class MaskedSampler:
         return self.decode(codes)[0], self.bpe.decode(words)[0]
 
     def _open_words(self, caption: str) -> tuple[Tensor, Tensor]:
-        """Tokens (1, L) of a caption and which of them are known: each word that reads [mask] is one open token."""
+        """Tokens (1, L) of a caption and which of them are known: [mask] is one open token, [mask:3] three."""
         if not caption.strip():
             return torch.zeros(1, self.layout.text_length, dtype=torch.int64), torch.zeros(
                 1, self.layout.text_length
             ).bool()
         pieces: list[tuple[list[int], bool]] = []
-        for word in caption.split():
+        for word in OPEN.sub(r" \g<0> ", caption).split():
+            if gap := OPEN.fullmatch(word):
+                pieces.append(([0] * int(gap[1] or 1), False))
+                continue
             ids = self.bpe.encode([word])
-            own = ids.tokens[0, : int(ids.lengths[0]) - 1].tolist()
-            pieces.append(([0], False) if word == OPEN else (own, True))
+            if bool(ids.truncated[0]):
+                raise PalimpsestError(
+                    f"The word {word[:40]!r} is longer than a caption of {self.layout.text_length} tokens."
+                )
+            pieces.append((ids.tokens[0, : int(ids.lengths[0]) - 1].tolist(), True))
         flat = [(token, known) for ids, known in pieces for token in ids]
         if len(flat) >= self.layout.text_length:
             raise PalimpsestError(
@@ -188,14 +195,15 @@ class MaskedSampler:
     ) -> Filled:
         """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from knowing nothing."""
         cond, options = Condition(x, known), settings.masked
-        rows = 0
+        calls = rows = 0
 
         def network(x_t: Tensor, _: Tensor) -> Tensor:
-            nonlocal rows
-            rows += len(x_t)
+            nonlocal calls, rows
+            calls, rows = calls + 1, rows + len(x_t)
             return self.network.logits(x_t, masked_share(x_t, self.layout))
 
-        model = Remember(self._timeless(network)) if settings.sampler == "cached" else network
+        remembered = remembers(settings, timed=self.network.config.time)
+        model = Remember(network) if remembered else network
         scale = settings.guidance if guided else 1.0
         null = hide(cond, self.layout.mask_id)
         logits = classifier_free(conditional(model), cond, null, scale, interval=options.interval)
@@ -209,16 +217,8 @@ class MaskedSampler:
         made = fill_in(
             denoise, schedule or self.schedule, x, known, settings, mask_id=self.layout.mask_id, generator=generators
         )
-        return Filled(made, rows / len(x) / (1 if scale == 1 else 2))
-
-    def _timeless(self, network: Network) -> Network:
-        """Return the network if it does not see the time, without which nothing can be remembered."""
-        if self.network.config.time:
-            raise PalimpsestError(
-                "The sampler 'cached' remembers what the network said, but this network sees the time, which never "
-                "stands still: take masked_ancestral, or train with model.time = false."
-            )
-        return network
+        branches = 1 if scale == 1 else 2
+        return Filled(made, rows / max(1, len(x)) / branches if remembered else float(calls))
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from functools import partial
 
 import torch
@@ -38,13 +37,15 @@ def fill_in(
     do not have, for blocks with one that has no grid of times or of a size that does not fit, and for a mask of another
     shape.
     """
+    if not len(x):
+        return x
     if known.shape != x.shape:
         raise PalimpsestError(
             f"The mask of known positions has the shape {tuple(known.shape)}, but the tokens have {tuple(x.shape)}: "
             "give one bool for each token"
         )
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
-    size = options.block or (window or 0) // 4
+    size = options.block or (0 if window is None else max(1, window // 4))
     if settings.sampler in GRID_SAMPLERS:
         sampler, times = on_a_grid(settings)
         if not size:
@@ -61,16 +62,31 @@ def fill_in(
     if settings.sampler == "entropy_bound":
         return sample.entropy_bound(denoise, schedule, x, options.bound, **common)
     if settings.sampler == "first_hitting":
-        most = int(((x == mask_id) & ~known).sum(-1).max())
-        return sample.first_hitting(denoise, schedule, x, at_once=max(1, math.ceil(most / settings.steps)), **common)
+        opened = ((x == mask_id) & ~known).sum(-1)  # (B,)
+        at_once = (opened / settings.steps).ceil().long().clamp_min(1)
+        return sample.first_hitting(denoise, schedule, x, at_once=at_once, **common)
     raise PalimpsestError(
         f"a masked model does not sample with {settings.sampler!r}{nearest(settings.sampler, MASKED_SAMPLERS)}; there "
         f"are {', '.join(MASKED_SAMPLERS)}"
     )
 
 
+def remembers(settings: Settings, *, timed: bool) -> bool:
+    """Whether what a network said of a sequence is kept until the sequence changes.
+
+    The adaptive samplers then pay nothing for sequences that are done. Raises PalimpsestError for `cached` with a
+    network that sees the time.
+    """
+    if settings.sampler == "cached" and timed:
+        raise PalimpsestError(
+            "The sampler 'cached' remembers what the network said, but this network sees the time, which never stands "
+            "still: take masked_ancestral, or train with model.time = false."
+        )
+    return not timed and settings.sampler in ("cached", "entropy_bound", "first_hitting")
+
+
 def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
-    """A sampler that takes a grid of times, and its grid of `steps` steps."""
+    """A sampler that takes a grid of times, and its grid of `steps` steps. Raises PalimpsestError for another."""
     options, times = settings.masked, uniform_times(settings.steps)
     match settings.sampler:
         case "confidence":
@@ -79,8 +95,13 @@ def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
             if settings.sampler == "remask_loop":
                 times = _loop_grid(settings.steps, options.loop, options.loop_at)
             return partial(sample.remask, remasking=_remasking(settings)), times
-        case _:
+        case "masked_ancestral" | "cached":
             return sample.ancestral, times
+        case _:
+            raise PalimpsestError(
+                f"{settings.sampler!r} has no grid of times{nearest(settings.sampler, GRID_SAMPLERS)}; there are "
+                f"{', '.join(GRID_SAMPLERS)}"
+            )
 
 
 def _loop_grid(steps: int, share: float, at: float) -> Tensor:
@@ -101,7 +122,7 @@ def _remasking(settings: Settings) -> Remasking:
         case "remask_rescale":
             return dataclasses.replace(plain, rule="rescale")
         case "remask_confidence":
-            return dataclasses.replace(plain, confidence=True)
+            return Remasking(eta=1.0, confidence=True)  # the shares of a sequence sum to 1
         case "remask_loop":
             return dataclasses.replace(plain, window=(options.loop_at, options.loop_at))
         case _:

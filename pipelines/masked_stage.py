@@ -53,7 +53,7 @@ class MdlmTask(Task):
         pairs = self.cache.stream("train", batch, seed, rank, world).batches(cursor)
         if self.stage.texts is None:
             return pairs
-        count = -(-round(self.stage.texts.share * batch) // world) * world  # whole texts on every rank
+        count = round(self.stage.texts.share * batch)
         split = open_split(Path(self.stage.texts.path), "train")
         texts = Stream(split=split, seed=seed, batch=count, decode=caption_only, rank=rank, world=world)
         both = zip(pairs, texts.batches(cursor // batch * count), strict=True)

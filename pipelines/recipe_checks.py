@@ -19,7 +19,7 @@ from pipelines.stage_config import (
     SweepStage,
     UpscaleStage,
 )
-from pipelines.text.config import TextModelStage, TextSweepStage
+from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 def check_needs(recipe: Recipe, name: str) -> None:
     """Raise ValueError where a stage lacks a forerunner, or has one of the wrong kind."""
     stage = recipe.stage[name]
+    _check_data(recipe, name)
     match stage:
         case GenerateStage():
             _check_sampler(recipe, name, stage)
@@ -49,7 +50,9 @@ def check_fit(recipe: Recipe, name: str) -> None:
         case SweepStage():
             _check_sweep(recipe, name, stage)
         case TextSweepStage():
-            _check_scorer(recipe, name, stage)
+            _check_texts(recipe, name, stage)
+        case TextEvalStage():
+            _check_others(recipe, name, stage)
 
 
 def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
@@ -122,13 +125,42 @@ def _check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
             raise ValueError(f"stage.{name}: {guide} guides none of its models. {'; '.join(problems)}")
 
 
-def _check_scorer(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
-    """Refuse a judge of texts whose costs are bounds."""
-    scorer = recipe.stage.get(stage.scorer) if stage.scorer in stage.needs else None
-    if not isinstance(scorer, TextModelStage) or not isinstance(scorer.objective, Autoregressive):
+def _check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
+    """Refuse a judge of texts whose costs are bounds, and models that cannot write what the sweep asks for."""
+    judge = recipe.stage.get(stage.judge) if stage.judge in stage.needs else None
+    if not isinstance(judge, TextModelStage) or not isinstance(judge.objective, Autoregressive):
         raise ValueError(
-            f"stage.{name}.scorer is {stage.scorer!r}: expected a text model in `needs` with an autoregressive "
-            "objective"
+            f"stage.{name}.judge is {stage.judge!r}: expected a text model in `needs` with an autoregressive objective"
+        )
+    models = {need: found for need in stage.needs if isinstance(found := recipe.stage[need], TextModelStage)}
+    tokens = {recipe.of_kind(model, "text_tokens")[0] for model in models}
+    if len(tokens) > 1:
+        raise ValueError(f"stage.{name} compares texts of {', '.join(sorted(tokens))}: name models of one of them")
+    for model, found in models.items():
+        if found.length < stage.length:
+            raise ValueError(
+                f"stage.{name}.length is {stage.length}, but {model} was trained on {found.length} tokens: write at "
+                "most that"
+            )
+        found.objective.check(stage.length)
+
+
+def _check_others(recipe: Recipe, name: str, stage: TextEvalStage) -> None:
+    """Refuse as another text what the recipe trains or judges on."""
+    data = recipe.data
+    for other in stage.other:
+        if isinstance(data, TextData) and other.file in (data.train, data.valid, data.test):
+            raise ValueError(f"stage.{name}.other names {other.file!r}, which is the recipe's own: name a text apart")
+
+
+def _check_data(recipe: Recipe, name: str) -> None:
+    """Refuse stages of pictures on text data, and stages of text on pictures."""
+    about_text = recipe.stage[name].kind.startswith("text_")
+    if about_text != isinstance(recipe.data, TextData):
+        wanted = "text" if about_text else "pictures"
+        raise ValueError(
+            f"stage.{name} is of kind {recipe.stage[name].kind!r}, which needs {wanted}, but data.kind is "
+            f"{recipe.data.kind!r}"
         )
 
 

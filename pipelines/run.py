@@ -30,8 +30,19 @@ from pipelines.runs import RECIPE, Run, open_run
 from pipelines.stage_config import AnyStage, ScenesData
 from pipelines.stages import ensure_data
 from pipelines.task import Training
+from pipelines.text.config import TextData
 
-OTHER_MINUTES = {"bpe": 0.1, "encode": 0.6, "generate": 1.5, "sweep": 8.0, "eval": 1.0}
+OTHER_MINUTES = {
+    "bpe": 0.1,
+    "encode": 0.6,
+    "generate": 1.5,
+    "sweep": 8.0,
+    "masked_sweep": 20.0,
+    "text_sweep": 30.0,
+    "eval": 1.0,
+    "text_eval": 3.0,
+    "text_tokens": 0.1,
+}
 """Of stages without a budget, on a small CPU."""
 
 
@@ -233,12 +244,14 @@ def summary(run: Run) -> str:
     recipe, folder = run.recipe, run.folder
     lines = [f"\nAll stages of {recipe.name} are finished."]
     for name, stage in recipe.stage.items():
-        if stage.kind == "eval":
+        if stage.kind in ("eval", "text_eval"):
             lines.append(f"  report             {folder / name / 'report.html'}")
         if stage.kind == "generate":
             lines.append(f"  pictures           {folder / name}/")
             if (folder / name / "texts.json").exists():
                 lines.append(f"  generated texts    {folder / name / 'texts.json'} and captions.json")
+    if isinstance(recipe.data, TextData):
+        return "\n".join([*lines, "Try next:", f"  palimpsest sample text --run {folder}"])
     picture = next((path for path in sorted(folder.glob("*/test/*.png"))), None)
     prompt = "a large red star on a sky background" if isinstance(recipe.data, ScenesData) else "a photo of a cat"
     lines += [

@@ -29,8 +29,8 @@ from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import AnyStage, GenerateStage, ScenesData
-from pipelines.text.config import TextData
+from pipelines.stage_config import AnyStage, GenerateStage, MdlmStage, ScenesData
+from pipelines.text.config import TextData, TextEvalStage
 
 log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
@@ -107,6 +107,12 @@ class Run:
         if isinstance(self.recipe.stage[name], GenerateStage):
             below = self.recipe.settings_below(self.recipe.base(name)).items()
             found |= {"below": {base: _latent_settings(settings) for base, settings in below}} if below else {}
+        if isinstance(stage := self.recipe.stage[name], TextEvalStage):
+            paths = [self.data / other.file for other in stage.other]
+            found["other"] = {path.name: file_hash(path) for path in paths if path.exists()}
+        if isinstance(stage, MdlmStage) and stage.texts is not None:
+            shards = sorted(Path(stage.texts.path).glob("*.tar"))
+            found["texts"] = digest([[path.name, path.stat().st_size] for path in shards])
         return found
 
     def check_settings(self) -> None:
@@ -188,8 +194,10 @@ class Run:
 def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     """Return a stage's configuration as plain values, without what cannot change its result."""
     plain = dump_recipe(recipe)["stage"][name]
-    for key in ("save_seconds", "compile", "minutes", "validate_every", "picture_every"):  # plan.json fixes the steps
-        (plain.get("training") or {}).pop(key, None)
+    training = plain.get("training") or {}
+    chosen = ("validate_every",) if training.get("keep") != "best" else ()  # where it does not choose the weights
+    for key in ("save_seconds", "compile", "minutes", "picture_every", *chosen):  # plan.json fixes the steps
+        training.pop(key, None)
     (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory
     if plain["kind"] in ("encode", "generate"):
         plain.pop("batch", None)

@@ -85,9 +85,9 @@ class MaskedOptions:
     top_k: int = 0  # draw from so many of the likeliest tokens; 0 is all
     top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
     bound: float = 0.1  # of entropy_bound, in nats, in place of steps
-    eta: float = 0.05  # of the remask samplers: how much is hidden again
+    eta: float = 0.05  # of the remask samplers but remask_confidence: how much is hidden again
     loop: float = 0.5  # share of the steps that remask_loop stays at one time
-    loop_at: float = 0.5  # that time
+    loop_at: float = 0.1  # that time
     block: int = 0  # tokens that are filled in before those behind them; 0 is all at once
     interval: tuple[float, float] = (0.0, 1.0)  # times at which guidance acts; elsewhere the model alone
 

@@ -294,6 +294,15 @@ class MdlmStage(Stage):
     texts: TextShards | None = None  # texts without pictures, mixed in
     training: Training
 
+    def __post_init__(self) -> None:
+        """Refuse a share of texts that makes no whole number of them."""
+        count = self.texts.share * self.training.batch if self.texts else 1.0
+        if count < 1 or not math.isclose(count, round(count)):
+            raise ValueError(
+                f"texts.share makes {count:g} texts for a batch of {self.training.batch} pairs: expected a whole "
+                "number of at least 1"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateStage(Stage):

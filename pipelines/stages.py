@@ -40,7 +40,7 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
-from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
+from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 
 PATIENCE = 120  # seconds that a stage waits for a folder
 
@@ -176,8 +176,15 @@ def prepare_process() -> None:
 
 
 def ensure_data(run: Run) -> None:
-    """Render the built-in scenes where a recipe asks for them and they are not there yet."""
+    """Render the built-in scenes where a recipe asks for them and they are not there yet; miss texts at once."""
     data = run.recipe.data
+    if isinstance(data, TextData):
+        others = [other.file for s in run.recipe.stage.values() if isinstance(s, TextEvalStage) for other in s.other]
+        for name in (data.train, data.test, *([data.valid] if data.valid else []), *others):
+            if not (run.data / name).is_file():
+                raise PalimpsestError(
+                    f"There is no text at {run.data / name}: say where the files are with --data DIR."
+                )
     if not isinstance(data, ScenesData) or run.data.exists():
         return
     with lock(run.data.parent, "data"), ticking("scenes") as tick:

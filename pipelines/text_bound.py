@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from discrete.corrupt import mask_exact_count
+from discrete.corrupt import mask_exact_count, mean_over_strata
 from discrete.layout import Layout
 from discrete.loss import exact_count_nelbo
 from discrete.model import MaskedTransformer
@@ -39,17 +39,15 @@ def caption_bound(
     text: (N, L) token ids. The captions stand alone, without a picture.
     """
     length = layout.text_length
-    rounds = length if rounds is None else rounds
     device, totals = device_of(network), []
     for number, part in enumerate(text.split(BATCH)):
-        x = part.to(device)
-        estimates = torch.zeros(len(x), dtype=torch.float64, device=device)
-        for k in range(rounds):
-            generator = step_generator(seed, number, k)
-            low, high = 1 + k * length // rounds, (k + 1) * length // rounds  # the k-th stratum of counts
-            count = torch.randint(low, high + 1, (len(x),), generator=generator).to(device)
+        x, generator = part.to(device), step_generator(seed, number, 0)
+
+        def cost(u: Tensor, x: Tensor = x, generator: torch.Generator = generator) -> Tensor:
+            count = (u * length).long() + 1
             x_t = mask_exact_count(x, count, mask_id=layout.mask_id, generator=generator)
             log_probs = subs(network.logits(x_t, count / length), x_t, layout.mask_id)
-            estimates += exact_count_nelbo(log_probs, x, x_t, mask_id=layout.mask_id).double() / rounds
-        totals.append(estimates.cpu())
+            return exact_count_nelbo(log_probs, x, x_t, mask_id=layout.mask_id)
+
+        totals.append(mean_over_strata(cost, len(x), rounds or length, generator, device).cpu())
     return CaptionBound(torch.cat(totals), (text != pad_id).sum(1))

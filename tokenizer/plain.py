@@ -1,4 +1,4 @@
-"""Running text as ids, without loss: characters, or byte pairs without any normalisation.
+"""Running text as ids, without any normalisation: characters that the training text has, or byte pairs.
 
 Both are one `tokenizers` JSON. `encode` also says where in the text each token ends, so that costs per token become
 costs per character exactly, whatever the tokens.
@@ -20,8 +20,8 @@ from tokenizer.text import valid_text
 Unit = Literal["characters", "bpe"]
 UNKNOWN = "<unk>"
 SMALLEST = len(pre_tokenizers.ByteLevel.alphabet())
-PIECE = 1 << 20  # characters encoded at once
-CUT = re.compile(r"(?<=\S)\n(?=\S)")
+PIECE = 1 << 18  # characters encoded at once
+CUT = re.compile(r"(?<=\w)(?= \w)|(?<=\S\n)(?=\S)")  # in front of a word, where no token reaches across
 
 
 class Encoding(NamedTuple):
@@ -38,6 +38,9 @@ class PlainTokenizer:
         tokenizer.encode_special_tokens = True
         self._tokenizer = tokenizer
         self.vocab_size: int = tokenizer.get_vocab_size()
+        self.unknown_id: int | None = (
+            tokenizer.token_to_id(UNKNOWN) if isinstance(tokenizer.model, models.WordLevel) else None
+        )
 
     @classmethod
     def train(cls, text: str, unit: Unit, vocab_size: int | None = None) -> PlainTokenizer:
@@ -104,10 +107,11 @@ def _byte_pairs(text: str, vocab_size: int) -> Tokenizer:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text into pieces of about PIECE characters, at line ends between two letters, where no token reaches."""
+    """Cut a text into pieces of about PIECE characters."""
     pieces, start = [], 0
-    for cut in CUT.finditer(text):
-        if cut.end() - start >= PIECE:
-            pieces.append(text[start : cut.end()])
-            start = cut.end()
-    return [*pieces, text[start:]] if start < len(text) else pieces
+    while start < len(text):
+        cut = CUT.search(text, start + PIECE)
+        stop = cut.start() if cut else len(text)
+        pieces.append(text[start:stop])
+        start = stop
+    return pieces

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.noise import Randomness
 from discrete.attend import check_blocks
-from discrete.predict import Denoise, denoiser
+from discrete.predict import Denoise, subs
 from discrete.sample.reveal import cached
 from discrete.schedule import Schedule
 from discrete.text_model import TextTransformer
@@ -48,7 +47,7 @@ def block(
     size: int,
     window: int | None = None,
 ) -> Tensor:
-    """Fill in one block after the other with a bidirectional model; what stands behind a block is masked for it.
+    """Fill in one block after the other with a bidirectional model; behind a block it sees what is known, and masks.
 
     x: (B, L) int64, L a multiple of size; window: the longest sequence that the model reads, none where it reads all of
     L: it holds the block and as much as fits before it, or, at the start of the text, masks behind it. Calls the
@@ -67,6 +66,8 @@ def block(
         fixed[:, start - first : stop - first] = False
         if known is not None:
             fixed |= known[:, seen]
+        if not bool(((piece == mask_id) & ~fixed).any()):
+            continue  # nothing is open here
         filled = sampler(denoise, schedule, piece, times, mask_id=mask_id, generator=generator, known=fixed)
         x = torch.cat([x[:, :first], filled, x[:, first + piece.shape[1] :]], 1)
     return x
@@ -93,25 +94,25 @@ def block_causal(
     which asks about some of the sequences only, while the memories are of all.
     """
     check_blocks(x.shape[1], size)
-    if sampler is cached:
+    if getattr(sampler, "func", sampler) is cached:
         raise ValueError("block_causal remembers blocks on its own: take the sampler ancestral in place of cached")
     memory, t = network.memories(), torch.zeros((), device=x.device)
 
     def read(piece: Tensor, *, keep: bool) -> Tensor:
         for one in memory:
             one.keep = keep
-        return F.pad(network(piece, t, memory=memory).float(), (0, 1), value=-torch.inf)
+        return network.logits(piece, t, memory=memory)
 
-    def logits(x_t: Tensor, _: Tensor) -> Tensor:
-        found = read(x_t, keep=False)
-        return found if sharpen is None else sharpen(found)
+    def denoise(x_t: Tensor, _: Tensor) -> Tensor:
+        return subs(read(x_t, keep=False), x_t, network.mask_id, sharpen)
 
-    denoise = denoiser(logits, mask_id=network.mask_id)
     given = torch.zeros_like(x, dtype=torch.bool) if known is None else known
     blocks: list[Tensor] = []
     for piece, fixed in zip(x.split(size, 1), given.split(size, 1), strict=True):
-        block = sampler(denoise, schedule, piece, times, mask_id=network.mask_id, generator=generator, known=fixed)
-        blocks.append(block)
+        options = {"mask_id": network.mask_id, "generator": generator, "known": fixed}
+        opened = bool(((piece == network.mask_id) & ~fixed).any())
+        made = sampler(denoise, schedule, piece, times, **options) if opened else piece
+        blocks.append(made)
         if len(blocks) * size < x.shape[1]:
-            read(block, keep=True)
+            read(made, keep=True)
     return torch.cat(blocks, 1)

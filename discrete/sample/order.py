@@ -30,25 +30,26 @@ def confidence(
         score = log p(guess | x_t) + temperature * (1 - alpha_s) * Gumbel noise
 
     After the step to s a share (alpha_s - alpha_1) / (1 - alpha_1) of the tokens that were masked and unknown at the
-    start is visible, alpha_1 being that of times[0]. A heuristic: its law is not the model's joint.
+    start is visible, alpha_1 being that of times[0], and one more at least than before. A heuristic: its law is not the
+    model's joint.
     x: (B, L) int64; times: (N + 1,) decreasing. Calls the denoiser N times. Returns (B, L).
     """
-    times = times.double()
+    times = times.to(x.device, torch.float64)
     alpha_start = schedule.alpha(times[0])
     start = unmade(x, known, mask_id).sum(-1)  # (B,): all that has to be revealed
-    for t, s in pairwise(times):
-        share = 1.0 if s == times[-1] else float((schedule.alpha(s) - alpha_start) / (1 - alpha_start))
+    for number, (t, s) in enumerate(pairwise(times), start=2):
+        share = 1.0 if number == len(times) else float((schedule.alpha(s) - alpha_start) / (1 - alpha_start))
         u = uniform(x.shape, generator, device=x.device)
         gumbel = -torch.log(-torch.log(uniform(x.shape, generator, device=x.device).clamp_min(1e-300)))
         hidden = unmade(x, known, mask_id)
-        rows = denoise(x, t)[hidden].double()  # (number hidden, V + 1)
+        rows = denoise(x, t)[hidden]  # (number hidden, V + 1)
         guess = invert(rows, u[hidden])
-        score = rows.log_softmax(-1).gather(-1, guess[:, None])[:, 0]
+        score = rows.gather(-1, guess[:, None])[:, 0].double()
         score = score + temperature * float(1 - schedule.alpha(s)) * gumbel[hidden]
         ranked = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device).masked_scatter(hidden, score)
         rank = ranked.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         quota = (start * share).round().long() - (start - hidden.sum(-1))  # (B,): how many more to reveal
-        shown = hidden & (rank < quota[:, None])
+        shown = hidden & (rank < quota.clamp_min(1)[:, None])
         x = torch.where(shown, torch.zeros_like(x).masked_scatter(hidden, guess), x)
     return x
 
@@ -79,11 +80,9 @@ def entropy_bound(
     start = hidden.sum(-1).clamp_min(1)
     while bool(hidden.any()):
         u = uniform(x.shape, generator, device=x.device)
-        rows = denoise(x, schedule.time(hidden.sum(-1).double() / start))[hidden].double()  # (number hidden, V + 1)
-        log_p = rows.log_softmax(-1)
-        p = log_p.exp()
+        rows = denoise(x, schedule.time(hidden.sum(-1).double() / start))[hidden]  # (number hidden, V + 1)
         entropy = torch.full(x.shape, torch.inf, dtype=torch.float64, device=x.device)
-        entropy = entropy.masked_scatter(hidden, -torch.xlogy(p, p).sum(-1))
+        entropy = entropy.masked_scatter(hidden, torch.special.entr(rows.exp()).sum(-1).double())
         sorted_, order = entropy.sort(dim=-1, stable=True)
         before = sorted_.cumsum(-1) - sorted_  # inf - inf is NaN, which no comparison passes
         shown = hidden & torch.zeros_like(hidden).scatter(-1, order, before <= bound)

@@ -20,7 +20,8 @@ class Remasking:
     """How likely a revealed token is hidden again in a step from t to s (arXiv:2503.00307, sec. 4).
 
     cap: sigma = min(eta, sigma_max); rescale: sigma = eta sigma_max; sigma_max = min(1, (1 - alpha_s) / alpha_t).
-    confidence: a token's share of sigma is the softmax of minus the probability that it was drawn with.
+    confidence: a token's share of sigma is the softmax of minus the probability that it was drawn with; the shares of a
+    sequence sum to 1, so take eta = 1.
     window: remask in steps that lie wholly between these times; elsewhere the step is the ancestral one.
     """
 
@@ -54,6 +55,7 @@ def looped(times: Tensor, at: float, steps: int) -> Tensor:
 
     times: (N + 1,) decreasing. Returns (N + steps + 2,) or, where `at` is in the grid, (N + steps + 1,).
     """
+    times = times.double()
     before, after = times[times > at], times[times < at]
     return torch.cat([before, times.new_full((steps + 1,), at), after])
 
@@ -70,15 +72,16 @@ def remask(
     known: Tensor | None = None,
     remasking: Remasking = Remasking(),
 ) -> Tensor:
-    """Reveal as `ancestral` does, and hide revealed tokens again, so that marginals at each time stay (eq. 7).
+    """Reveal as `ancestral` does, and hide revealed tokens again, so that as many are visible at each time as before.
 
         P(hidden again) = sigma,     P(revealed) = (alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)
 
-    With an exact model the law tends to the model's as steps grow finer and sigma smaller; with confidence it does not.
+    With an exact model the law tends to the model's as steps grow finer and sigma smaller. With confidence it does not:
+    tokens are revealed as by `ancestral`, and some are hidden on top of that.
     Known tokens are never hidden; others that are visible in x may be. x: (B, L) int64; times: (N + 1,), never rising;
     equal ones are steps that only remask and reveal. Calls the denoiser N times. Returns (B, L).
     """
-    times = times.double()
+    times = times.to(x.device, torch.float64)
     certainty = torch.zeros(x.shape, dtype=torch.float64, device=x.device)  # of what is visible
     for number, (t, s) in enumerate(pairwise(times), start=1):
         coin, u = (uniform(x.shape, generator, device=x.device) for _ in range(2))
@@ -90,9 +93,9 @@ def remask(
         appear = sigma if not remasking.confidence else torch.zeros_like(sigma)
         chance = torch.ones_like(sigma) if last else (alpha_s - (1 - appear) * alpha_t) / (1 - alpha_t)
         reveal, hide = hidden & (coin < chance), free & (coin < again)
-        rows = denoise(x, t)[reveal].double()
+        rows = denoise(x, t)[reveal]
         drawn = invert(rows, u[reveal])
-        certainty = certainty.masked_scatter(reveal, rows.softmax(-1).gather(-1, drawn[:, None])[:, 0])
+        certainty = certainty.masked_scatter(reveal, rows.gather(-1, drawn[:, None])[:, 0].double().exp())
         x = x.masked_scatter(reveal, drawn).masked_fill(hide, mask_id)
     return x
 

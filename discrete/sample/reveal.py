@@ -31,10 +31,9 @@ def ancestral(
 
     x: (B, L) int64; times: (N + 1,) decreasing. Calls the denoiser N times. Returns (B, L).
     """
-    times = times.double()
-    for t, s in pairwise(times):
-        last = bool(s == times[-1])
-        chance = 1.0 if last else (schedule.alpha(s) - schedule.alpha(t)) / (1 - schedule.alpha(t))
+    times = times.to(x.device, torch.float64)
+    for number, (t, s) in enumerate(pairwise(times), start=2):
+        chance = 1.0 if number == len(times) else (schedule.alpha(s) - schedule.alpha(t)) / (1 - schedule.alpha(t))
         coin = uniform(x.shape, generator, device=x.device)
         u = uniform(x.shape, generator, device=x.device)
         reveal = unmade(x, known, mask_id) & (coin < chance)
@@ -55,7 +54,7 @@ def cached(
 ) -> Tensor:
     """Return what `ancestral` returns, without calling the denoiser for a sequence that has not changed since.
 
-    For a model without time conditioning (arXiv:2406.07524, sec. 4.3). denoise treats every sequence on its own and is
+    For a model without time conditioning (arXiv:2406.07524, sec. 4.1). denoise treats every sequence on its own and is
     given those that changed: where a condition is bound to it, put `Remember` around the network inside instead.
     """
     return ancestral(Remember(denoise), schedule, x, times, mask_id=mask_id, generator=generator, known=known)
@@ -97,26 +96,31 @@ def first_hitting(
     generator: Randomness,
     known: Tensor | None = None,
     start: float = 1.0,
-    at_once: int = 1,
+    at_once: int | Tensor = 1,
 ) -> Tensor:
     """Jump from one revealed token to the next: the law of `ancestral` on an infinitely fine grid (arXiv:2409.02908).
 
         1 - alpha_s = (1 - alpha_t) u^(1 / n),     u ~ U(0, 1), n masked tokens, each as likely to be the next
 
-    x: (B, L) int64 at time start. Calls the denoiser once per masked token of the longest sequence, at times (B,), or
-    once for `at_once` of them, which are then drawn as if they were independent. Returns (B, L).
+    x: (B, L) int64 at time start. Calls the denoiser once per masked token of the longest sequence, at the times (B,)
+    at which they are revealed, or once for `at_once` of them, a number or one for each sequence, which are then drawn
+    as if they were independent, at the time of the first. Returns (B, L). Raises ValueError where at_once is below 1.
     """
+    together = torch.as_tensor(at_once, device=x.device).expand(len(x))
+    if bool((together < 1).any()):
+        raise ValueError(f"at_once is {at_once}, expected at least 1 token for each call")
     hidden = unmade(x, known, mask_id)
     share = (1 - schedule.alpha(torch.tensor(start, dtype=torch.float64, device=x.device))).expand(len(x))
     while bool(hidden.any()):
         left = hidden.sum(-1)  # (B,)
         order = uniform(x.shape, generator, device=x.device).masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)
-        u = uniform((len(x), at_once), generator, device=x.device)
-        values = uniform(x.shape, generator, device=x.device)
-        reveal = hidden & (order < at_once)
+        u, values = (uniform(x.shape, generator, device=x.device) for _ in range(2))
+        reveal = hidden & (order < together[:, None])
+        share = share * torch.where(left > 0, u[:, 0] ** (1 / left.clamp_min(1)), 1)
         log_probs = denoise(x, schedule.time(share))
         x = x.masked_scatter(reveal, invert(log_probs[reveal], values[reveal]))
-        for k in range(at_once):
-            share = share * torch.where(left > k, u[:, k] ** (1 / (left - k).clamp_min(1)), 1)
+        for k in range(1, int(together.max())):
+            passed = (left > k) & (together > k)
+            share = share * torch.where(passed, u[:, k] ** (1 / (left - k).clamp_min(1)), 1)
         hidden = unmade(x, known, mask_id)
     return x

@@ -70,7 +70,7 @@ class TextSweepStage(Stage):
     """Texts of every model with every sampler at several numbers of steps, judged by an autoregressive scorer."""
 
     kind: Literal["text_sweep"] = "text_sweep"
-    scorer: str  # the autoregressive stage in `needs` whose perplexity and features judge, itself included
+    judge: str  # the autoregressive stage in `needs` whose perplexity and features judge, and which is not swept
     count: int = 128  # texts behind every figure
     length: int = 256  # tokens of a text
     samplers: tuple[str, ...] = MASKED_SAMPLERS  # of masked models

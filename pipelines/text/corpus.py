@@ -76,9 +76,13 @@ def read_texts(run: Run) -> dict[str, str]:
         texts["valid"] = read_text(run.data / data.valid)
     else:
         cut = round(len(texts["train"]) * (1 - data.valid_share))
-        cut = texts["train"].rfind("\n", 0, cut) + 1 or cut
+        line = texts["train"].rfind("\n", 0, cut) + 1
+        cut = line if line > 0.9 * cut else cut  # at the end of a line where one is near
         texts["valid"], texts["train"] = texts["train"][cut:], texts["train"][:cut]
-    return {split: detokenise(texts[split], data.detokenise) for split in SPLITS}
+    texts = {split: detokenise(texts[split], data.detokenise) for split in SPLITS}
+    if empty := [split for split, text in texts.items() if not text.strip()]:
+        raise DataError(f"There is no text left for {', '.join(empty)}: give more text, or a larger data.valid_share.")
+    return texts
 
 
 def read_text(path: Path) -> str:

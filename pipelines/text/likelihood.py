@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from discrete.likelihood import any_order
-from discrete.objective import Objective
-from discrete.predict import subs
+from discrete.objective import Masked, Objective
+from discrete.predict import denoiser
 from discrete.text_model import TextTransformer
 from pipelines.errors import DataError
-from pipelines.hardware import autocast, device_of, step_generator
+from pipelines.hardware import device_of, step_generator
 from pipelines.progress import meter
 from pipelines.text.corpus import TokenText
 
@@ -80,17 +80,16 @@ def cost(
 
 
 @torch.no_grad()
-def exact_cost(network: TextTransformer, text: TokenText, length: int, count: int) -> tuple[Tensor, Tensor]:
+def exact_cost(
+    network: TextTransformer, objective: Masked, text: TokenText, length: int, count: int
+) -> tuple[Tensor, Tensor]:
     """Return the exact cost and the exact bound (count,) of a masked model for short pieces spread over a text.
 
     In nats; the model reveals one token at a time in any order (`discrete.likelihood.any_order`).
     """
     x = pieces(text, length, count).to(device_of(network))
 
-    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
-        return subs(network.logits(x_t, t.float().to(x_t.device)), x_t, network.mask_id)
-
-    return any_order(denoise, x, mask_id=network.mask_id)
+    return any_order(denoiser(objective.logits(network), mask_id=network.mask_id), x, mask_id=network.mask_id)
 
 
 def pieces(text: TokenText, length: int, count: int) -> Tensor:
@@ -105,6 +104,5 @@ def _estimates(
 ) -> Tensor:
     """One estimate of each window x (B, L) for each seed: (B, len(seeds))."""
     x = x.to(device_of(network))
-    with autocast(x.device, True):
-        found = [objective.nats(network, x, draws, step_generator(seed, number, 0)) for seed, number in seeds]
+    found = [objective.nats(network, x, draws, step_generator(seed, number, 0)) for seed, number in seeds]
     return torch.stack(found, 1).cpu()

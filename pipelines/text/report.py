@@ -15,13 +15,13 @@ from discrete.objective import Autoregressive, Masked
 from eval.blocks import Block, Column, Curve, Figure, Known, Row, Section, Series, Table, Texts
 from eval.interval import Interval, cluster_bootstrap, mean_interval
 from eval.report import write_report
-from eval.text import TextBound, window_bound
+from eval.text import TextBound, neighbours, window_bound
 from pipelines.evaluate import curves, report_of
 from pipelines.hardware import device_of
 from pipelines.runs import Run
 from pipelines.sweep_report import kept
 from pipelines.sweep_rows import ROWS, read_rows
-from pipelines.text.config import OtherText, TextEvalStage, TextModelStage, TextSweepStage
+from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
 from pipelines.text.detokenise import detokenise
 from pipelines.text.likelihood import TextCost, cost, exact_cost, pieces
@@ -31,7 +31,8 @@ from pipelines.text.sweep import REAL
 PROTOCOL = (
     "Windows of {length} tokens that do not overlap, the last one being as short as what is left; nothing is read "
     "before a window and each of its tokens is counted once. Bounds are means over {draws} masks of each window, one "
-    "from each stratum of the masked share, {repeats} times; they stand with <=. Intervals are over windows."
+    "from each stratum of the masked share, {repeats} times; they stand with <=. Intervals are over runs of "
+    "neighbouring windows."
 )
 
 
@@ -60,14 +61,18 @@ class TextEvaluation:
 def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
     """Compute all figures and write report.html and report.json beside the manifest."""
     e = TextEvaluation(run, name, stage)
-    corpus = Corpus.load(run, next(iter(e.models)))
-    e.sections.append(_costs(e, "test", corpus.splits["test"], "Cost of the held-out text"))
+    corpora = {model: Corpus.load(run, model) for model in e.models}
+    test = {model: corpus.splits["test"] for model, corpus in corpora.items()}
+    e.sections.append(_costs(e, "test", test, "Cost of the held-out text"))
     for other in stage.other:
-        e.sections.append(_costs(e, other.file, _read(run, other, corpus), f"Zero-shot: {other.file}", rule=other))
-    e.sections += _short(e, corpus.splits["test"])
+        text = detokenise(read_text(run.data / other.file), other.detokenise)
+        found = {model: tokenise(corpus.tokenizer, text) for model, corpus in corpora.items()}
+        e.sections.append(_costs(e, f"{other.file}|{other.detokenise}", found, f"Zero-shot: {other.file}"))
+    e.sections += _short(e, test)
     _sweeps(e)
     e.sections.append(curves(run))
-    summary = f"{len(e.models)} models of text, judged on {int(corpus.splits['test'].characters.sum())} characters. "
+    characters = int(next(iter(test.values())).characters.sum())
+    summary = f"files; {len(e.models)} models, judged on {characters} held-out characters. "
     page, figures = write_report(
         report_of(run, name, e.figures, e.sections, summary + getattr(run.recipe.data, "credit", "")),
         run.stage_folder(name),
@@ -75,47 +80,43 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
 
 
-def _read(run: Run, other: OtherText, corpus: Corpus) -> TokenText:
-    return tokenise(corpus.tokenizer, detokenise(read_text(run.data / other.file), other.detokenise))
-
-
-def _costs(e: TextEvaluation, text: str, tokens: TokenText, title: str, rule: OtherText | None = None) -> Section:
-    """What a text costs under every model, and how far each is from the autoregressive one of the same size."""
-    rows, found = list[Row](), dict[str, TextCost]()
+def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: str) -> Section:
+    """What a text, as each model's tokens, costs under every model, and how far each is from the autoregressive one."""
+    found = dict[str, TextCost]()
     for name, stage in e.models.items():
-        model = TextSampler.load(e.run, name)
-        options = {"draws": e.stage.draws, "repeats": e.stage.repeats}
-        found[name] = cost(model.network, stage.objective, tokens, stage.length, name=f"{name} {text}", **options)
+        network, options = TextSampler.load(e.run, name).network, {"draws": e.stage.draws, "repeats": e.stage.repeats}
+        label = f"{name} on {key}"
+        found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
-    for name, stage in e.models.items():
-        rows.append(_cost_row(e, name, stage, text, found, exact))
+    rows = [_cost_row(e, name, key, found, exact) for name in e.models]
     columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
                Column("bits per byte", "plain", "lower"), Column("perplexity per token", "plain", "lower"),
                "Monte-Carlo error", Column("above the autoregressive model", "share", "lower")]  # fmt: skip
-    length = next(iter(e.models.values())).length
-    how = PROTOCOL.format(length=length, draws=e.stage.draws, repeats=e.stage.repeats)
-    if rule is not None:
-        how += f" No model saw this text or one like it. Detokenised by the rule {rule.detokenise!r}."
+    lengths = sorted({stage.length for stage in e.models.values()})
+    how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
+    if key != "test":
+        how += f" The text is no part of the recipe's training; it is {key.split('|')[0]}, detokenised by the rule "
+        how += f"{key.split('|')[1]!r}."
     return Section(title, [Table("Cost by model", columns, rows)], lead=how)
 
 
-def _short(e: TextEvaluation, text: TokenText) -> list[Section]:
+def _short(e: TextEvaluation, texts: Mapping[str, TokenText]) -> list[Section]:
     """The likelihood of short pieces over all orders, beside the bound on it and the autoregressive cost."""
     length, count, rows = e.stage.short, e.stage.short_count, list[Row]()
     source = f"{count} pieces of {length} tokens, each alone"
     for name, stage in e.models.items():
         network = TextSampler.load(e.run, name).network
+        cells: list[Figure | None] = []
         if isinstance(stage.objective, Autoregressive):
-            x = pieces(text, length, count).to(device_of(network))
-            exact, bound = next_token_nll(network, x).double().sum(-1).cpu(), None
+            x = pieces(texts[name], length, count).to(device_of(network))
+            costs = [next_token_nll(network, x).double().sum(-1).cpu()]
         elif isinstance(stage.objective, Masked):
-            exact, bound = exact_cost(network, text, length, count)
+            costs = list(exact_cost(network, stage.objective, texts[name], length, count))
         else:
             continue
-        cells = [e.note(f"{name}.text[short].nats_per_token", mean_interval(exact.numpy() / length), source)]
-        if bound is not None:
-            kept_bound = mean_interval(bound.numpy() / length)
-            cells.append(e.note(f"{name}.text[short].bound_per_token", kept_bound, f"{source}, the bound, also exact"))
+        for what, values in zip(("nats", "bound"), costs, strict=False):
+            interval = mean_interval(values.numpy() / length)
+            cells.append(e.note(f"{name}.text[short].{what}_per_token", interval, source))
         rows.append(Row([name, *cells, *[None] * (2 - len(cells))]))
     columns = ["model", Column("exact nats per token", "plain", "lower"), Column("its bound", "plain", "lower")]
     lead = f"{source}: the mean over all orders of revealing tokens, from all {2**length} maskings, without chance."
@@ -124,25 +125,36 @@ def _short(e: TextEvaluation, text: TokenText) -> list[Section]:
     )
 
 
-def _cost_row(
-    e: TextEvaluation, name: str, stage: TextModelStage, text: str, found: Mapping[str, TextCost], exact: Sequence[str]
-) -> Row:
-    mine, key = found[name], f"{name}.text[{text}]"
-    bound = _bound(mine)
-    kind = "exact" if isinstance(stage.objective, Autoregressive) else "upper bound"
-    source = f"{kind}, {len(mine.tokens)} windows of {stage.length} tokens"
-    sign = "" if kind == "exact" else "<= "
+def _cost_row(e: TextEvaluation, name: str, text: str, found: Mapping[str, TextCost], exact: Sequence[str]) -> Row:
+    stage, mine, key = e.models[name], found[name], f"{name}.text[{text}]"
+    bound, is_exact = _bound(mine), name in exact
+    source = (
+        f"{'exact' if is_exact else 'upper bound'}, {len(mine.tokens)} windows of {stage.length} tokens, in float32"
+    )
     cells = [e.note(f"{key}.bits_per_character", bound.bits_per_character, source),
              e.note(f"{key}.bits_per_byte", bound.bits_per_byte, source),
              e.note(f"{key}.perplexity", _exp(bound.nats_per_token), source)]  # fmt: skip
     gap = None
-    if exact and name not in exact:
-        ratio = cluster_bootstrap(_mean(mine), range(len(mine.tokens)), weights=_mean(found[exact[0]]))
-        shifted = Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)
-        gap = e.note(f"{key}.above_{exact[0]}", shifted, f"{source}; paired by windows with {exact[0]}")
+    if exact and not is_exact and (above := gap_to(found[exact[0]], mine)) is not None:
+        gap = e.note(f"{key}.above_{exact[0]}", above, f"{source}; paired by windows with {exact[0]}")
     made = e.run.manifest(name)
-    error = "" if kind == "exact" else f"{bound.monte_carlo_se / math.log(2):.4f}"
+    error = "" if is_exact else f"{bound.monte_carlo_se / math.log(2):.4f}"
+    sign = "" if is_exact else "<= "
     return Row([f"{sign}{name}", stage.objective.kind, made["parameters"], made["tokens"], *cells, error, gap])
+
+
+def gap_to(exact: TextCost, bound: TextCost) -> Interval | None:
+    """A bound over the exact cost of the same windows, less one; None where the windows are not the same.
+
+    A last window that one of them could not count whole is left out.
+    """
+    count = min(len(exact.tokens), len(bound.tokens))
+    same = (exact.tokens[:count] == bound.tokens[:count]) & (exact.characters[:count] == bound.characters[:count])
+    if not bool(same[:-1].all()) or max(len(exact.tokens), len(bound.tokens)) - count > 1:
+        return None
+    costs = [_mean(one)[:count][same.numpy()] for one in (bound, exact)]
+    ratio = cluster_bootstrap(costs[0], neighbours(len(costs[0])), weights=costs[1])
+    return Interval(ratio.value - 1, ratio.low - 1, ratio.high - 1, ratio.n)
 
 
 def _mean(found: TextCost) -> NDArray[np.float64]:
@@ -168,7 +180,8 @@ def _sweeps(e: TextEvaluation) -> None:
                 how = f"{row['curve']}|steps={row['steps']}|temperature={row['temperature']:g}"
                 how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
                 for figure, value in row["figures"].items():
-                    e.figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, name)
+                    source = f"{name}: {row['scorer']}, {row['mauve']}"
+                    e.figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, source)
             e.sections += _sections(stage, rows)
 
 
@@ -222,7 +235,7 @@ def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
-               Column("whole texts read", "plain", "lower"), Column("perplexity", "plain", "lower"), "entropy",
+               Column("whole texts read", "plain", "lower"), "perplexity", "entropy",
                Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct pairs",
                "longest copy", "may be ranked"]  # fmt: skip
     lines = []

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from discrete.autoregressive import continue_text
 from discrete.d3pm import sample_chain
-from discrete.objective import Autoregressive, Blocks, Masked, Objective
+from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.predict import denoiser, sharpened
 from discrete.replaced import D3PM, Uniform
 from discrete.sample import Remember, block_causal
@@ -22,13 +22,13 @@ from discrete.schedule import Linear
 from discrete.text_model import TextTransformer
 from discrete.uniform import uniform_ancestral, uniform_start
 from latent.grid import uniform as uniform_times
-from pipelines.errors import PalimpsestError
+from pipelines.errors import PalimpsestError, nearest
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import fill_in, on_a_grid
+from pipelines.masked_sampling import fill_in, on_a_grid, remembers
 from pipelines.models import load_text_model
-from pipelines.runs import Run
-from pipelines.sampling_options import Settings
-from pipelines.text.config import TextModelStage
+from pipelines.runs import Run, stage_of
+from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
+from pipelines.text.config import AnyObjective, TextModelStage
 from pipelines.text.corpus import Corpus
 from tokenizer.plain import PlainTokenizer
 
@@ -48,15 +48,16 @@ class TextSampler:
     """A text model with its tokenizer."""
 
     network: TextTransformer
-    objective: Objective
+    objective: AnyObjective
     tokenizer: PlainTokenizer
     length: int  # tokens of the windows that it was trained on
 
     @classmethod
     def load(cls, run: Run, name: str) -> Self:
         """Load the stage `name`; raises ArtefactError where its tokenizer is not the one that it was trained with."""
-        stage = run.recipe.stage[name]
-        assert isinstance(stage, TextModelStage)
+        stage = stage_of(run, name)
+        if not isinstance(stage, TextModelStage):
+            raise PalimpsestError(f"stage {name!r} is of kind {stage.kind!r}, expected 'text_model'")
         corpus = Corpus.load(run, name)
         network = load_text_model(run, name, corpus.tokenizer)
         return cls(network, stage.objective, corpus.tokenizer, stage.length)
@@ -67,9 +68,16 @@ class TextSampler:
         [mask] is a gap of one token, [mask:12] one of twelve; what is not said is behind the text. Raises
         PalimpsestError where it does not fit.
         """
+        gaps = [int(gap[1] or 1) for gap in GAP.finditer(text)]
+        if sum(gaps) > length or not all(gaps):
+            raise PalimpsestError(
+                f"The gaps of the prompt have {gaps} tokens, but the text is to have {length}: each is at least 1, and "
+                "together they must fit."
+            )
         ids, known, start = list[int](), list[bool](), 0
         for gap in [*GAP.finditer(text), None]:
             piece = self.tokenizer.encode(text[start : gap.start() if gap else None]).ids.tolist()
+            self._check_read(piece, text)
             ids, known = ids + piece, known + [True] * len(piece)
             if gap is not None:
                 size = int(gap[1] or 1)
@@ -82,6 +90,14 @@ class TextSampler:
         rest = length - len(ids)
         return torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest])
 
+    def _check_read(self, ids: list[int], text: str) -> None:
+        """Refuse letters that the tokenizer does not know."""
+        if self.tokenizer.unknown_id is not None and self.tokenizer.unknown_id in ids:
+            raise PalimpsestError(
+                f"The prompt {text[:60]!r} has characters that the training text does not have: leave them out, or "
+                'train with unit = "bpe", which reads everything.'
+            )
+
     def write(
         self,
         count: int,
@@ -92,6 +108,8 @@ class TextSampler:
         length: int | None = None,
     ) -> Written:
         """Write `count` texts of `length` tokens around a prompt; longer ones than the model read go by blocks."""
+        if count < 1 or (length is not None and length < 1):
+            raise PalimpsestError(f"count is {count} and length {length}: expected at least 1 text and 1 token")
         device = device_of(self.network)
         x, known = (part.expand(count, -1).to(device) for part in self.prompt(prompt, length or self.length))
         return self.fill(x, known, generators, settings)
@@ -99,12 +117,13 @@ class TextSampler:
     @torch.no_grad()
     def fill(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Written:
         """Fill in what is not known of x (B, L). Raises PalimpsestError where the model cannot."""
+        check_settings(self.objective, settings)
         with _counted(self.network) as count:
             match self.objective:
                 case Autoregressive():
                     made = _continued(self.network, x, known, generators, settings)
                 case Masked():
-                    made = self._unmasked(x, known, generators, settings)
+                    made = self._unmasked(self.objective, x, known, generators, settings)
                 case Blocks():
                     made = self._by_blocks(self.objective.size, x, known, generators, settings)
                 case Uniform():
@@ -115,21 +134,27 @@ class TextSampler:
                     raise AssertionError(self.objective)
         return Written(made, count.rows / len(x), count.tokens / x.numel())
 
-    def _unmasked(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Tensor:
+    def _unmasked(
+        self,
+        objective: Masked,
+        x: Tensor,
+        known: Tensor,
+        generators: Sequence[torch.Generator],
+        settings: Settings,
+    ) -> Tensor:
         """Masked diffusion; texts that are longer than the windows of the training go by blocks within such windows."""
-        if settings.sampler == "cached" and self.network.config.time:
-            raise PalimpsestError(
-                "The sampler 'cached' remembers what the network said, but this network sees the time, which never "
-                "stands still: take masked_ancestral, or train with model.time = false."
-            )
-        plain = Remember(self.network.logits) if settings.sampler == "cached" else self.network.logits
+        plain = objective.logits(self.network)
+        if remembers(settings, timed=self.network.config.time):
+            plain = Remember(plain)
         options, mask_id = settings.masked, self.network.mask_id
         denoise = denoiser(
             plain, mask_id=mask_id, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p
         )
         hidden = torch.where(known, x, mask_id)
         window = self.length if x.shape[1] > self.length else None
-        return fill_in(denoise, Linear(), hidden, known, settings, mask_id=mask_id, generator=generators, window=window)
+        return fill_in(
+            denoise, objective.schedule, hidden, known, settings, mask_id=mask_id, generator=generators, window=window
+        )
 
     def _by_blocks(
         self, size: int, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings
@@ -175,7 +200,7 @@ def _chained(
             f"steps is {settings.steps}, but this model was trained on a chain of {objective.steps} steps and takes "
             "them all"
         )
-    chain = objective.chain(network.vocab).to(x.device)
+    chain = objective.chain(network.vocab, x.device)
     random = uniform_start(x.shape, network.vocab, generators, x.device)
     start = torch.full_like(x, network.mask_id) if objective.transition == "absorbing" else random
     start = torch.where(known, x, start)
@@ -188,15 +213,51 @@ def _sharpened(settings: Settings, logits: Tensor) -> Tensor:
     return sharpened(logits, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
 
 
-def usual_steps(sampler: TextSampler) -> int:
-    """How many steps a model takes where nothing is said: half as many as tokens, or all that it was trained on."""
-    match sampler.objective:
-        case D3PM(steps=steps):
-            return steps
-        case Blocks(size=size):
-            return size
+def samplers_of(objective: AnyObjective) -> tuple[str, ...]:
+    """Names of the samplers of a model, its usual one first."""
+    match objective:
+        case Autoregressive():
+            return ("one_by_one",)
+        case Masked():
+            return ("masked_ancestral", *(name for name in MASKED_SAMPLERS if name != "masked_ancestral"))
+        case Blocks():
+            return ("masked_ancestral", *(name for name in GRID_SAMPLERS if name not in ("masked_ancestral", "cached")))
+        case Uniform():
+            return ("uniform_ancestral",)
         case _:
-            return max(1, sampler.length // 2)
+            return ("all_steps",)
+
+
+def usual_settings(objective: AnyObjective, length: int) -> Settings:
+    """How a model writes where nothing is said: half as many steps as tokens, or all that it was trained on."""
+    match objective:
+        case D3PM(steps=steps):
+            count = steps
+        case Blocks(size=size):
+            count = size
+        case _:
+            count = max(2, length // 2)
+    return Settings(sampler=samplers_of(objective)[0], steps=count, guidance=1.0)
+
+
+def check_settings(objective: AnyObjective, settings: Settings) -> None:
+    """Refuse settings that a model would not heed."""
+    known = samplers_of(objective)
+    if settings.sampler not in known:
+        close = nearest(settings.sampler, known) if len(known) > 1 else ""
+        raise PalimpsestError(
+            f"a model of kind {objective.kind!r} does not write with {settings.sampler!r}{close}; it can use "
+            f"{', '.join(known)}"
+        )
+    options = settings.masked
+    if isinstance(objective, Uniform | D3PM) and (settings.temperature, options.top_k, options.top_p) != (1.0, 0, 1.0):
+        raise PalimpsestError(
+            f"a model of kind {objective.kind!r} has no temperature, top_k or top_p: its steps are laws of their own"
+        )
+    if options.block and not isinstance(objective, Masked):
+        raise PalimpsestError(
+            f"block is {options.block}, but a model of kind {objective.kind!r} has an order of its own"
+        )
 
 
 @dataclass

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from discrete.attend import causal
-from discrete.autoregressive import next_token_nll
 from discrete.objective import Autoregressive
 from eval.generative import Scores
 from pipelines.errors import PalimpsestError
-from pipelines.hardware import autocast, device_of
+from pipelines.hardware import device_of
 from pipelines.runs import Run
 from pipelines.text.sampler import TextSampler
 
@@ -49,13 +48,12 @@ class Scorer:
             rows = encoded[start : start + BATCH]
             lengths = torch.tensor([len(row) for row in rows])
             x = torch.stack([F.pad(row, (0, int(lengths.max()) - len(row))) for row in rows])
-            x, inside = x.to(device_of(network)), torch.arange(x.shape[1]) < lengths[:, None]
-            with autocast(x.device, True):
-                costs = next_token_nll(network, x).cpu().double()
-                seen = network.states(x, torch.zeros((), device=x.device), mask=causal(x.shape[1]).to(x.device))
-            nats += torch.where(inside, costs, 0).sum(1).tolist()
-            last = seen[torch.arange(len(rows)), lengths - 1].float().cpu()
-            states += list(last.numpy())
+            read = F.pad(x, (1, 0), value=network.mask_id).to(device_of(network))  # (B, 1 + L)
+            seen = network.states(read, torch.zeros(()), mask=causal(read.shape[1], read.device))
+            logits = network.score(seen[:, :-1]).float().flatten(0, 1)
+            costs = F.cross_entropy(logits, x.flatten().to(read.device), reduction="none").view_as(x).cpu().double()
+            nats += torch.where(torch.arange(x.shape[1]) < lengths[:, None], costs, 0).sum(1).tolist()
+            states += list(seen[torch.arange(len(rows)), lengths].float().cpu().numpy())
         tokens = [len(row) for row in encoded]
         scores = Scores(scorer=self.name, nats=nats, tokens=tokens, characters=[len(text) for text in texts])
         return scores, np.stack(states)

@@ -17,13 +17,14 @@ from discrete.replaced import D3PM, Uniform
 from eval.generative import GenerativeText, comparable, generative_text
 from eval.mauve import mauve
 from eval.text import Corpus as WordCorpus
+from pipelines.errors import DataError
 from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings
 from pipelines.sweep_rows import measure_rows, plain_interval
 from pipelines.text.config import TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus
-from pipelines.text.sampler import TextSampler
+from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.text.scorer import Scorer
 
 BATCH = 64
@@ -48,24 +49,24 @@ class Setting:
 
 def settings_of_sweep(run: Run, stage: TextSweepStage) -> Iterator[Setting]:
     """Yield every setting of the sweep: the real text, then all models with all their samplers."""
-    plain = Settings(sampler="masked_ancestral", steps=1, guidance=1.0)
+    plain = Settings(sampler=REAL, steps=1, guidance=1.0)
     yield Setting(REAL, REAL, "held-out text", plain)
     yield Setting(REAL, REAL, "training text", plain)
     for name in stage.needs:
-        if isinstance(model := run.recipe.stage[name], TextModelStage):
-            yield from _rows(name, model, stage, plain)
+        if isinstance(model := run.recipe.stage[name], TextModelStage) and name != stage.judge:
+            yield from _rows(name, model, stage)
 
 
-def _rows(name: str, model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[Setting]:
-    """Rows of one model: its samplers over numbers of steps, and its first sampler over temperatures."""
+def _rows(name: str, model: TextModelStage, stage: TextSweepStage) -> Iterator[Setting]:
+    """Rows of one model: its samplers over numbers of steps, and its usual one over temperatures."""
+    plain = usual_settings(model.objective, stage.length)
     curves = list(_curves(model, stage, plain))
     for curve, settings in curves:
         yield Setting("steps", name, f"{name}: {curve}", settings)
     if isinstance(model.objective, Uniform | D3PM):  # their networks give no logits that a temperature could act on
         return
-    base = max((settings for _, settings in curves if settings.sampler == plain.sampler), key=lambda s: s.steps)
     for temperature in (*stage.temperatures, 1.0):
-        yield Setting("temperature", name, name, dataclasses.replace(base, temperature=temperature))
+        yield Setting("temperature", name, name, dataclasses.replace(plain, temperature=temperature))
 
 
 def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[tuple[str, Settings]]:
@@ -109,13 +110,21 @@ class TextJudged:
 
     @cached_property
     def reference(self) -> tuple[GenerativeText, NDArray[np.float32]]:
-        """Figures and features of the held-out text."""
-        return self.judge(self.real("test"))
+        """Figures and features of one half of the held-out text, with which all rows are compared."""
+        return self.judge(self.real("test", 0))
 
-    def real(self, split: str) -> list[str]:
-        """Windows of a real text, spread over all of it."""
-        ids, length = self.corpus.splits[split].ids, self.stage.length
-        starts = np.linspace(0, max(0, len(ids) - length), self.stage.count).astype(int)
+    def real(self, split: str, half: int) -> list[str]:
+        """Windows of a real text, spread over all of it: every second one, the other half being disjoint.
+
+        Raises DataError where the windows would overlap.
+        """
+        ids, length, count = self.corpus.splits[split].ids, self.stage.length, 2 * self.stage.count
+        if len(ids) < count * length:
+            raise DataError(
+                f"The {split} text has {len(ids)} tokens, but two sets of {self.stage.count} windows of {length} need "
+                f"{count * length}: give a smaller count or length."
+            )
+        starts = np.linspace(0, len(ids) - length, count).astype(int)[half::2]
         return [self.corpus.tokenizer.decode(ids[start : start + length].numpy()) for start in starts]
 
     def judge(self, texts: list[str]) -> tuple[GenerativeText, NDArray[np.float32]]:
@@ -127,7 +136,7 @@ class TextJudged:
         """Sample as one setting says, and judge it."""
         evaluations = passes = 0.0
         if setting.group == REAL:
-            texts = self.real("test" if setting.curve.startswith("held") else "train")
+            texts = self.real("test" if setting.curve.startswith("held") else "train", 1)
         else:
             texts, evaluations, passes = self._write(setting)
         (found, states), (real, real_states) = self.judge(texts), self.reference
@@ -139,6 +148,8 @@ class TextJudged:
             "entropy": found.entropy,
             "self_bleu_4": found.self_bleu_4,
             "mauve": overlap.mauve.interval(),
+            "mauve_star": overlap.smoothed.interval(),
+            "frontier_integral": overlap.frontier_integral.interval(),
         }
         row = {"group": setting.group, "model": setting.model, "curve": setting.curve}
         row |= {"evaluations": evaluations, "passes": passes, **dataclasses.asdict(setting.settings)}
@@ -161,7 +172,7 @@ class TextJudged:
 
 def text_sweep(run: Run, name: str, stage: TextSweepStage) -> dict[str, Any]:
     """Measure every setting of the sweep."""
-    judged = TextJudged(run, stage, Corpus.load(run, name), Scorer.load(run, stage.scorer))
+    judged = TextJudged(run, stage, Corpus.load(run, name), Scorer.load(run, stage.judge))
     wanted = list(settings_of_sweep(run, stage))
     measure_rows(run.stage_folder(name), name, wanted, judged.measure)
     return {"rows": len(wanted), "count": stage.count, "scorer": judged.scorer.name}

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from discrete.text_model import TextTransformer
+from discrete.text_model import TextTransformer, Wrapped
 from pipelines.hardware import seeded
 from pipelines.loop import train
 from pipelines.models import plain
@@ -41,7 +41,8 @@ class TextTask(Task):
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per token."""
-        return self.stage.objective.loss(network, batch["x"], generator), {}  # type: ignore[arg-type]
+        asked = network if isinstance(network, TextTransformer) else Wrapped(network, self.corpus.tokenizer.vocab_size)
+        return self.stage.objective.loss(asked, batch["x"], generator), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Cost of the validation text, or a bound on it, at fixed masks."""
@@ -56,7 +57,7 @@ def train_text(run: Run, name: str, stage: TextModelStage) -> dict[str, Any]:
     task = TextTask(run, name, stage)
     facts = train(task, stage.training, run.stage_folder(name), seed=run.recipe.seed, name=name)
     parameters = sum(parameter.numel() for parameter in task.network.parameters())
-    tokens = facts["steps"] * stage.training.batch * stage.length
+    tokens = facts.get("chosen_step", facts["steps"]) * stage.training.batch * stage.length
     return {
         **facts,
         "model": plain(stage.model),

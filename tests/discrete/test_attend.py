@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from discrete.attend import block_causal, causal, check_blocks, documents, noisy_and_clean
+from discrete.attend import causal, causal_blocks, check_blocks, documents, noisy_and_clean
 
 
 def test_a_causal_mask_lets_a_token_see_itself_and_what_stands_before():
@@ -12,7 +12,7 @@ def test_a_causal_mask_lets_a_token_see_itself_and_what_stands_before():
 @pytest.mark.parametrize(("length", "size"), [(6, 1), (6, 2), (6, 3), (6, 6), (8, 4)])
 def test_a_block_sees_itself_and_the_blocks_before_it(length: int, size: int):
     expected = [[j < (i // size + 1) * size for j in range(length)] for i in range(length)]
-    assert block_causal(length, size).tolist() == expected
+    assert causal_blocks(length, size).tolist() == expected
 
 
 @pytest.mark.parametrize(("length", "size"), [(4, 1), (6, 2), (6, 3), (5, 5)])
@@ -34,8 +34,8 @@ def test_noisy_blocks_see_themselves_and_clean_blocks_before_and_clean_ones_neve
             assert bool(mask[i, j]) == allowed, (i, j)
 
 
-def test_the_clean_half_attends_as_a_block_causal_text():
-    assert torch.equal(noisy_and_clean(12, 3)[12:, 12:], block_causal(12, 3))
+def test_the_clean_half_attends_as_a_causal_blocks_text():
+    assert torch.equal(noisy_and_clean(12, 3)[12:, 12:], causal_blocks(12, 3))
 
 
 def test_tokens_see_their_own_document_and_an_end_belongs_to_the_document_it_ends():
@@ -51,7 +51,7 @@ def test_tokens_see_their_own_document_and_an_end_belongs_to_the_document_it_end
                 assert seen[i][j] == (3 not in between)
 
 
-@pytest.mark.parametrize("function", [block_causal, noisy_and_clean, check_blocks])
+@pytest.mark.parametrize("function", [causal_blocks, noisy_and_clean, check_blocks])
 @pytest.mark.parametrize(("length", "size", "divisor"), [(10, 4, 2), (7, 3, 1), (6, 8, 6), (12, 0, 1), (12, -3, 1)])
 def test_blocks_that_do_not_divide_are_named_with_a_divisor(function, length: int, size: int, divisor: int):
     with pytest.raises(ValueError, match=f"blocks of {size} .* length of {length}.* such as {divisor}$"):

@@ -44,7 +44,7 @@ def anew(model: TextTransformer, schedule, x: Tensor, times, *, known, sampler, 
 
         def logits(piece: Tensor, t: Tensor, stop=stop, start=start) -> Tensor:
             read = torch.cat([x[:, :start], piece], 1)  # noqa: B023
-            found = model(read, mask=attend.block_causal(stop, size))[:, start:]
+            found = model(read, mask=attend.causal_blocks(stop, size))[:, start:]
             wide = F.pad(found.float(), (0, 1), value=-torch.inf)
             return wide if sharpen is None else sharpen(wide)
 

@@ -179,9 +179,23 @@ def test_hitting_times_have_the_law_of_the_path():
         return JOINT(x_t)
 
     first_hitting(denoise, Cosine(), all_masked(20_000), mask_id=3, generator=generator())
-    assert (seen[0] == 1).all() and len(seen) == 3
-    assert stats.kstest(1 - Cosine().alpha(seen[1]), lambda share: share**3).pvalue > 1e-3
-    assert stats.kstest((1 - Cosine().alpha(seen[2])) / (1 - Cosine().alpha(seen[1])), lambda u: u**2).pvalue > 1e-3
+    share = torch.stack([torch.ones(20_000), *(1 - Cosine().alpha(t) for t in seen)])
+    assert len(seen) == 3
+    for left, ratio in zip((3, 2, 1), share[1:] / share[:-1], strict=True):
+        assert stats.kstest(ratio, lambda u, left=left: u**left).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("sampler", [hitting, ancestral])
+def test_a_token_is_drawn_at_the_time_at_which_it_is_revealed(sampler):
+    # p(1 | t) = t: over a uniform time of revealing, half of the tokens are 1
+    def denoise(x_t: Tensor, t: Tensor) -> Tensor:
+        t = t.double().expand(len(x_t))[:, None]
+        return subs(torch.stack([(1 - t).log(), t.log(), torch.zeros_like(t)], -1), x_t, 2)
+
+    x = sampler(
+        denoise, Linear(), torch.full((8000, 1), 2), torch.linspace(1, 0, 201), mask_id=2, generator=generator()
+    )
+    assert abs(x.double().mean().item() - 0.5) < 0.02
 
 
 def test_several_tokens_at_once_cost_fewer_calls_and_the_exact_law():

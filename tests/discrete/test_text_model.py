@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone import attention, block
-from discrete.attend import block_causal, causal, documents
+from discrete.attend import causal, causal_blocks, documents
 from discrete.text_model import TextTransformer, TextTransformerConfig
 
 VOCAB, END = 11, 10
@@ -59,18 +59,18 @@ def test_pieces_read_with_memory_give_what_the_whole_gives(cuts: list[int], dtyp
 def test_a_piece_read_without_keep_leaves_no_trace():
     model, x = network(), tokens()
     memory = model.memories()
-    model(x[:, :4], mask=block_causal(4, 4), memory=memory)
+    model(x[:, :4], mask=causal_blocks(4, 4), memory=memory)
     for wrong in (x[:, :4].flip(1), x[:, 5:9]):
         for one in memory:
             one.keep = False
         seen = model(wrong, memory=memory)
-        whole = model(torch.cat([x[:, :4], wrong], 1), mask=block_causal(8, 4))
+        whole = model(torch.cat([x[:, :4], wrong], 1), mask=causal_blocks(8, 4))
         torch.testing.assert_close(seen, whole[:, 4:], atol=1e-5, rtol=1e-5)
         assert [len(one) for one in memory] == [4, 4]
     for one in memory:
         one.keep = True
     torch.testing.assert_close(
-        model(x[:, 4:8], memory=memory), model(x[:, :8], mask=block_causal(8, 4))[:, 4:], atol=1e-5, rtol=1e-5
+        model(x[:, 4:8], memory=memory), model(x[:, :8], mask=causal_blocks(8, 4))[:, 4:], atol=1e-5, rtol=1e-5
     )
     assert [len(one) for one in memory] == [8, 8]
 

@@ -113,7 +113,7 @@ def test_longest_copy_agrees_with_brute_force():
     corpus = Corpus(train)
     for _ in range(50):
         text = "".join(rng.choice(list("abcd"), rng.randint(0, 12)))
-        assert corpus.longest_copied(text) == brute_force(text, train)
+        assert corpus.longest_copied([text]) == [brute_force(text, train)]
 
 
 def test_variety_tells_copies_from_new_texts():

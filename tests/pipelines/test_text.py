@@ -26,8 +26,8 @@ kind = "text_tokens"
 {models}
 [stage.sweep]
 kind = "text_sweep"
-needs = ["tokens", "ar", {names}]
-scorer = "ar"
+needs = ["tokens", "judge", "ar", {names}]
+judge = "judge"
 count = 24
 length = 32
 steps = [4, 8]
@@ -49,6 +49,7 @@ model = {{ dim = 32, layers = 2, heads = 2, time = {time} }}
 training = {{ steps = 60, batch = 16, learning_rate = 5e-3, ema = 0.9, validate_every = 20, compile = false }}
 """
 OBJECTIVES = {
+    "judge": '{ kind = "autoregressive" }',
     "ar": '{ kind = "autoregressive" }',
     "masked": '{ kind = "masked", copies = 2 }',
     "blocks": '{ kind = "blocks", size = 8 }',
@@ -64,7 +65,7 @@ def recipe(folder: Path) -> Path:
         MODEL.format(name=name, objective=objective, time=str(name in TIMED).lower())
         for name, objective in OBJECTIVES.items()
     )
-    names = ", ".join(f'"{name}"' for name in OBJECTIVES if name != "ar")
+    names = ", ".join(f'"{name}"' for name in OBJECTIVES if name not in ("ar", "judge"))
     path = folder / "words.toml"
     path.write_text(RECIPE.format(models=models, names=names), encoding="utf-8")
     return path
@@ -94,7 +95,9 @@ def report(words: Path) -> dict[str, dict]:
 
 def test_every_objective_trains_and_its_cost_stands_in_the_report(words: Path, report):
     for name in OBJECTIVES:
-        for text in ("test", "other.txt"):
+        for text in ("test", "other.txt|wikitext"):
+            if name == "judge":
+                continue
             bits = report[f"{name}.text[{text}].bits_per_character"]
             assert 0.5 < bits["value"] < 8 and bits["low"] < bits["value"] < bits["high"]
         losses = [json.loads(line) for line in (words / name / "log.jsonl").read_text().splitlines()]
@@ -124,7 +127,7 @@ def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, re
         assert all(len(text) > 0 for text in row["texts"]) and row["figures"]["genppl"]["n"] == 24
     of = {(row["curve"], row["steps"], row["temperature"]): row for row in rows if row["group"] != "real"}
     assert of["masked: masked_ancestral", 8, 1.0]["evaluations"] == 8
-    assert of["ar: one by one", 1, 1.0]["evaluations"] == 32 and of["ar: one by one", 1, 1.0]["passes"] == 1
+    assert of["ar: one by one", 16, 1.0]["evaluations"] == 32 and of["ar: one by one", 16, 1.0]["passes"] == 1
     assert of["masked: cached", 8, 1.0]["texts"] == of["masked: masked_ancestral", 8, 1.0]["texts"]
     assert of["masked: cached", 8, 1.0]["evaluations"] <= 8
     assert any(name.startswith("masked.sweep.genppl[steps: masked: cached|steps=4") for name in report)
@@ -153,6 +156,14 @@ def test_gaps_are_filled_and_nothing_else_changes(words: Path):
         ({"model": "ar", "prompt": "a [mask] circle"}, "writes behind a prompt alone"),
         ({"model": "masked", "sampler": "cachd"}, "did you mean 'cached'"),
         ({"model": "masked", "block": 7}, "blocks of 7 do not divide a length of 32"),
+        ({"model": "uniform", "temperature": 0.5}, "has no temperature"),
+        ({"model": "ar", "sampler": "confidence"}, "does not write with 'confidence'; it can use one_by_one"),
+        ({"model": "blocks", "sampler": "entropy_bound"}, "does not write with 'entropy_bound'"),
+        ({"model": "blocks", "block": 4}, "order of its own"),
+        ({"model": "masked", "prompt": "日本"}, "characters that the training text does not have"),
+        ({"model": "masked", "prompt": "[mask:99]"}, r"gaps of the prompt have \[99\] tokens"),
+        ({"model": "tokens"}, "is of kind 'text_tokens'"),
+        ({"model": "masked", "length": -5}, "length -5"),
         ({"model": "blocks", "length": 33}, "blocks of 8 do not divide a length of 33"),
         ({"model": "masked", "sampler": "entropy_bound", "length": 64}, "chooses its own steps"),
         ({"model": "absorbing", "steps": 9}, "chain of 8 steps"),
@@ -183,7 +194,9 @@ def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
         ("stage.blocks.objective.size=7", "blocks of 7 do not divide a length of 32"),
         ("stage.masked.needs=[]", "needs a stage of kind 'text_tokens'"),
         ("stage.sweep.samplers=['greedy']", "'greedy'.* are unknown"),
-        ("stage.sweep.scorer='masked'", "scorer is 'masked'.*autoregressive"),
+        ("stage.sweep.judge='masked'", "judge is 'masked'.*autoregressive"),
+        ("stage.sweep.length=64", "length is 64, but judge was trained on 32"),
+        ("stage.ar.training.keep='first'", "keep"),
         ("stage.masked.objective.copies=0", "copies is 0"),
         ("data.valid_share=1.5", "valid_share is 1.5"),
     ],
@@ -196,3 +209,10 @@ def test_recipes_of_text_are_checked_before_anything_runs(tmp_path: Path, change
 def test_a_missing_text_file_is_named(words: Path, tmp_path: Path):
     text = finish("run", recipe(tmp_path), "--out", tmp_path / "runs", "--data", tmp_path, code=2)
     assert "There is no text at" in text and "train.txt" in text
+    assert not (tmp_path / "runs" / "words" / "tokens").exists()
+
+
+def test_held_out_text_is_compared_with_its_other_half(words: Path):
+    rows = [json.loads(line) for line in (words / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    held = next(row for row in rows if row["curve"] == "held-out text")
+    assert 0 < held["figures"]["mauve"]["value"] < 1
