@@ -1,15 +1,17 @@
 import copy
+import dataclasses
 import json
 import math
 from itertools import pairwise
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
-from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
+from pipelines.loop import BAD_STEPS, Interrupted, Loop, drop_checkpoints, train
 from pipelines.plan import Plan
 from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
@@ -39,6 +41,20 @@ class Line(Task):
 
     def validate(self, network):
         return {"weight": float(network[2].weight.mean())}
+
+
+class Judged(Line):
+    """A line whose weights are chosen by a figure that is known beforehand, by its step."""
+
+    criterion = "figure"
+    figures = (math.nan, 3.0, 1.0, 2.0, 1.0, 5.0)  # after 5, 10, ... 30 steps
+
+    def validate(self, network):
+        assert self.loop is not None
+        step = self.loop.state.step
+        if step == 15:
+            self.best = copy.deepcopy(network.state_dict())
+        return {"figure": self.figures[step // 5 - 1]}
 
 
 TRAINING = Training(steps=30, batch=16, learning_rate=1e-2, ema=0.9, validate_every=10, bf16=False)
@@ -78,6 +94,30 @@ def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path):
     assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
         tmp_path / "parts" / "model.safetensors"
     ).read_bytes()
+
+
+def test_the_weights_that_validated_best_are_kept_whenever_the_run_was_interrupted(tmp_path):
+    training = dataclasses.replace(TRAINING, keep="best", validate_every=5)
+    whole = Judged()
+    facts = run(whole, tmp_path / "whole", training)
+    assert (facts["chosen_step"], facts["chosen_by"], facts["steps"]) == (15, "figure", 30)  # the first of two equals
+    kept = load_file(tmp_path / "whole" / "ema.safetensors")
+    assert all(torch.equal(kept[name], value) for name, value in whole.best.items())
+    for stop_at in (11, 17, 22, 27):
+        with pytest.raises(Interrupted):
+            run(Judged(stop_at=stop_at), tmp_path / "parts", training)
+    again = run(Judged(), tmp_path / "parts", training)
+    assert again["chosen_step"] == 15
+    assert (tmp_path / "parts" / "ema.safetensors").read_bytes() == (
+        tmp_path / "whole" / "ema.safetensors"
+    ).read_bytes()
+    drop_checkpoints(tmp_path / "parts")
+    assert not list((tmp_path / "parts").glob(".best*"))
+
+
+def test_the_best_weights_need_a_figure_to_choose_by(tmp_path):
+    with pytest.raises(PalimpsestError, match="keep is 'best', but its kind validates by no figure"):
+        run(Line(), tmp_path, dataclasses.replace(TRAINING, keep="best"))
 
 
 def test_a_bad_loss_changes_no_weight(tmp_path):

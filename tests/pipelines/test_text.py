@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from pipelines.config import RecipeError, load_recipe
 from pipelines.data.grammar import for_size
@@ -15,6 +17,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.generate import load
 from pipelines.sampling_options import MASKED_SAMPLERS
 from tests.conftest import finish, start, wait_for
+from tests.pipelines.test_distributed import on_two_ranks
 
 RECIPE = """
 [data]
@@ -216,3 +219,21 @@ def test_held_out_text_is_compared_with_its_other_half(words: Path):
     rows = [json.loads(line) for line in (words / "sweep" / "sweep.jsonl").read_text().splitlines()]
     held = next(row for row in rows if row["curve"] == "held-out text")
     assert 0 < held["figures"]["mauve"]["value"] < 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_two_processes_train_every_objective(words: Path, tmp_path: Path, name: str):
+    folder = tmp_path / "words"
+    folder.mkdir()
+    (folder / "tokens").symlink_to(words / "tokens")
+    sets = (f"stage.{name}.training.steps=6", f"stage.{name}.training.validate_every=6")
+    on_two_ranks("train", name, words / "recipe.json", "--out", tmp_path, "--data", words.parent.parent, "--set", *sets)
+    assert json.loads((folder / name / "manifest.json").read_text())["steps"] == 6
+    if name == "ar":  # without chance, two processes take the very steps of one
+        one = tmp_path / "one"
+        (one / "words").mkdir(parents=True)
+        (one / "words" / "tokens").symlink_to(words / "tokens")
+        finish("train", name, words / "recipe.json", "--out", one, "--data", words.parent.parent, "--set", *sets)
+        weights = [load_file(path / "words" / name / "model.safetensors") for path in (tmp_path, one)]
+        assert all(torch.allclose(weights[0][key], value, atol=1e-3) for key, value in weights[1].items())
