@@ -222,12 +222,13 @@ def test_held_out_text_is_compared_with_its_other_half(words: Path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_two_processes_train_every_objective(words: Path, tmp_path: Path, name: str):
+@pytest.mark.parametrize("name", ["ar", "masked", "uniform"])
+def test_two_processes_train_as_one_does(words: Path, tmp_path: Path, name: str):
     folder = tmp_path / "words"
     folder.mkdir()
     (folder / "tokens").symlink_to(words / "tokens")
-    sets = (f"stage.{name}.training.steps=6", f"stage.{name}.training.validate_every=6")
+    training = f"stage.{name}.training"
+    sets = (f"{training}.steps=6", f"{training}.validate_every=6", f"{training}.bf16=false")
     on_two_ranks("train", name, words / "recipe.json", "--out", tmp_path, "--data", words.parent.parent, "--set", *sets)
     assert json.loads((folder / name / "manifest.json").read_text())["steps"] == 6
     if name == "ar":  # without chance, two processes take the very steps of one
@@ -236,4 +237,5 @@ def test_two_processes_train_every_objective(words: Path, tmp_path: Path, name: 
         (one / "words" / "tokens").symlink_to(words / "tokens")
         finish("train", name, words / "recipe.json", "--out", one, "--data", words.parent.parent, "--set", *sets)
         weights = [load_file(path / "words" / name / "model.safetensors") for path in (tmp_path, one)]
-        assert all(torch.allclose(weights[0][key], value, atol=1e-3) for key, value in weights[1].items())
+        two, alone = (torch.cat([value.flatten() for _, value in sorted(state.items())]) for state in weights)
+        assert (two - alone).norm() < 1e-3 * alone.norm()
