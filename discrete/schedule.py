@@ -115,3 +115,40 @@ class Cosine(Schedule):
 
 AnySchedule = Linear | Cosine | Polynomial
 """Every schedule that a recipe can name, told apart by `kind`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spans(Schedule):
+    """Schedules of spans that stand one behind the other in a sequence and share one clock.
+
+    Times are (..., 1) or (), or already (..., L); every result is (..., L). Serves `ancestral`, `cached` and `remask`,
+    which ask for chances token by token, and the bound.
+    """
+
+    parts: tuple[AnySchedule, ...]
+    lengths: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.parts) != len(self.lengths) or not self.parts:
+            raise ValueError(f"{len(self.parts)} schedules for {len(self.lengths)} spans: expected one for each")
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Each token's own."""
+        return self._each(t, "alpha")
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Each token's own."""
+        return self._each(t, "rate")
+
+    def weight(self, t: Tensor) -> Tensor:
+        """Each token's own."""
+        return self._each(t, "weight")
+
+    def time(self, masked: Tensor) -> Tensor:
+        """Refuse: one share does not tell the time of all spans."""
+        raise ValueError("spans with schedules of their own have no time for a share of all tokens: take ancestral")
+
+    def _each(self, t: Tensor, what: Literal["alpha", "rate", "weight"]) -> Tensor:
+        wide = t.expand(*t.shape[:-1], sum(self.lengths)) if t.ndim else t.expand(sum(self.lengths))
+        found = [getattr(part, what)(one) for part, one in zip(self.parts, wide.split(self.lengths, -1), strict=True)]
+        return torch.cat(found, -1)

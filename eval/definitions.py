@@ -37,6 +37,9 @@ class Definition:
 
 
 RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
+    (r".*\.joint_bound\[.*\]", "bound on pairs", "plain", "lower",
+     "Upper bound in nats on -ln p of a held-out caption and the codes of its picture together, text and image being "
+     "revealed by equal schedules or by those that were learned."),
     (r".*\.sweep\.(relation|caption_\w+)\[.*\]", "sampling sweep: as asked", "share", "higher",
      "Share of pictures whose relation the scene judge reads as asked, or of attributes that captions of held-out "
      "pictures name rightly, with the sampler, the network evaluations and the guidance in the brackets."),

@@ -20,13 +20,14 @@ from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.predict import denoiser
 from discrete.sample import Remember
-from discrete.schedule import Linear, Schedule
+from discrete.schedule import Linear, Schedule, Spans
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.masked_sampling import fill_in, remembers
 from pipelines.models import load_bpe, load_masked, load_vqvae
+from pipelines.pair_schedule import spans
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
 from pipelines.sampling_options import MaskedOptions, Settings
@@ -60,6 +61,7 @@ class MaskedSampler:
     layout: Layout
     bpe: BPE
     vqvae: VQVAE
+    pair_schedule: Spans | None = None  # of both sides at once, where one was learned
 
     @classmethod
     def load(cls, run: Run, name: str, network: MaskedTransformer | None = None) -> Self:
@@ -75,9 +77,10 @@ class MaskedSampler:
                 f"{made['tokenizer'][:12]}. Train {name} again, or put the old tokenizer back."
             )
         layout = Layout(**made["layout"])
-        return cls(
-            network or load_masked(run, name, layout), stage.sampling_schedule, layout, bpe, load_vqvae(run, vqvae)
-        )
+        powers = None if network is not None else run.manifest(name).get("powers")
+        pair = None if powers is None else spans(powers, layout.text_length, layout.image_length)
+        network = network or load_masked(run, name, layout)
+        return cls(network, stage.sampling_schedule, layout, bpe, load_vqvae(run, vqvae), pair)
 
     def pictures(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
@@ -115,7 +118,10 @@ class MaskedSampler:
     def pairs(self, generators: Sequence[torch.Generator], settings: Settings) -> tuple[list[Image.Image], list[str]]:
         """Make pictures and their captions from nothing, both at once."""
         x = self.layout.masked(len(generators), self.device)
-        filled = self.fill(x, torch.zeros_like(x, dtype=torch.bool), generators, settings, guided=False)
+        by_token = settings.sampler in ("masked_ancestral", "cached") or settings.sampler.startswith("remask")
+        schedule = self.pair_schedule if by_token else None  # the others ask for one share of all tokens
+        known = torch.zeros_like(x, dtype=torch.bool)
+        filled = self.fill(x, known, generators, settings, guided=False, schedule=schedule)
         text, codes = self.layout.split(filled.x)
         return self.decode(codes), self.bpe.decode(text)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.task import losses
+from pipelines.artefact import load_weights
 from pipelines.cache import open_cache
 from pipelines.data.decode import caption_only
 from pipelines.data.shards import open_split
@@ -20,7 +23,8 @@ from pipelines.data.stream import Stream
 from pipelines.hardware import device_of, seeded, step_generator
 from pipelines.loop import train
 from pipelines.masked_sampler import MaskedSampler
-from pipelines.models import load_bpe, load_vqvae, plain
+from pipelines.models import best_weights, device, load_bpe, load_vqvae, plain
+from pipelines.pair_schedule import learn_powers
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid
 from pipelines.stage_config import MdlmStage
@@ -82,10 +86,25 @@ class MdlmTask(Task):
         return {"samples": sample_grid(sampler, self.held_out["caption"], self.run.recipe.settings_for(self.name))}
 
 
+def _pair_schedule(task: MdlmTask, name: str, steps: int) -> dict[str, Any]:
+    """Learn which side of a pair to reveal first, with the weights that the stage will be used with."""
+    network = seeded(0, lambda: MaskedTransformer(task.stage.model, task.layout))
+    load_weights(network, best_weights(task.run.stage_folder(name)))
+    network.to(device()).eval().requires_grad_(False)
+    stream = islice(task.batches(0, 0, 1), steps)
+    batches, held_out = (
+        [task.layout.join(batch["text"], batch["codes"].long()) for batch in part]
+        for part in ((batch for batch, _ in stream), [task.held_out])
+    )
+    return learn_powers(network, batches, held_out[0], seed=task.run.recipe.seed, name=name)
+
+
 def train_mdlm(run: Run, name: str, stage: MdlmStage) -> dict[str, Any]:
     """Train a masked model."""
     task = MdlmTask(run, name, stage)
     facts = train(task, stage.training, run.stage_folder(name), seed=run.recipe.seed + 1, name=name)
+    if stage.pair_schedule_steps and PartialState().is_main_process:
+        facts |= _pair_schedule(task, name, stage.pair_schedule_steps)
     return {
         **facts,
         "model": plain(stage.model),

@@ -292,10 +292,15 @@ class MdlmStage(Stage):
     )
     tasks: TaskMix = field(default_factory=TaskMix)
     texts: TextShards | None = None  # texts without pictures, mixed in
+    pair_schedule_steps: int = 0  # after training, to learn which side of a pair is revealed first; 0: both alike
     training: Training
 
     def __post_init__(self) -> None:
-        """Refuse a share of texts that makes no whole number of them."""
+        """Refuse a share of texts that makes no whole number of them, and steps below 0."""
+        if self.pair_schedule_steps < 0:
+            raise ValueError(
+                f"pair_schedule_steps is {self.pair_schedule_steps}, expected 0 (none) or more, such as 100"
+            )
         count = self.texts.share * self.training.batch if self.texts else 1.0
         if count < 1 or not math.isclose(count, round(count)):
             raise ValueError(

@@ -24,6 +24,7 @@ from pipelines.judging import scored
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.measures import Evaluation
 from pipelines.stage_config import ScenesData
+from pipelines.sweep_report import kept
 from pipelines.text_bound import caption_bound
 
 
@@ -35,6 +36,9 @@ def words(e: Evaluation) -> None:
         captions, texts = read_json(made.folder / "captions.json"), read_json(made.folder / "texts.json")
         _caption_figures(e, captions, made.stage)
         _bound_figures(e, made.model)
+        for which, bound in e.run.manifest(made.model).get("joint_bound", {}).items():
+            source = f"{made.model}: pairs, text and image revealed by {which} schedules"
+            e.figures[f"{made.model}.joint_bound[{which}]"] = kept(bound, source)
         blocks.append(
             Texts(
                 "Captions of held-out pictures",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from pipelines.hardware import step_generator
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.masked_sampling import fill_in, on_a_grid
 from pipelines.masked_stage import MdlmTask
+from pipelines.pair_schedule import spans
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings
@@ -129,3 +131,20 @@ def test_the_sweep_of_masked_samplers_stands_in_the_report(smoke: Path):
         assert len(names) == len(MASKED_SAMPLERS) and all("evaluations=" in name for name in names)
     page = (smoke / "eval" / "report.html").read_text(encoding="utf-8")
     assert "Samplers of captions: mdlm" in page
+
+
+def test_pairs_follow_the_schedules_that_were_learned_for_their_sides(smoke: Path, sampler: MaskedSampler):
+    manifest = json.loads((smoke / "mdlm" / "manifest.json").read_text(encoding="utf-8"))
+    assert sampler.pair_schedule is not None and math.prod(manifest["powers"]) == pytest.approx(1, rel=1e-5)
+    assert [part.power for part in sampler.pair_schedule.parts] == manifest["powers"] != [1.0, 1.0]
+    figures = json.loads((smoke / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
+    bounds = {which: figures[f"mdlm.joint_bound[{which}]"] for which in ("equal", "learned")}
+    assert all(bound["low"] < bound["value"] < bound["high"] for bound in bounds.values())
+    extreme = dataclasses.replace(sampler, pair_schedule=spans([50.0, 0.02], 18, 64))
+    seen = []
+    hook = sampler.network.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0] == sampler.layout.mask_id))
+    try:
+        extreme.pairs(generators(["", ""], 0), settings("masked_ancestral", steps=3))
+    finally:
+        hook.remove()
+    assert not seen[1][:, :18].any() and seen[1][:, 18:].all()  # all of the text first
