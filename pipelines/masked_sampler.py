@@ -41,7 +41,6 @@ def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
     return (x_t == layout.mask_id).float().mean(1)
 
 
-EVERYWHERE = (0.0, 0.0, 1.0, 1.0)
 OPEN = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # what is to be filled in: one token, or so many
 
 
@@ -142,8 +141,7 @@ class MaskedSampler:
         """
         text, text_known = self._open_words(caption)
         x = self.layout.join(text.to(self.device), self.encode(images))
-        seen = torch.ones_like(self.hidden_box(EVERYWHERE)) if box is None else ~self.hidden_box(box)
-        known = torch.cat([text_known.to(self.device), seen[None]], 1)
+        known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
         x = torch.where(known, x, self.layout.mask_id)
         words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False).x)
         return self.decode(codes)[0], self.bpe.decode(words)[0]
@@ -176,8 +174,10 @@ class MaskedSampler:
         tokens, known = zip(*flat, strict=True)
         return torch.tensor([tokens]), torch.tensor([known])
 
-    def hidden_box(self, box: tuple[float, float, float, float]) -> Tensor:
-        """Which codes a box touches, (image_length,) bool. Raises ValueError for a box outside the picture."""
+    def hidden_box(self, box: tuple[float, float, float, float] | None) -> Tensor:
+        """Which codes a box touches, (image_length,) bool; None touches none. Raises ValueError for one outside."""
+        if box is None:
+            return torch.zeros(self.layout.image_length, dtype=torch.bool, device=self.device)
         left, top, right, bottom = box
         if not (0 <= left < right <= 1 and 0 <= top < bottom <= 1):
             raise ValueError(

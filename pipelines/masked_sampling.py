@@ -13,6 +13,7 @@ from discrete import sample
 from discrete.predict import Denoise
 from discrete.sample import Remasking, looped
 from discrete.sample.block import Sampler
+from discrete.sample.draw import unmade
 from discrete.schedule import Schedule
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError, nearest
@@ -62,7 +63,7 @@ def fill_in(
     if settings.sampler == "entropy_bound":
         return sample.entropy_bound(denoise, schedule, x, options.bound, **common)
     if settings.sampler == "first_hitting":
-        opened = ((x == mask_id) & ~known).sum(-1)  # (B,)
+        opened = unmade(x, known, mask_id).sum(-1)  # (B,)
         at_once = (opened / settings.steps).ceil().long().clamp_min(1)
         return sample.first_hitting(denoise, schedule, x, at_once=at_once, **common)
     raise PalimpsestError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -24,27 +23,11 @@ from pipelines.sampling import batches, chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings
 from pipelines.stage_config import MaskedSweepStage, ScenesData
 from pipelines.sweep import Judged
-from pipelines.sweep_rows import measure_rows, plain_interval
+from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 
 BATCH = 50
 ATTRIBUTES = ("colour", "shape", "relation")
 INTERVAL = (0.2, 0.8)  # of guidance in a limited interval
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row to measure: which curve it belongs to, and how to sample."""
-
-    group: Literal["samplers", "captions", "guidance"]
-    model: str
-    curve: str
-    settings: Settings
-    within: int | None = None  # the evaluations that were allowed
-
-    @property
-    def key(self) -> str:
-        """What tells a row from the others."""
-        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
 
 
 def settings_of_sweep(stage: MaskedSweepStage, model: str) -> Iterator[Setting]:

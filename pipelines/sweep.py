@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,7 +24,7 @@ from pipelines.samplers import steps_within
 from pipelines.sampling import batches
 from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions, Settings
 from pipelines.stage_config import DistillStage, SweepStage
-from pipelines.sweep_rows import measure_rows, plain_interval
+from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 from pipelines.usual import usual_of_student
 
 BATCH = 50
@@ -36,15 +35,8 @@ LIMIT = 3.0  # of thresholding, in standard deviations of the latents
 TOLERANCES = (0.3, 0.1, 0.03, 0.01, 0.001)  # of dormand_prince, in place of numbers of evaluations
 
 
-@dataclass(frozen=True)
-class Setting:
-    """One row to measure: which curve it belongs to, and how to sample."""
-
-    group: str  # samplers, guidance or students
-    model: str
-    curve: str
-    settings: Settings
-    within: int | None = None  # the evaluations that were allowed
+class LatentSetting(Setting):
+    """A row of a latent model, in the group samplers, guidance or students."""
 
     @property
     def scale(self) -> float:
@@ -52,13 +44,8 @@ class Setting:
         options = self.settings.latent
         return options.classifier_scale if options.classifier else self.settings.guidance
 
-    @property
-    def key(self) -> str:
-        """What tells a row from the others."""
-        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
 
-
-def settings_of_sweep(recipe: Recipe, stage: SweepStage) -> Iterator[Setting]:
+def settings_of_sweep(recipe: Recipe, stage: SweepStage) -> Iterator[LatentSetting]:
     """Yield every setting of the sweep."""
     models = recipe.swept(stage)
     for model in models:
@@ -68,11 +55,11 @@ def settings_of_sweep(recipe: Recipe, stage: SweepStage) -> Iterator[Setting]:
     for steps in stage.student_steps:
         for model in models:
             settings = Settings(sampler="ddim", steps=steps, guidance=stage.guidance)
-            yield Setting("students", model, f"{model} (the teacher, ddim)", settings, steps)
+            yield LatentSetting("students", model, f"{model} (the teacher, ddim)", settings, steps)
         for model in stage.needs:
             if isinstance(student := recipe.stage[model], DistillStage):
                 settings = Settings(**dataclasses.asdict(usual_of_student(student, steps)))
-                yield Setting("students", model, f"{model} ({student.method})", settings, steps)
+                yield LatentSetting("students", model, f"{model} ({student.method})", settings, steps)
 
 
 def guidances(recipe: Recipe, model: str, stage: SweepStage) -> Iterator[tuple[str, LatentOptions]]:
@@ -87,26 +74,28 @@ def guidances(recipe: Recipe, model: str, stage: SweepStage) -> Iterator[tuple[s
             yield "classifier", LatentOptions(classifier=need, interval=CLASSIFIED)
 
 
-def _guidance_row(model: str, curve: str, options: LatentOptions, scale: float) -> Setting:
+def _guidance_row(model: str, curve: str, options: LatentOptions, scale: float) -> LatentSetting:
     """One scale of a curve: of the classifier's gradient where there is one, else of the two branches."""
     guidance = 1.0 if options.classifier else scale
     options = dataclasses.replace(options, classifier_scale=scale) if options.classifier else options
-    return Setting("guidance", model, curve, Settings(sampler="dpmpp_2m", steps=16, guidance=guidance, latent=options))
+    return LatentSetting(
+        "guidance", model, curve, Settings(sampler="dpmpp_2m", steps=16, guidance=guidance, latent=options)
+    )
 
 
-def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[Setting]:
+def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[LatentSetting]:
     start = START if sampler in SIGNAL_SAMPLERS else 1.0
     if sampler == "dormand_prince":
         for tolerance in TOLERANCES:
             options = LatentOptions(tolerance=tolerance)
             settings = Settings(sampler=sampler, steps=1, guidance=stage.guidance, latent=options)
-            yield Setting("samplers", model, sampler, settings)
+            yield LatentSetting("samplers", model, sampler, settings)
         return
     for calls in stage.evaluations:
         options = LatentOptions(start=start, langevin_steps=min(8, max(1, calls // 4)))
         steps = steps_within(sampler, calls, options.langevin_steps)
         settings = Settings(sampler=sampler, steps=steps, guidance=stage.guidance, latent=options)
-        yield Setting("samplers", model, sampler, settings, calls)
+        yield LatentSetting("samplers", model, sampler, settings, calls)
 
 
 @dataclass
@@ -119,7 +108,7 @@ class Judged:
     seed: int
     samplers: dict[str, LatentSampler] = field(default_factory=dict)
 
-    def measure(self, run: Run, setting: Setting) -> dict[str, Any]:
+    def measure(self, run: Run, setting: LatentSetting) -> dict[str, Any]:
         """Draw the pictures of one setting and judge them."""
         if setting.model not in self.samplers:
             self.samplers[setting.model] = LatentSampler.load(run, setting.model)

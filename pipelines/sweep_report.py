@@ -123,7 +123,7 @@ def _curves(rows: Sequence[Measured], axis: Axis) -> list[Block]:
     for metric in METRICS:
         for family, part in _families([row for row in rows if metric.key in row["figures"]]):
             series = [
-                _series(curve, part, metric.key, axis.key) for curve in dict.fromkeys(row["curve"] for row in part)
+                series_of(curve, part, metric.key, axis.key) for curve in dict.fromkeys(row["curve"] for row in part)
             ]
             title = f"{metric.label}{f', {family} samplers' if family else ''}"
             blocks.append(Curve(title, series, x_label=axis.label, y_label=metric.label, log=metric.key == "kd"))
@@ -135,7 +135,8 @@ def _measured(rows: Sequence[Measured]) -> list[Metric]:
     return [metric for metric in METRICS if any(metric.key in row["figures"] for row in rows)]
 
 
-def _series(curve: str, rows: Sequence[Measured], metric: str, x_key: str) -> Series:
+def series_of(curve: str, rows: Sequence[Measured], metric: str, x_key: str) -> Series:
+    """One curve of a chart: a metric with its intervals over what the rows vary along."""
     mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row[x_key])
     y, low, high = ([row["figures"][metric][end] for row in mine] for end in ("value", "low", "high"))
     return Series(curve, [row[x_key] for row in mine], y, low, high)

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from eval.interval import Interval
 from pipelines.artefact import write_atomically
 from pipelines.progress import meter
+from pipelines.sampling_options import Settings
 
 ROWS = "sweep.jsonl"
 
 
-class Keyed(Protocol):
-    """What a row measures."""
+@dataclass(frozen=True)
+class Setting:
+    """One row to measure: which curve it belongs to, and how to sample."""
+
+    group: str
+    model: str
+    curve: str
+    settings: Settings
+    within: int | None = None  # the evaluations that were allowed
 
     @property
     def key(self) -> str:
         """What tells a row from the others."""
-        ...
-
-    @property
-    def curve(self) -> str:
-        """The curve that it belongs to."""
-        ...
+        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
 
 
-Wanted = TypeVar("Wanted", bound=Keyed)
+Wanted = TypeVar("Wanted", bound=Setting)
 
 
 def measure_rows(

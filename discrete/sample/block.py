@@ -11,6 +11,7 @@ from torch import Tensor
 from backbone.noise import Randomness
 from discrete.attend import check_blocks
 from discrete.predict import Denoise, subs
+from discrete.sample.draw import unmade
 from discrete.sample.reveal import cached
 from discrete.schedule import Schedule
 from discrete.text_model import TextTransformer
@@ -66,7 +67,7 @@ def block(
         fixed[:, start - first : stop - first] = False
         if known is not None:
             fixed |= known[:, seen]
-        if not bool(((piece == mask_id) & ~fixed).any()):
+        if not bool(unmade(piece, fixed, mask_id).any()):
             continue  # nothing is open here
         filled = sampler(denoise, schedule, piece, times, mask_id=mask_id, generator=generator, known=fixed)
         x = torch.cat([x[:, :first], filled, x[:, first + piece.shape[1] :]], 1)
@@ -110,7 +111,7 @@ def block_causal(
     blocks: list[Tensor] = []
     for piece, fixed in zip(x.split(size, 1), given.split(size, 1), strict=True):
         options = {"mask_id": network.mask_id, "generator": generator, "known": fixed}
-        opened = bool(((piece == network.mask_id) & ~fixed).any())
+        opened = bool(unmade(piece, fixed, network.mask_id).any())
         made = sampler(denoise, schedule, piece, times, **options) if opened else piece
         blocks.append(made)
         if len(blocks) * size < x.shape[1]:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from discrete.autoregressive import next_token_nll
 from discrete.objective import Autoregressive, Masked
+from discrete.text_model import TextTransformer
 from eval.blocks import Block, Column, Curve, Figure, Known, Row, Section, Series, Table, Texts
 from eval.interval import Interval, cluster_bootstrap, mean_interval
 from eval.report import write_report
@@ -19,7 +20,7 @@ from eval.text import TextBound, neighbours, window_bound
 from pipelines.evaluate import curves, report_of
 from pipelines.hardware import device_of
 from pipelines.runs import Run
-from pipelines.sweep_report import kept
+from pipelines.sweep_report import kept, series_of
 from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
@@ -45,6 +46,13 @@ class TextEvaluation:
     stage: TextEvalStage
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
+    samplers: dict[str, TextSampler] = field(default_factory=dict)
+
+    def network(self, model: str) -> TextTransformer:
+        """The network of a model, loaded once."""
+        if model not in self.samplers:
+            self.samplers[model] = TextSampler.load(self.run, model)
+        return self.samplers[model].network
 
     @property
     def models(self) -> dict[str, TextModelStage]:
@@ -84,7 +92,7 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
     """What a text, as each model's tokens, costs under every model, and how far each is from the autoregressive one."""
     found = dict[str, TextCost]()
     for name, stage in e.models.items():
-        network, options = TextSampler.load(e.run, name).network, {"draws": e.stage.draws, "repeats": e.stage.repeats}
+        network, options = e.network(name), {"draws": e.stage.draws, "repeats": e.stage.repeats}
         label = f"{name} on {key}"
         found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
@@ -105,7 +113,7 @@ def _short(e: TextEvaluation, texts: Mapping[str, TokenText]) -> list[Section]:
     length, count, rows = e.stage.short, e.stage.short_count, list[Row]()
     source = f"{count} pieces of {length} tokens, each alone"
     for name, stage in e.models.items():
-        network = TextSampler.load(e.run, name).network
+        network = e.network(name)
         cells: list[Figure | None] = []
         if isinstance(stage.objective, Autoregressive):
             x = pieces(texts[name], length, count).to(device_of(network))
@@ -203,7 +211,9 @@ def _sections(stage: TextSweepStage, rows: Sequence[Mapping[str, Any]]) -> list[
     swept = [row for row in rows if row["group"] == "steps"]
     blocks: list[Block] = []
     for figure, (label, log) in METRICS.items():
-        series = [_series(curve, swept, figure) for curve in dict.fromkeys(row["curve"] for row in swept)]
+        series = [
+            series_of(curve, swept, figure, "evaluations") for curve in dict.fromkeys(row["curve"] for row in swept)
+        ]
         ends = [min(row["evaluations"] for row in swept), max(row["evaluations"] for row in swept)]
         series.append(Series("held-out text", ends, [real["figures"][figure]["value"]] * 2))
         blocks.append(Curve(label, series, x_label="network evaluations", y_label=label, log=log))
@@ -212,12 +222,6 @@ def _sections(stage: TextSweepStage, rows: Sequence[Mapping[str, Any]]) -> list[
         (f"{row['curve']}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
     ]
     return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
-
-
-def _series(curve: str, rows: Sequence[Mapping[str, Any]], figure: str) -> Series:
-    mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row["evaluations"])
-    y, low, high = ([row["figures"][figure][end] for row in mine] for end in ("value", "low", "high"))
-    return Series(curve, [row["evaluations"] for row in mine], y, low, high)
 
 
 def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:

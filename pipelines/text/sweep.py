@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +20,7 @@ from pipelines.errors import DataError
 from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings
-from pipelines.sweep_rows import measure_rows, plain_interval
+from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 from pipelines.text.config import TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus
 from pipelines.text.sampler import TextSampler, usual_settings
@@ -30,21 +29,6 @@ from pipelines.text.scorer import Scorer
 BATCH = 64
 REAL = "real"
 SHOWN = 3  # texts of each row that the report shows
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One row to measure: a model and how to sample it, or the real text."""
-
-    group: str  # steps, temperature or real
-    model: str
-    curve: str
-    settings: Settings
-
-    @property
-    def key(self) -> str:
-        """What tells a row from the others."""
-        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
 
 
 def settings_of_sweep(run: Run, stage: TextSweepStage) -> Iterator[Setting]:
