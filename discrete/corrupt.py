@@ -49,6 +49,17 @@ def mask_exact_count(
     return torch.where(hidden if known is None else hidden & ~known, mask_id, x)
 
 
+def mask_both_ways(x: Tensor, count: Tensor, *, mask_id: int, generator: Randomness) -> tuple[Tensor, Tensor]:
+    """Mask count tokens of each sequence, and then what stayed visible with one of those: L + 1 - count tokens.
+
+    For counts uniform on 1 .. L both are maskings of the exact-count estimator, and together they ask for every token,
+    so that their mean varies less than that of two independent ones. x: (B, L) int64; count: (B,) int in 1 .. L.
+    """
+    rank = uniform(x.shape, generator, device=x.device).argsort(-1).argsort(-1)
+    first, second = rank < count[:, None], rank >= count[:, None] - 1
+    return torch.where(first, mask_id, x), torch.where(second, mask_id, x)
+
+
 def spread(number: int, generator: Randomness, device: torch.device | str | None = None) -> Tensor:
     """Draw uniform numbers (number,) float64 in [0, 1), one in each of as many strata, in random order.
 

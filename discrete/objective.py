@@ -17,7 +17,7 @@ from torch import Tensor
 from backbone.noise import uniform
 from discrete.attend import check_blocks, noisy_and_clean
 from discrete.autoregressive import next_token_nll
-from discrete.corrupt import draw_count, mask_exact_count, mask_tokens, mean_over_strata
+from discrete.corrupt import draw_count, mask_both_ways, mask_exact_count, mask_tokens, mean_over_strata
 from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
 from discrete.predict import Logits
 from discrete.schedule import AnySchedule, Linear
@@ -82,11 +82,14 @@ class Masked(Objective):
             raise ValueError(f"copies is {self.copies}, expected at least 1 masking of each text")
 
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`copies` maskings of each text, all of them read as one batch."""
-        x = x.repeat(self.copies, 1)
+        """`copies` maskings of each text, all of them read as one batch; of exact counts, every two show each token."""
         if self.estimator == "exact_count":
-            count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, even=True)
-            return self._cost(network, x, count, generator, self.weighting).mean() / x.shape[1]
+            pairs = x.repeat((self.copies + 1) // 2, 1)
+            count = draw_count(torch.full((len(pairs),), x.shape[1], device=x.device), generator, even=True)
+            both = mask_both_ways(pairs, count, mask_id=network.mask_id, generator=generator)
+            x, x_t = x.repeat(self.copies, 1), torch.cat(both)[: self.copies * len(x)]
+            return self._cost(network, x, x_t, self.weighting).mean() / x.shape[1]
+        x = x.repeat(self.copies, 1)
         t = sample_times(self.estimator, len(x), generator).to(x.device)
         x_t = mask_tokens(self.schedule, x, t, mask_id=network.mask_id, generator=generator)
         weight = self.schedule.weight(t) * relative_weight(self.schedule.log_snr(t), self.weighting)
@@ -98,7 +101,8 @@ class Masked(Objective):
         """The bound by exact counts, whatever the training."""
 
         def cost(u: Tensor) -> Tensor:
-            return self._cost(network, x, (u * x.shape[1]).long() + 1, generator)
+            count = (u * x.shape[1]).long() + 1
+            return self._cost(network, x, mask_exact_count(x, count, mask_id=network.mask_id, generator=generator))
 
         return mean_over_strata(cost, len(x), draws, generator, x.device)
 
@@ -111,17 +115,10 @@ class Masked(Objective):
 
         return logits
 
-    def _cost(
-        self,
-        network: TextNetwork,
-        x: Tensor,
-        count: Tensor,
-        generator: torch.Generator,
-        weighting: Weighting = "bound",
-    ) -> Tensor:
-        """Cost (B,) of texts with `count` (B,) masks each; a network with time reads the t of the masked share."""
-        x_t = mask_exact_count(x, count, mask_id=network.mask_id, generator=generator)
-        masked, share = x_t == network.mask_id, count / x.shape[1]
+    def _cost(self, network: TextNetwork, x: Tensor, x_t: Tensor, weighting: Weighting = "bound") -> Tensor:
+        """Cost (B,) of texts that an exact count masks; a network with time reads the t of the masked share."""
+        masked = x_t == network.mask_id
+        share = masked.double().mean(-1)
         weight = exact_count_weight(masked) * relative_weight(torch.log(1 - share) - torch.log(share), weighting)
         weight = masked * weight[:, None]
         rows = network(x_t, self.schedule.time(share).float(), asked=weight > 0)

@@ -29,6 +29,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pipelines.artefact import PLAN, load_state, save_state, save_weights, write_atomically
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
+from pipelines.optimizer import optimizers_of
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
 from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
@@ -51,7 +52,7 @@ class State:
 
     network: nn.Module
     average: nn.Module | None
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]
     step: int = 0
     cursor: int = 0
     seconds: float = 0.0
@@ -70,7 +71,7 @@ class State:
             "best": self.best,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         if path.exists():
             path.replace(folder / "checkpoint.previous.pt")
@@ -89,7 +90,8 @@ class State:
             self.network.load_state_dict(values["network"])
             if self.average is not None:
                 self.average.load_state_dict(values["average"])
-            self.optimizer.load_state_dict(values["optimizer"])
+            for optimizer, kept in zip(self.optimizers, values["optimizers"], strict=True):
+                optimizer.load_state_dict(kept)
             self.step, self.cursor = values["step"], values["cursor"]
             self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
             return True
@@ -122,14 +124,7 @@ class Loop:
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
         average = copy.deepcopy(task.network).requires_grad_(False) if training.ema else None
-        optimizer = torch.optim.AdamW(
-            [p for p in task.network.parameters() if p.requires_grad],
-            lr=training.learning_rate,
-            betas=training.betas,
-            weight_decay=training.weight_decay,
-            fused=True,
-        )
-        self.state = State(task.network, average, optimizer)
+        self.state = State(task.network, average, optimizers_of(task.network, training))
         self.stop = False
 
     def run(self) -> dict[str, Any]:
@@ -141,7 +136,7 @@ class Loop:
             self._trim_log()
         self.plan = self._plan()
         steps = self.plan.at(self.state.step)
-        self.prepared, self.optimizer = self.accelerator.prepare(self.task.network, self.state.optimizer)
+        self.prepared, *self.optimizers = self.accelerator.prepare(self.task.network, *self.state.optimizers)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step)
         try:
@@ -183,20 +178,21 @@ class Loop:
         state, training = self.state, self.training
         generator = step_generator(self.seed, rank, state.step)
         self.task.before(state.step, self.plan.first, self.plan.at(state.step), generator)
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(training, state.step, self.plan.at(state.step))
         buffers = [buffer.clone() for buffer in state.network.buffers()]  # a forward pass moves codebooks and norms
         with autocast(self.device, training.bf16):
             loss, scalars = self.task.loss(self.prepared, to_device(batch, self.device), generator)
         value = float(loss.detach())
-        self.optimizer.zero_grad(set_to_none=True)
+        self.task.network.zero_grad(set_to_none=True)
         if self._anywhere(not math.isfinite(value)):
             return self._skip(buffers)
         self.accelerator.backward(loss)
         norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip)
         if norm is not None and not torch.isfinite(norm):
             return self._skip(buffers)
-        self.optimizer.step()
+        for optimizer in self.optimizers:
+            optimizer.step()
         if state.average is not None:
             update_average(state.average, state.network, decay_at(training.ema or 0.0, state.step))
         return value, {**scalars, "gradient_norm": norm} if isinstance(norm, Tensor) else scalars
@@ -306,8 +302,7 @@ class Loop:
         begun = time.monotonic()
         kept = copy.deepcopy(self.task.network.state_dict())
         batches = self.task.batches(0, 0, self.accelerator.num_processes)
-        parameters = [p for p in self.task.network.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=0.0, fused=True)
+        optimizers = optimizers_of(self.task.network, self.training)
         times: list[float] = []
         while len(times) < REHEARSAL[0] + 2 or (sum(times[2:]) < REHEARSAL[1] and sum(times) < 0.1 * budget):
             started, step = time.monotonic(), len(times)
@@ -315,8 +310,9 @@ class Loop:
             with autocast(self.device, self.training.bf16):
                 loss, _ = self.task.loss(self.task.network, to_device(batch, self.device), step_generator(0, 0, step))
             loss.backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+            for optimizer in optimizers:
+                optimizer.step()
+            self.task.network.zero_grad(set_to_none=True)
             times.append(time.monotonic() - started)
         self.task.network.load_state_dict(kept)
         seconds = statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours

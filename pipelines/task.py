@@ -27,6 +27,7 @@ class Training:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 32  # items per step, over all processes
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of transformers (pipelines/optimizer.py)
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0

@@ -4,7 +4,7 @@ import pytest
 import torch
 from scipy import stats
 
-from discrete.corrupt import draw_count, mask_exact_count, mask_tokens
+from discrete.corrupt import draw_count, mask_both_ways, mask_exact_count, mask_tokens
 from discrete.schedule import Cosine, Linear, Schedule
 
 MASK = 5
@@ -48,6 +48,18 @@ def test_exact_count_draws_every_subset_equally_often():
     code = ((x_t == MASK) * 2 ** torch.arange(5)).sum(-1)
     pairs = [2**i + 2**j for i, j in itertools.combinations(range(5), 2)]
     assert stats.chisquare([(code == pair).sum() for pair in pairs]).pvalue > 1e-4
+
+
+def test_masking_both_ways_asks_for_every_token_once_and_for_one_twice():
+    x, count = torch.arange(5).repeat(20_000, 1), torch.arange(20_000) % 5 + 1
+    first, second = (x_t == MASK for x_t in mask_both_ways(x, count, mask_id=MASK, generator=generator()))
+    assert (first.sum(-1) == count).all() and (second.sum(-1) == 6 - count).all()
+    assert (first | second).all() and ((first & second).sum(-1) == 1).all()
+    for masked in (first, second):
+        chosen = masked[masked.sum(-1) == 2]
+        code = (chosen * 2 ** torch.arange(5)).sum(-1)
+        pairs = [2**i + 2**j for i, j in itertools.combinations(range(5), 2)]
+        assert stats.chisquare([(code == pair).sum() for pair in pairs]).pvalue > 1e-4
 
 
 def test_count_is_uniform_from_one_to_all():

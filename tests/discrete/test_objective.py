@@ -148,7 +148,8 @@ class Sees(nn.Module):
 
 
 @pytest.mark.parametrize("objective", [
-    Masked(), Masked(estimator="stratified"), Masked(estimator="independent"), Masked(schedule=Cosine()),
+    Masked(), Masked(copies=2), Masked(copies=3), Masked(estimator="stratified"), Masked(estimator="independent"),
+    Masked(copies=2, estimator="stratified"), Masked(schedule=Cosine()),
     Masked(estimator="stratified", schedule=Cosine()), Masked(estimator="stratified", schedule=Polynomial(power=3)),
 ])  # fmt: skip
 def test_the_loss_of_every_estimator_and_schedule_is_the_bound_per_token(objective: Masked):

@@ -4,6 +4,7 @@ import json
 import math
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,6 +13,7 @@ from torch import nn
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
 from pipelines.loop import BAD_STEPS, Interrupted, Loop, drop_checkpoints, train
+from pipelines.optimizer import optimizers_of
 from pipelines.plan import Plan
 from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
@@ -65,14 +67,16 @@ def run(task, folder, training=TRAINING):
     return loop.run()
 
 
-def test_the_interrupted_run_equals_the_uninterrupted_one(tmp_path):
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_the_interrupted_run_equals_the_uninterrupted_one(tmp_path, optimizer):
+    training = dataclasses.replace(TRAINING, optimizer=optimizer)
     whole = Line()
-    run(whole, tmp_path / "whole")
+    run(whole, tmp_path / "whole", training)
     for stop_at in (4, 17):
         with pytest.raises(Interrupted, match="saved"):
-            run(Line(stop_at=stop_at), tmp_path / "parts")
+            run(Line(stop_at=stop_at), tmp_path / "parts", training)
     parts = Line()
-    run(parts, tmp_path / "parts")
+    run(parts, tmp_path / "parts", training)
     for name in ("model.safetensors", "ema.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in ("whole", "parts")]
@@ -113,6 +117,28 @@ def test_the_weights_that_validated_best_are_kept_whenever_the_run_was_interrupt
     ).read_bytes()
     drop_checkpoints(tmp_path / "parts")
     assert not list((tmp_path / "parts").glob(".best*"))
+
+
+def test_muon_turns_the_gradient_of_a_matrix_into_a_rotation_and_leaves_the_rest_to_adamw():
+    network = nn.ModuleList([nn.Embedding(5, 6), nn.Linear(6, 4), nn.Linear(4, 4).requires_grad_(False)])
+    network.double()
+    before = copy.deepcopy(network)
+    training = Training(steps=1, optimizer="muon", learning_rate=0.01)
+    optimizers = optimizers_of(network, training)
+    assert [sum(len(group["params"]) for group in optimizer.param_groups) for optimizer in optimizers] == [2, 1]
+    gradient = {name: torch.randn_like(value) for name, value in network.named_parameters()}
+    for name, value in network.named_parameters():
+        value.grad = gradient[name] if value.requires_grad else None
+    for optimizer in optimizers:
+        optimizer.step()
+    moved = {name: (value - before.get_parameter(name)).detach() for name, value in network.named_parameters()}
+    u, _, v = np.linalg.svd(gradient["1.weight"].numpy(), full_matrices=False)
+    rotation, step = u @ v, moved["1.weight"].numpy()
+    assert -(rotation * step).sum() > 0.97 * np.linalg.norm(rotation) * np.linalg.norm(step)
+    assert np.linalg.svd(step, compute_uv=False) == pytest.approx(0.01 * 0.2 * 6**0.5, rel=0.35)  # 0.2 root mean square
+    torch.testing.assert_close(moved["0.weight"], -0.01 * gradient["0.weight"].sign(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(moved["1.bias"], -0.01 * gradient["1.bias"].sign(), rtol=1e-5, atol=0)
+    assert not moved["2.weight"].any()
 
 
 def test_the_best_weights_need_a_figure_to_choose_by(tmp_path):

@@ -1,0 +1,40 @@
+"""The optimisers that `training.optimizer` names."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from pipelines.task import Training
+
+MOMENTUM = 0.95
+
+
+def optimizers_of(network: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a network's parameters, each of which is stepped once a step.
+
+    adamw moves all of them. muon moves the matrices of linear maps by their orthogonalised momentum (Muon,
+    https://kellerjordan.github.io/posts/muon), as far as AdamW would (arXiv:2502.16982, sec. 2.2), so that one learning
+    rate serves both; embeddings, norms, biases and convolutions stay with AdamW.
+    """
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    linear = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
+    matrices = [p for p in learned if id(p) in linear] if training.optimizer == "muon" else []
+    moved = {id(matrix) for matrix in matrices}
+    adamw = torch.optim.AdamW(
+        [parameter for parameter in learned if id(parameter) not in moved],
+        lr=training.learning_rate,
+        betas=training.betas,
+        weight_decay=training.weight_decay,
+        fused=True,
+    )
+    if not matrices:
+        return [adamw]
+    muon = torch.optim.Muon(
+        matrices,
+        lr=training.learning_rate,
+        momentum=MOMENTUM,
+        weight_decay=training.weight_decay,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return [adamw, muon]
