@@ -72,14 +72,19 @@ class TextTransformer(nn.Module):
         positions: Tensor | None = None,
         memory: Sequence[Memory] | None = None,
         asked: Tensor | None = None,
+        wide: bool = False,
     ) -> Tensor:
         """Logits (B, L, vocab) of x_t (B, L), or (n, vocab) of the n positions where asked (B, L) is True.
 
         t: () or (B,), read only with config.time; mask: as in `discrete.attend`, all see all when None; positions: (L,)
-        where they are not 0 .. L - 1 after what `memory` holds, one for each block.
+        where they are not 0 .. L - 1 after what `memory` holds, one for each block; wide: -inf for the mask behind the
+        logits, vocab + 1 in all.
         """
         states = self.states(x_t, t, mask=mask, positions=positions, memory=memory)
-        return self.score(states if asked is None else states[asked])
+        states = states if asked is None else states[asked]
+        if not wide:
+            return self.score(states)
+        return F.linear(states, self.tokens.weight, F.pad(self.bias, (0, 1), value=-torch.inf))  # no copy behind it
 
     def score(self, states: Tensor) -> Tensor:
         """Logits (..., vocab) of hidden states (..., dim), by the tokens' own embeddings."""
@@ -106,7 +111,7 @@ class TextTransformer(nn.Module):
 
     def logits(self, x_t: Tensor, t: Tensor | None = None, *, memory: Sequence[Memory] | None = None) -> Tensor:
         """The same with -inf for the mask: (B, L, vocab + 1) float32, which `discrete.predict.subs` takes."""
-        return F.pad(self(x_t, t, memory=memory).float(), (0, 1), value=-torch.inf)
+        return self(x_t, t, memory=memory, wide=True).float()
 
     def memories(self) -> list[Memory]:
         """Empty memories, one for each block."""

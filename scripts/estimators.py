@@ -62,6 +62,11 @@ def in_strata(draws: int) -> Estimate:
     return lambda network, x, generator: Masked().nats(network, x, draws, generator)
 
 
+def both_ways(network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Two maskings of each text that share its tokens between them, as in training."""
+    return Masked(copies=2).loss(network, x, generator)[None] * x.shape[1]
+
+
 ESTIMATORS: dict[str, tuple[int, Estimate]] = {
     "independent times, linear": (1, by_times("independent", Linear())),
     "independent times, cosine": (1, by_times("independent", Cosine())),
@@ -69,6 +74,7 @@ ESTIMATORS: dict[str, tuple[int, Estimate]] = {
     "stratified times, linear": (1, by_times("stratified", Linear())),
     "exact count": (1, by_counts(False)),
     "exact count, spread over the batch": (1, by_counts(True)),
+    "exact count, spread, two that share the tokens": (2, both_ways),
     "exact count, 4 strata of each text": (4, in_strata(4)),
     "exact count, 16 strata of each text": (16, in_strata(16)),
 }
