@@ -13,28 +13,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.noise import Randomness
-from discrete.attend import causal, documents
+from discrete.attend import causal
 from discrete.sample import draw
-from discrete.text_model import TextNetwork, TextTransformer
+from discrete.text_model import PerDocument, TextNetwork, TextTransformer
 
 
-def shifted(network: TextNetwork, x: Tensor, *, end_id: int | None = None) -> Tensor:
+def shifted(network: TextNetwork, x: Tensor) -> Tensor:
     """What the network reads to predict x (B, L): a start symbol and all tokens but the last, (B, L).
 
-    end_id: ends each document of a packed sequence; the start symbol stands in its place, in front of the next one.
+    Where documents are packed, the start symbol stands in the place of an end, in front of the next document.
     """
     read = F.pad(x[:, :-1], (1, 0), value=network.mask_id)
-    return read if end_id is None else read.masked_fill(read == end_id, network.mask_id)
+    return read.masked_fill(read == network.end_id, network.mask_id) if isinstance(network, PerDocument) else read
 
 
-def next_token_nll(network: TextNetwork, x: Tensor, *, end_id: int | None = None) -> Tensor:
-    """-log p(x_i | x_<i) of every token, the first one included: (B, L) float32, in nats.
-
-    end_id: ends each document of a packed sequence, which are then read each on its own.
-    """
-    mask = causal(x.shape[1], x.device)
-    mask = mask if end_id is None else mask & documents(x, end_id)
-    logits = network(shifted(network, x, end_id=end_id), torch.zeros((), device=x.device), mask=mask)
+def next_token_nll(network: TextNetwork, x: Tensor) -> Tensor:
+    """-log p(x_i | x_<i) of every token, the first one included: (B, L) float32, in nats."""
+    t, mask = torch.zeros((), device=x.device), causal(x.shape[1], x.device)
+    logits = network(shifted(network, x), t, mask=mask)
     return F.cross_entropy(logits.float().flatten(0, 1), x.flatten(), reduction="none").view_as(x)
 
 

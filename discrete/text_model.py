@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from backbone.block import Block, BlockStyle, Memory
 from backbone.embed import TimeEmbedding, rotary_1d, time_condition
+from discrete.attend import documents
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,5 +136,38 @@ class Wrapped:
         return self.network(*inputs, **options)
 
 
-TextNetwork = TextTransformer | Wrapped
-"""What objectives ask: the network, or one that is wrapped for training on several devices."""
+@dataclass(frozen=True)
+class PerDocument:
+    """A network that reads each document of a packed batch x (B, L) on its own, whoever else may attend to whom.
+
+    Asked about several maskings of the batch, one behind the other, or about [x_t | x], it knows the documents of all.
+    """
+
+    network: TextTransformer | Wrapped
+    mask: Tensor  # (B, 1, L, L), `discrete.attend.documents`
+    end_id: int
+
+    @classmethod
+    def of(cls, network: TextTransformer | Wrapped, x: Tensor, end_id: int) -> PerDocument:
+        """Bind the documents of x, all of which end with end_id."""
+        return cls(network, documents(x, end_id), end_id)
+
+    @property
+    def vocab(self) -> int:
+        """Tokens without the mask."""
+        return self.network.vocab
+
+    @property
+    def mask_id(self) -> int:
+        """Id of the mask, the last one."""
+        return self.network.mask_id
+
+    def __call__(self, x_t: Tensor, t: Tensor | None = None, *, mask: Tensor | None = None, **options: Any) -> Tensor:
+        """Ask the network."""
+        rows, length = x_t.shape[0] // self.mask.shape[0], x_t.shape[1] // self.mask.shape[-1]
+        own = self.mask.repeat(rows, 1, length, length)
+        return self.network(x_t, t, mask=own if mask is None else own & mask, **options)
+
+
+TextNetwork = TextTransformer | Wrapped | PerDocument
+"""What objectives ask: the network, or one that is wrapped for several devices or that keeps documents apart."""

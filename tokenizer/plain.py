@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from tokenizer.text import valid_text
 
@@ -41,22 +41,33 @@ class PlainTokenizer:
         self.unknown_id: int | None = (
             tokenizer.token_to_id(UNKNOWN) if isinstance(tokenizer.model, models.WordLevel) else None
         )
+        added = tokenizer.get_added_tokens_decoder()  # none, or what stands between two documents
+        self.end_id: int | None = next(iter(added), None)
+        self.separator: str = added[self.end_id].content if self.end_id is not None else ""
 
     @classmethod
-    def train(cls, text: str, unit: Unit, vocab_size: int | None = None) -> PlainTokenizer:
-        """Learn from a text: its characters, or merges up to vocab_size tokens.
+    def train(cls, text: str, unit: Unit, vocab_size: int | None = None, separator: str = "") -> PlainTokenizer:
+        """Learn from a text: its characters, or merges up to vocab_size tokens, the separator's among them.
 
-        A character that the text does not have is read as one token <unk>; byte pairs read everything. Raises
-        ValueError where vocab_size does not fit the unit.
+        A character that the text does not have is read as one token <unk>; byte pairs read everything. separator: what
+        stands between two documents and is one token, `end_id`. Raises ValueError where vocab_size does not fit the
+        unit.
         """
-        text = valid_text(text)
+        documents = valid_text(text).split(separator) if separator else [valid_text(text)]
         if unit == "characters":
             if vocab_size is not None:
                 raise ValueError(f"vocab_size is {vocab_size}, but characters count themselves: leave it out")
-            return cls(_characters(text))
-        if vocab_size is None or vocab_size < SMALLEST:
+            tokenizer = _characters("".join(documents))
+        elif vocab_size is None or vocab_size < SMALLEST + bool(separator):
             raise ValueError(f"vocab_size is {vocab_size}; byte pairs need at least {SMALLEST}, such as 4096")
-        return cls(_byte_pairs(text, vocab_size))
+        else:
+            tokenizer = _byte_pairs(documents, vocab_size - bool(separator))
+        if separator:
+            tokenizer.add_tokens([AddedToken(separator, normalized=False)])
+        made = cls(tokenizer)
+        if separator and (made.end_id is None or made.decode([made.end_id]) != separator):
+            raise ValueError(f"{separator!r} can not be one token: take a separator of two or more ASCII characters")
+        return made
 
     @classmethod
     def load(cls, path: Path) -> PlainTokenizer:
@@ -75,7 +86,7 @@ class PlainTokenizer:
     def encode(self, text: str) -> Encoding:
         """Read a text of any length; long ones go piece by piece, cut where no token reaches across."""
         ids, ends, start = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)], 0
-        for piece in _pieces(valid_text(text)):
+        for piece in _pieces(valid_text(text), self.separator):
             found = self._tokenizer.encode(piece)
             ids.append(np.array(found.ids, np.int32))
             ends.append(np.array([end for _, end in found.offsets], np.int64) + start)
@@ -96,22 +107,26 @@ def _characters(text: str) -> Tokenizer:
     return tokenizer
 
 
-def _byte_pairs(text: str, vocab_size: int) -> Tokenizer:
+def _byte_pairs(documents: list[str], vocab_size: int) -> Tokenizer:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=vocab_size, show_progress=False, initial_alphabet=alphabet)
-    tokenizer.train_from_iterator(_pieces(text), trainer)
+    tokenizer.train_from_iterator((piece for document in documents for piece in _pieces(document)), trainer)
     return tokenizer
 
 
-def _pieces(text: str) -> list[str]:
-    """Cut a text into pieces of about PIECE characters."""
-    pieces, start = [], 0
+def _pieces(text: str, separator: str = "") -> list[str]:
+    """Cut a text into pieces of about PIECE characters, behind a separator where there is one."""
+    pieces, start, pattern = [], 0, re.compile(re.escape(separator))
     while start < len(text):
-        cut = CUT.search(text, start + PIECE)
-        stop = cut.start() if cut else len(text)
+        if separator:
+            ends = (found.end() for found in pattern.finditer(text, start))
+            stop = next((end for end in ends if end >= start + PIECE), len(text))
+        else:
+            cut = CUT.search(text, start + PIECE)
+            stop = cut.start() if cut else len(text)
         pieces.append(text[start:stop])
         start = stop
     return pieces

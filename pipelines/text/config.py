@@ -30,6 +30,7 @@ class TextData:
     test: str
     valid: str | None = None  # none: the last valid_share of the training text, which is then not trained on
     valid_share: float = 0.05
+    separator: str = ""  # what stands between two documents, one token; they are then read each on its own
     detokenise: Detokenise = "none"  # how spaces that a set put around its words are taken out before all else
     credit: str = ""  # the licence line that the report prints
 

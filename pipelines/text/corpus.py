@@ -76,8 +76,9 @@ def read_texts(run: Run) -> dict[str, str]:
         texts["valid"] = read_text(run.data / data.valid)
     else:
         cut = round(len(texts["train"]) * (1 - data.valid_share))
-        line = texts["train"].rfind("\n", 0, cut) + 1
-        cut = line if line > 0.9 * cut else cut  # at the end of a line where one is near
+        end = data.separator or "\n"
+        near = texts["train"].rfind(end, 0, cut) + len(end)
+        cut = near if near > 0.9 * cut else cut  # at the end of a document, or of a line, where one is near
         texts["valid"], texts["train"] = texts["train"][cut:], texts["train"][:cut]
     texts = {split: detokenise(texts[split], data.detokenise) for split in SPLITS}
     if empty := [split for split, text in texts.items() if not text.strip()]:
@@ -111,7 +112,8 @@ def make_tokens(run: Run, name: str, stage: TextTokensStage) -> dict[str, Any]:
     """Learn a tokenizer from the training text and write all splits as tokens; returns facts for the manifest."""
     folder, texts = run.stage_folder(name), read_texts(run)
     with ticking(name) as tick:
-        tokenizer = PlainTokenizer.train(texts["train"], stage.unit, stage.vocab_size)
+        assert isinstance(run.recipe.data, TextData)
+        tokenizer = PlainTokenizer.train(texts["train"], stage.unit, stage.vocab_size, run.recipe.data.separator)
         tensors: dict[str, Tensor] = {}
         for number, (split, text) in enumerate(texts.items()):
             made = tokenise(tokenizer, text)

@@ -12,12 +12,13 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from discrete.likelihood import any_order
 from discrete.objective import Masked, Objective
 from discrete.predict import denoiser
-from discrete.text_model import TextTransformer
+from discrete.text_model import PerDocument, TextTransformer
 from pipelines.errors import DataError
 from pipelines.hardware import device_of, step_generator
 from pipelines.progress import meter
@@ -56,8 +57,11 @@ def cost(
     repeats: int = 1,
     seed: int = 0,
     name: str = "",
+    end_id: int | None = None,
 ) -> TextCost:
     """Return the cost of a text by windows of `length` tokens; each repeat is an estimate from `draws` passes.
+
+    end_id: ends each document of the text, which are then read each on its own.
 
     A last window that is no whole number of the objective's blocks is cut, and its rest not counted. name: of the
     progress bar, none without.
@@ -72,7 +76,8 @@ def cost(
     with meter(name, len(windows)) if name else nullcontext() as shown:
         for number, batch in enumerate(batches):
             x = torch.stack([window.ids.long() for window in batch])
-            rows.append(_estimates(network, objective, x, draws, [(seed + r, number) for r in range(repeats)]))
+            seeds = [(seed + r, number) for r in range(repeats)]
+            rows.append(_estimates(network, objective, x, draws, seeds, end_id))
             if shown is not None:
                 shown.advance(len(batch), "windows")
     totals = ([int(getattr(window, column).sum()) for window in windows] for column in ("characters", "bytes"))
@@ -81,28 +86,39 @@ def cost(
 
 @torch.no_grad()
 def exact_cost(
-    network: TextTransformer, objective: Masked, text: TokenText, length: int, count: int
+    network: TextTransformer, objective: Masked, text: TokenText, length: int, count: int, end_id: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return the exact cost and the exact bound (count,) of a masked model for short pieces spread over a text.
 
     In nats; the model reveals one token at a time in any order (`discrete.likelihood.any_order`).
     """
-    x = pieces(text, length, count).to(device_of(network))
-
+    x = pieces(text, length, count, end_id).to(device_of(network))
     return any_order(denoiser(objective.logits(network), mask_id=network.mask_id), x, mask_id=network.mask_id)
 
 
-def pieces(text: TokenText, length: int, count: int) -> Tensor:
-    """Return so many pieces of a text, evenly spread over it: (count, length)."""
-    starts = torch.linspace(0, len(text.ids) - length, count).long()
-    return torch.stack([text.ids[start : start + length].long() for start in starts.tolist()])
+def pieces(text: TokenText, length: int, count: int, end_id: int | None = None) -> Tensor:
+    """Return so many pieces of a text, none of which reaches beyond an end, evenly spread over it: (count, length)."""
+    ends = (text.ids == end_id) if end_id is not None else torch.zeros_like(text.ids, dtype=torch.bool)
+    starts = torch.arange(len(text.ids) - length + 1)
+    before = F.pad(ends.cumsum(0), (1, 0))  # (N + 1,), ends in front of each token
+    starts = starts[before[starts + length - 1] == before[starts]]
+    if not len(starts):
+        raise DataError(f"No document of the text has {length} tokens: give a smaller `short`.")
+    chosen = starts[torch.linspace(0, len(starts) - 1, count).long()]
+    return torch.stack([text.ids[start : start + length].long() for start in chosen.tolist()])
 
 
 @torch.no_grad()
 def _estimates(
-    network: TextTransformer, objective: Objective, x: Tensor, draws: int, seeds: list[tuple[int, int]]
+    network: TextTransformer,
+    objective: Objective,
+    x: Tensor,
+    draws: int,
+    seeds: list[tuple[int, int]],
+    end_id: int | None,
 ) -> Tensor:
     """One estimate of each window x (B, L) for each seed: (B, len(seeds))."""
     x = x.to(device_of(network))
-    found = [objective.nats(network, x, draws, step_generator(seed, number, 0)) for seed, number in seeds]
+    asked = network if end_id is None else PerDocument.of(network, x, end_id)
+    found = [objective.nats(asked, x, draws, step_generator(seed, number, 0)) for seed, number in seeds]
     return torch.stack(found, 1).cpu()

@@ -35,6 +35,10 @@ PROTOCOL = (
     "from each stratum of the masked share, {repeats} times; they stand with <=. Intervals are over runs of "
     "neighbouring windows."
 )
+DOCUMENTS = (
+    "Each document is read on its own. Models that are not autoregressive see where documents end, so that theirs are "
+    "costs given the lengths."
+)
 
 
 @dataclass
@@ -92,7 +96,8 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
     """What a text, as each model's tokens, costs under every model, and how far each is from the autoregressive one."""
     found = dict[str, TextCost]()
     for name, stage in e.models.items():
-        network, options = e.network(name), {"draws": e.stage.draws, "repeats": e.stage.repeats}
+        network, end_id = e.network(name), e.samplers[name].tokenizer.end_id
+        options = {"draws": e.stage.draws, "repeats": e.stage.repeats, "end_id": end_id}
         label = f"{name} on {key}"
         found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
@@ -102,6 +107,8 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
                "Monte-Carlo error", Column("above the autoregressive model", "share", "lower")]  # fmt: skip
     lengths = sorted({stage.length for stage in e.models.values()})
     how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
+    if any(e.samplers[name].tokenizer.end_id is not None for name in e.models):
+        how += " " + DOCUMENTS
     if key != "test":
         how += f" The text is no part of the recipe's training; it is {key.split('|')[0]}, detokenised by the rule "
         how += f"{key.split('|')[1]!r}."
@@ -116,10 +123,11 @@ def _short(e: TextEvaluation, texts: Mapping[str, TokenText]) -> list[Section]:
         network = e.network(name)
         cells: list[Figure | None] = []
         if isinstance(stage.objective, Autoregressive):
-            x = pieces(texts[name], length, count).to(device_of(network))
+            x = pieces(texts[name], length, count, e.samplers[name].tokenizer.end_id).to(device_of(network))
             costs = [next_token_nll(network, x).double().sum(-1).cpu()]
         elif isinstance(stage.objective, Masked):
-            costs = list(exact_cost(network, stage.objective, texts[name], length, count))
+            end_id = e.samplers[name].tokenizer.end_id
+            costs = list(exact_cost(network, stage.objective, texts[name], length, count, end_id))
         else:
             continue
         for what, values in zip(("nats", "bound"), costs, strict=False):

@@ -91,12 +91,24 @@ class TextSampler:
         return torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest])
 
     def _check_read(self, ids: list[int], text: str) -> None:
-        """Refuse letters that the tokenizer does not know."""
+        """Refuse letters that the tokenizer does not know, and more than one document."""
+        if self.tokenizer.end_id is not None and self.tokenizer.end_id in ids:
+            raise PalimpsestError(
+                f"The prompt {text[:60]!r} holds {self.tokenizer.separator!r}, which ends a document: write one at a "
+                "time."
+            )
         if self.tokenizer.unknown_id is not None and self.tokenizer.unknown_id in ids:
             raise PalimpsestError(
                 f"The prompt {text[:60]!r} has characters that the training text does not have: leave them out, or "
                 'train with unit = "bpe", which reads everything.'
             )
+
+    def texts(self, written: Written) -> list[str]:
+        """Return what was written as texts, each up to the end of its document where the model drew one."""
+        rows = written.ids.cpu().tolist()
+        if (end := self.tokenizer.end_id) is not None:
+            rows = [row[: row.index(end)] if end in row else row for row in rows]
+        return [self.tokenizer.decode(row) for row in rows]
 
     def write(
         self,

@@ -100,9 +100,11 @@ class TextJudged:
     def real(self, split: str, half: int) -> list[str]:
         """Windows of a real text, spread over all of it: every second one, the other half being disjoint.
 
-        Raises DataError where the windows would overlap.
+        Where the text has documents, they are the beginnings of those. Raises DataError where there are too few.
         """
         ids, length, count = self.corpus.splits[split].ids, self.stage.length, 2 * self.stage.count
+        if self.corpus.tokenizer.end_id is not None:
+            return self._documents(split)[half::2]
         if len(ids) < count * length:
             raise DataError(
                 f"The {split} text has {len(ids)} tokens, but two sets of {self.stage.count} windows of {length} need "
@@ -110,6 +112,20 @@ class TextJudged:
             )
         starts = np.linspace(0, len(ids) - length, count).astype(int)[half::2]
         return [self.corpus.tokenizer.decode(ids[start : start + length].numpy()) for start in starts]
+
+    def _documents(self, split: str) -> list[str]:
+        """The beginnings of two sets of documents, spread over a text."""
+        tokenizer, ids, count = self.corpus.tokenizer, self.corpus.splits[split].ids.numpy(), 2 * self.stage.count
+        ends = np.flatnonzero(ids == tokenizer.end_id)
+        starts, stops = np.concatenate([[0], ends + 1]), np.concatenate([ends, [len(ids)]])
+        filled = np.flatnonzero(stops > starts)
+        if len(filled) < count:
+            raise DataError(
+                f"The {split} text has {len(filled)} documents, but two sets of {self.stage.count} are needed: give a "
+                "smaller count."
+            )
+        chosen = filled[np.linspace(0, len(filled) - 1, count).astype(int)]
+        return [tokenizer.decode(ids[starts[i] : min(stops[i], starts[i] + self.stage.length)]) for i in chosen]
 
     def judge(self, texts: list[str]) -> tuple[GenerativeText, NDArray[np.float32]]:
         """Figures and features of texts."""
@@ -148,7 +164,7 @@ class TextJudged:
         evaluations = passes = 0.0
         for part in chunks(generators([""] * self.stage.count, self.stage.seed), BATCH):
             written = sampler.write(len(part), part, setting.settings, length=self.stage.length)
-            texts += [sampler.tokenizer.decode(row.numpy()) for row in written.ids.cpu()]
+            texts += sampler.texts(written)
             evaluations += written.evaluations * len(part) / self.stage.count
             passes += written.passes * len(part) / self.stage.count
         return texts, round(evaluations, 2), round(passes, 2)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from discrete.text_model import TextTransformer, Wrapped
+from discrete.text_model import PerDocument, TextTransformer, Wrapped
 from pipelines.hardware import seeded
 from pipelines.loop import train
 from pipelines.models import plain
@@ -41,14 +41,17 @@ class TextTask(Task):
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per token."""
-        asked = network if isinstance(network, TextTransformer) else Wrapped(network, self.corpus.tokenizer.vocab_size)
-        return self.stage.objective.loss(asked, batch["x"], generator), {}
+        tokenizer, x = self.corpus.tokenizer, batch["x"]
+        asked = network if isinstance(network, TextTransformer) else Wrapped(network, tokenizer.vocab_size)
+        within = asked if tokenizer.end_id is None else PerDocument.of(asked, x, tokenizer.end_id)
+        return self.stage.objective.loss(within, x, generator), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Cost of the validation text, or a bound on it, at fixed masks."""
         model: TextTransformer = network  # type: ignore[assignment]
         text = self.corpus.splits["valid"].cut(VALIDATED * self.stage.length)
-        found = cost(model, self.stage.objective, text, self.stage.length, draws=DRAWS)
+        options = {"draws": DRAWS, "end_id": self.corpus.tokenizer.end_id}
+        found = cost(model, self.stage.objective, text, self.stage.length, **options)
         return {"bits_per_character": found.bits_per_character, "nats_per_token": found.nats_per_token}
 
 

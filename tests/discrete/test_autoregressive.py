@@ -9,7 +9,7 @@ from torch import Tensor
 from discrete.attend import causal
 from discrete.autoregressive import continue_text, next_token_nll, shifted
 from discrete.predict import sharpened
-from discrete.text_model import TextTransformer, TextTransformerConfig
+from discrete.text_model import PerDocument, TextTransformer, TextTransformerConfig
 
 VOCAB, LENGTH = 3, 4
 STATES = torch.tensor(list(itertools.product(range(VOCAB), repeat=LENGTH)))
@@ -79,7 +79,8 @@ def test_the_network_reads_a_start_and_never_the_last_token():
 def test_packed_documents_cost_what_each_costs_alone():
     model, end = network(VOCAB + 1), VOCAB
     first, second = torch.tensor([[0, 2, 1, end]]), torch.tensor([[1, 1, end]])
-    packed = next_token_nll(model, torch.cat([first, second], 1), end_id=end)
+    both = torch.cat([first, second], 1)
+    packed = next_token_nll(PerDocument.of(model, both, end), both)
     alone = torch.cat([next_token_nll(model, first), next_token_nll(model, second)], 1)
     torch.testing.assert_close(packed, alone, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(next_token_nll(model, torch.cat([first, second], 1)), alone, atol=1e-3)

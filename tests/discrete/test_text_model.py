@@ -7,7 +7,7 @@ from torch import Tensor
 
 from backbone import attention, block
 from discrete.attend import causal, causal_blocks, documents
-from discrete.text_model import TextTransformer, TextTransformerConfig
+from discrete.text_model import PerDocument, TextTransformer, TextTransformerConfig
 
 VOCAB, END = 11, 10
 
@@ -85,6 +85,25 @@ def test_a_packed_document_gives_the_logits_it_gives_alone(order):
     alone = torch.cat([model(part, mask=order(part.shape[1])) for part in parts], 1)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(model(packed, mask=order(packed.shape[1])), alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("order", [None, causal(13)])
+@pytest.mark.parametrize(("copies", "halves"), [(1, 1), (3, 1), (2, 2)])
+def test_documents_stay_apart_in_every_masking_of_a_packed_batch(order, copies: int, halves: int):
+    model, g = network(), torch.Generator().manual_seed(3)
+    x = torch.randint(0, END, (2, 13), generator=g)
+    x[0, [3, 4, 9]], x[1, 6] = END, END
+    x_t = torch.where(torch.rand(2 * copies, 13 * halves, generator=g) < 0.5, model.mask_id, x.repeat(copies, halves))
+    mask = None if order is None else order.repeat(halves, halves)
+    places = torch.arange(13).repeat(halves)
+    together = PerDocument.of(model, x, END)(x_t, mask=mask, positions=places)
+    for row in range(2 * copies):
+        cuts = [0, *((x[row % 2] == END).nonzero()[:, 0] + 1).tolist(), 13]
+        for start, stop in pairwise(cuts):
+            own = torch.cat([torch.arange(start, stop) + 13 * half for half in range(halves)])
+            within = None if mask is None else mask[own][:, own]
+            alone = model(x_t[row : row + 1, own], mask=within, positions=places[own])
+            torch.testing.assert_close(together[row : row + 1, own], alone, atol=1e-5, rtol=1e-5)
 
 
 def test_logits_depend_on_distances_and_not_on_where_a_text_starts():

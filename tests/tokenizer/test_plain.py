@@ -29,6 +29,30 @@ def counted(tokenizer: PlainTokenizer, text: str) -> None:
     assert int(made.bytes.sum()) == len(text.encode())
 
 
+@pytest.mark.parametrize(("unit", "size"), [("bpe", 300), ("characters", None)])
+@pytest.mark.parametrize("separator", ["\n\n", "<|endoftext|>", "--"])
+@pytest.mark.parametrize("piece", [1, 7, 1 << 18])
+def test_a_separator_is_one_token_wherever_a_text_is_cut(unit, size, separator: str, piece: int, tmp_path, monkeypatch):
+    monkeypatch.setattr(plain, "PIECE", piece)
+    documents = ["two old stories", "", "gone.", "\t- they remain", "-", "<unk>"]
+    text = separator.join(documents)
+    PlainTokenizer.train(text, unit, size, separator).save(tmp_path / "tokenizer.json")
+    tokenizer = PlainTokenizer.load(tmp_path / "tokenizer.json")
+    lossless(tokenizer, text)
+    counted(tokenizer, text)
+    assert tokenizer.separator == separator and tokenizer.end_id == tokenizer.vocab_size - 1
+    assert size is None or tokenizer.vocab_size <= size
+    ids = tokenizer.encode(text).ids
+    found = [tokenizer.decode(part) for part in np.split(ids, np.flatnonzero(ids == tokenizer.end_id) + 1)]
+    assert found == text.replace(separator, separator + "\0").split("\0")
+
+
+def test_a_separator_that_can_not_be_a_token_is_refused_and_none_is_needed():
+    with pytest.raises(ValueError, match="can not be one token"):
+        PlainTokenizer.train("a é b", "bpe", 300, "é")
+    assert BPE.end_id is None and BPE.separator == ""
+
+
 @settings(deadline=None, max_examples=300)
 @given(TEXTS)
 def test_byte_pairs_read_any_text_without_loss_and_count_its_characters_and_bytes(text: str):
