@@ -108,7 +108,7 @@ def sample_image(
     start: float | None = None, weak: str | None = None, threshold: float | None = None,
     tolerance: float | None = None, langevin_steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
-    scale: int = 8,
+    schedule: str | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
     """Draw pictures for a prompt; a JSON file beside each says how it was made.
 
@@ -138,6 +138,7 @@ def sample_image(
         top_p: of a masked model: draw from the likeliest tokens that together have this probability.
         bound: of the masked sampler entropy_bound, in nats, in place of steps.
         eta: of the masked remask samplers: how much is hidden again.
+        schedule: of a masked model, how fast tokens are revealed: linear, cosine (slowly at first) or square.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
@@ -146,7 +147,7 @@ def sample_image(
     asked |= {"negative": negative, "grid": grid, "start": start}
     asked |= {"classifier": classifier, "classifier_scale": classifier_scale, "weak": weak, "threshold": threshold}
     asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps, "temperature": temperature}
-    asked |= {"top_k": top_k, "top_p": top_p, "bound": bound, "eta": eta}
+    asked |= {"top_k": top_k, "top_p": top_p, "bound": bound, "eta": eta, "schedule": schedule}
     paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 
@@ -155,7 +156,7 @@ def sample_text(
     run: Path = Path("runs/scenes"), prompt: str = "", model: str | None = None, count: int = 5, seed: int = 0,
     length: int | None = None, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
-    block: int | None = None,
+    block: int | None = None, schedule: str | None = None,
 ) -> None:  # fmt: skip
     """Write texts with a text model, or with a masked model of pictures, without any picture.
 
@@ -175,11 +176,12 @@ def sample_text(
         bound: of entropy_bound, in nats, in place of steps.
         eta: of the remask samplers: how much is hidden again.
         block: tokens that are filled in before those behind them.
+        schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square (quickly at first).
     """
     from pipelines.generate import load
 
     asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    asked |= {"bound": bound, "eta": eta, "block": block}
+    asked |= {"bound": bound, "eta": eta, "block": block, "schedule": schedule}
     texts = load(run).texts(count, seed=seed, model=model, prompt=prompt, length=length, **asked)
     print("\n\n".join(texts) if any("\n" in text for text in texts) else "\n".join(texts))
 

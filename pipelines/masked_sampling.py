@@ -14,10 +14,12 @@ from discrete.predict import Denoise
 from discrete.sample import Remasking, looped
 from discrete.sample.block import Sampler
 from discrete.sample.draw import unmade
-from discrete.schedule import Schedule
+from discrete.schedule import Cosine, Linear, Polynomial, Schedule
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError, nearest
 from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
+
+REVEAL: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine(), "square": Polynomial(power=2)}
 
 
 def fill_in(
@@ -45,6 +47,7 @@ def fill_in(
             f"The mask of known positions has the shape {tuple(known.shape)}, but the tokens have {tuple(x.shape)}: "
             "give one bool for each token"
         )
+    schedule = REVEAL.get(settings.masked.schedule, schedule)
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
     size = options.block or (0 if window is None else max(1, window // 4))
     if settings.sampler in GRID_SAMPLERS:

@@ -25,6 +25,7 @@ REMASKING_SAMPLERS = ("remask_cap", "remask_rescale", "remask_confidence", "rema
 GRID_SAMPLERS = ("confidence", "masked_ancestral", "cached", *REMASKING_SAMPLERS)
 MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
+Reveal = Literal["own", "linear", "cosine", "square"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
 
 
@@ -86,6 +87,7 @@ class MaskedOptions:
     top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
     bound: float = 0.1  # of entropy_bound, in nats, in place of steps
     eta: float = 0.05  # of the remask samplers but remask_confidence: how much is hidden again
+    schedule: Reveal = "own"  # how fast a grid of times reveals; own is what the model was trained with
     loop: float = 0.5  # share of the steps that remask_loop stays at one time
     loop_at: float = 0.1  # that time
     block: int = 0  # tokens that are filled in before those behind them; 0 is all at once
@@ -97,6 +99,8 @@ class MaskedOptions:
             raise ValueError(
                 f"top_k {self.top_k} and top_p {self.top_p}: expected 0 (all) or more, and a share up to 1"
             )
+        if self.schedule not in get_args(Reveal):
+            raise ValueError(f"schedule is {self.schedule!r}, expected one of {', '.join(get_args(Reveal))}")
         if not 0 <= self.bound < math.inf:
             raise ValueError(f"bound is {self.bound}, expected 0 nats (one token at a time) or more, such as 0.1")
         if not 0 <= self.eta <= 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 from pydantic import Field
 
@@ -66,6 +66,11 @@ class TextModelStage(Stage):
         self.objective.check(self.length)
 
 
+Variant = Literal["cosine", "square", "maskgit", "blocks"]
+"""Of masked samplers: `masked_ancestral` that reveals by another schedule, or in blocks of a quarter of the text; and
+`confidence` as MaskGIT has it, by the cosine schedule with noise on the order."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TextSweepStage(Stage):
     """Texts of every model with every sampler at several numbers of steps, judged by an autoregressive scorer."""
@@ -75,9 +80,12 @@ class TextSweepStage(Stage):
     count: int = 128  # texts behind every figure
     length: int = 256  # tokens of a text
     samplers: tuple[str, ...] = MASKED_SAMPLERS  # of masked models
+    variants: tuple[Variant, ...] = get_args(Variant)  # of them: see below
     steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     bounds: tuple[float, ...] = (100.0, 30.0, 10.0, 3.0, 1.0)  # nats, of entropy_bound, in place of steps
-    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)  # besides 1, each at the largest number of steps
+    temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)  # besides 1, each at half as many steps as tokens
+    top_p: tuple[float, ...] = (0.8, 0.95)  # at the same number of steps
+    top_k: tuple[int, ...] = (5, 20)
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,6 +98,8 @@ class TextSweepStage(Stage):
             raise ValueError(f"count is {self.count}, expected at least 20 texts: fewer judge nothing")
         if self.temperatures and not min(self.temperatures) > 0:
             raise ValueError(f"temperatures are {self.temperatures}, expected numbers above 0")
+        if not all(0 < p <= 1 for p in self.top_p) or not all(k > 0 for k in self.top_k):
+            raise ValueError(f"top_p {self.top_p} and top_k {self.top_k}: expected shares up to 1 and whole numbers")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,7 +193,7 @@ def _sweeps(e: TextEvaluation) -> None:
         if isinstance(stage, TextSweepStage):
             rows = list(read_rows(e.run.stage_folder(name) / ROWS).values())
             for row in rows:
-                how = f"{row['curve']}|steps={row['steps']}|temperature={row['temperature']:g}"
+                how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
                 how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
                 for figure, value in row["figures"].items():
                     source = f"{name}: {row['scorer']}, {row['mauve']}"
@@ -227,7 +227,7 @@ def _sections(stage: TextSweepStage, rows: Sequence[Mapping[str, Any]]) -> list[
         blocks.append(Curve(label, series, x_label="network evaluations", y_label=label, log=log))
     blocks += [_trade(rows), _table(rows)]
     shown = [
-        (f"{row['curve']}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
+        (f"{_label(row)}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
     ]
     return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
 
@@ -237,12 +237,25 @@ def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:
     found = [row for row in rows if row["group"] in ("temperature", REAL)]
     series = []
     for curve in dict.fromkeys(row["curve"] for row in found):
-        mine = sorted((row for row in found if row["curve"] == curve), key=lambda row: row["temperature"])
+        mine = sorted((row for row in found if row["curve"] == curve), key=_sharpness)
         x, y = ([row["figures"][figure]["value"] for row in mine] for figure in ("entropy", "genppl"))
         low, high = ([row["figures"]["genppl"][end] for row in mine] for end in ("low", "high"))
         series.append(Series(curve, x, y, low, high))
     label = "generative perplexity"
-    return Curve(f"{label} against entropy, over temperatures", series, x_label="entropy", y_label=label, log=True)
+    return Curve(
+        f"{label} against entropy, over temperatures and cuts", series, x_label="entropy", y_label=label, log=True
+    )
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    """The curve of a row, with the value of what cuts its laws."""
+    cut = next((option for option in ("top_p", "top_k") if row["curve"].endswith(option)), None)
+    return row["curve"] if cut is None else f"{row['curve']} {row['masked'][cut]:g}"
+
+
+def _sharpness(row: Mapping[str, Any]) -> tuple[float, float, int]:
+    """Temperature, top-p and top-k of a row."""
+    return row["temperature"], row["masked"]["top_p"], row["masked"]["top_k"]
 
 
 def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -254,7 +267,7 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
         kind = "ceiling" if row["group"] == REAL else "model"
-        cells = [row["curve"], row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
+        cells = [_label(row), row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
                  figures["entropy"], figures["mauve"], figures["self_bleu_4"], round(row["variety"]["distinct_2"], 3),
                  row["variety"]["longest_copied"], "yes" if row["comparable"] else "no"]  # fmt: skip
         lines.append(Row(cells, kind=kind))

@@ -21,13 +21,15 @@ from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
-from pipelines.text.config import TextModelStage, TextSweepStage
+from pipelines.text.config import TextModelStage, TextSweepStage, Variant
 from pipelines.text.corpus import Corpus
 from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.text.scorer import Scorer
 
 BATCH = 64
 REAL = "real"
+BLOCKS = 4  # of a text, in the variant that goes by blocks
+MASKGIT_NOISE = 4.5  # on the order of the confidence sampler (arXiv:2202.04200)
 SHOWN = 3  # texts of each row that the report shows
 
 
@@ -51,6 +53,10 @@ def _rows(name: str, model: TextModelStage, stage: TextSweepStage) -> Iterator[S
         return
     for temperature in (*stage.temperatures, 1.0):
         yield Setting("temperature", name, name, dataclasses.replace(plain, temperature=temperature))
+    for option in ("top_p", "top_k"):
+        for value in getattr(stage, option):
+            masked = MaskedOptions(**{option: value})
+            yield Setting("temperature", name, f"{name}: {option}", dataclasses.replace(plain, masked=masked))
 
 
 def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[tuple[str, Settings]]:
@@ -65,6 +71,9 @@ def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> It
                     continue
                 for steps in stage.steps:
                     yield sampler, dataclasses.replace(plain, sampler=sampler, steps=steps)
+            for variant in stage.variants:
+                for steps in stage.steps:
+                    yield variant, _variant(variant, dataclasses.replace(plain, steps=steps), stage.length)
         case Blocks(size=size):
             for steps in sorted({min(steps, size) for steps in (1, 2, 4, 8, 16, size)}):
                 yield f"blocks of {size}", dataclasses.replace(plain, steps=steps)
@@ -75,6 +84,19 @@ def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> It
             yield "all steps", dataclasses.replace(plain, steps=steps)
         case _:
             raise AssertionError(model.objective)
+
+
+def _variant(variant: Variant, plain: Settings, length: int) -> Settings:
+    """Return settings of a variant of the masked samplers, at as many evaluations as `plain` has."""
+    match variant:
+        case "cosine" | "square":
+            return dataclasses.replace(plain, masked=MaskedOptions(schedule=variant))
+        case "maskgit":
+            noise, options = MASKGIT_NOISE, MaskedOptions(schedule="cosine")
+            return dataclasses.replace(plain, sampler="confidence", choice_temperature=noise, masked=options)
+        case "blocks":
+            options = MaskedOptions(block=max(1, length // BLOCKS))
+            return dataclasses.replace(plain, steps=max(1, plain.steps // BLOCKS), masked=options)
 
 
 @dataclass

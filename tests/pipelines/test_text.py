@@ -37,6 +37,8 @@ length = 32
 steps = [4, 8]
 bounds = [3.0]
 temperatures = [0.7]
+top_p = [0.9]
+top_k = [5]
 [stage.eval]
 kind = "text_eval"
 needs = ["ar", {names}, "sweep"]
@@ -155,10 +157,15 @@ def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, re
     curves = {row["curve"] for row in rows}
     assert {"held-out text", "ar: one by one", "blocks: blocks of 8", "uniform: uniform ancestral"} <= curves
     assert {"absorbing: all steps", "replacing: all steps"} | {f"masked: {name}" for name in MASKED_SAMPLERS} <= curves
+    assert {f"masked: {name}" for name in ("cosine", "square", "maskgit", "blocks")} <= curves
     for row in rows:
         assert all(len(text) > 0 for text in row["texts"]) and row["figures"]["genppl"]["n"] == 24
     of = {(row["curve"], row["steps"], row["temperature"]): row for row in rows if row["group"] != "real"}
     assert of["masked: masked_ancestral", 8, 1.0]["evaluations"] == 8
+    assert of["masked: blocks", 2, 1.0]["evaluations"] == of["masked: maskgit", 8, 1.0]["evaluations"] == 8
+    laws = [of["masked: masked_ancestral", 8, 1.0], *(of[f"masked: {name}", 8, 1.0] for name in ("cosine", "square"))]
+    assert len({row["texts"][0] for row in laws}) == 3  # the same draws, revealed by other schedules
+    assert "ar.sweep.genppl[temperature: ar: top_p 0.9|steps=16|temperature=1]" in report
     assert of["ar: one by one", 16, 1.0]["evaluations"] == 32 and of["ar: one by one", 16, 1.0]["passes"] == 1
     assert of["masked: cached", 8, 1.0]["texts"] == of["masked: masked_ancestral", 8, 1.0]["texts"]
     assert of["masked: cached", 8, 1.0]["evaluations"] <= 8
