@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from backbone.noise import uniform
-from discrete.attend import check_blocks, noisy_and_clean
+from discrete.attend import check_blocks, documents, noisy_and_clean
 from discrete.autoregressive import next_token_nll
 from discrete.corrupt import draw_count, mask_both_ways, mask_exact_count, mask_tokens, mean_over_strata
 from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
@@ -82,7 +82,7 @@ class Masked(Objective):
             raise ValueError(f"copies is {self.copies}, expected at least 1 masking of each text")
 
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
-        """`copies` maskings of each text, all of them read as one batch; of exact counts, every two show each token."""
+        """`copies` maskings of each text, read as one batch; of exact counts, every two ask for each token."""
         if self.estimator == "exact_count":
             pairs = x.repeat((self.copies + 1) // 2, 1)
             count = draw_count(torch.full((len(pairs),), x.shape[1], device=x.device), generator, even=True)
@@ -106,12 +106,16 @@ class Masked(Objective):
 
         return mean_over_strata(cost, len(x), draws, generator, x.device)
 
-    def logits(self, network: TextTransformer) -> Logits:
-        """Return logits of x_t at the time at which as much is masked as is of x_t, which is what training shows."""
+    def logits(self, network: TextTransformer, end_id: int | None = None) -> Logits:
+        """Return logits of x_t at the time at which as much is masked as is of x_t, which is what training shows.
+
+        end_id: ends each document of x_t, none of which is masked; they are read each on its own.
+        """
 
         def logits(x_t: Tensor, _: Tensor) -> Tensor:
             share = (x_t == network.mask_id).double().mean(-1)
-            return network.logits(x_t, self.schedule.time(share).float())
+            mask = None if end_id is None else documents(x_t, end_id)
+            return network.logits(x_t, self.schedule.time(share).float(), mask=mask)
 
         return logits
 

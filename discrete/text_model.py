@@ -110,9 +110,16 @@ class TextTransformer(nn.Module):
             h = block(h, cond, mask=mask, rotary=rotary, memory=kept)
         return self.norm(h)
 
-    def logits(self, x_t: Tensor, t: Tensor | None = None, *, memory: Sequence[Memory] | None = None) -> Tensor:
+    def logits(
+        self,
+        x_t: Tensor,
+        t: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        memory: Sequence[Memory] | None = None,
+    ) -> Tensor:
         """The same with -inf for the mask: (B, L, vocab + 1) float32, which `discrete.predict.subs` takes."""
-        return self(x_t, t, memory=memory, wide=True).float()
+        return self(x_t, t, mask=mask, memory=memory, wide=True).float()
 
     def memories(self) -> list[Memory]:
         """Empty memories, one for each block."""

@@ -169,7 +169,7 @@ class Pipeline:
         base = usual_settings(sampler.objective, sampler.length)
         draws = generators([prompt] * count, seed)
         written = sampler.write(count, draws, changed(base, "masked", changes), prompt=prompt, length=length)
-        return sampler.texts(written)
+        return [text.removesuffix(sampler.tokenizer.separator) for text in sampler.texts(written)]
 
     def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
         """Describe pictures of the run's size."""

@@ -90,7 +90,8 @@ class State:
             self.network.load_state_dict(values["network"])
             if self.average is not None:
                 self.average.load_state_dict(values["average"])
-            for optimizer, kept in zip(self.optimizers, values["optimizers"], strict=True):
+            states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
+            for optimizer, kept in zip(self.optimizers, states, strict=True):
                 optimizer.load_state_dict(kept)
             self.step, self.cursor = values["step"], values["cursor"]
             self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
@@ -303,6 +304,8 @@ class Loop:
         kept = copy.deepcopy(self.task.network.state_dict())
         batches = self.task.batches(0, 0, self.accelerator.num_processes)
         optimizers = optimizers_of(self.task.network, self.training)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = 0.0
         times: list[float] = []
         while len(times) < REHEARSAL[0] + 2 or (sum(times[2:]) < REHEARSAL[1] and sum(times) < 0.1 * budget):
             started, step = time.monotonic(), len(times)

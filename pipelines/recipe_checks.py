@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from discrete.objective import Autoregressive
+from discrete.objective import Autoregressive, Masked
 from pipelines.samplers import grid_of, idle, refusal
 from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions, MaskedOptions
 from pipelines.stage_config import (
@@ -53,6 +53,8 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_texts(recipe, name, stage)
         case TextEvalStage():
             _check_others(recipe, name, stage)
+        case TextModelStage():
+            _check_documents(recipe, name, stage)
 
 
 def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
@@ -143,6 +145,16 @@ def _check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
                 "most that"
             )
         found.objective.check(stage.length)
+
+
+def _check_documents(recipe: Recipe, name: str, stage: TextModelStage) -> None:
+    """Refuse documents of their own for models that can not be told where a text of theirs ends."""
+    separated = isinstance(recipe.data, TextData) and recipe.data.separator
+    if separated and not isinstance(stage.objective, Autoregressive | Masked):
+        raise ValueError(
+            f"data.separator is {separated!r}, but stage.{name} has the objective {stage.objective.kind!r}: documents "
+            "are read apart by autoregressive and masked models; leave the separator or the stage out"
+        )
 
 
 def _check_others(recipe: Recipe, name: str, stage: TextEvalStage) -> None:

@@ -186,7 +186,8 @@ class Run:
         if isinstance(data, TextData):
             named = [data.train, data.test, *([data.valid] if data.valid else [])]
             hashes = {name: file_hash(self.data / name) for name in named if (self.data / name).exists()}
-            return digest([hashes, data.valid_share, data.detokenise])[:16]
+            separated = [data.separator] if data.separator else []
+            return digest([hashes, data.valid_share, data.detokenise, *separated])[:16]
         shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
         return digest([self.data_manifest(), shards])[:16]
 

@@ -54,12 +54,13 @@ class PlainTokenizer:
         unit.
         """
         documents = valid_text(text).split(separator) if separator else [valid_text(text)]
+        least = SMALLEST + bool(separator)
         if unit == "characters":
             if vocab_size is not None:
                 raise ValueError(f"vocab_size is {vocab_size}, but characters count themselves: leave it out")
             tokenizer = _characters("".join(documents))
-        elif vocab_size is None or vocab_size < SMALLEST + bool(separator):
-            raise ValueError(f"vocab_size is {vocab_size}; byte pairs need at least {SMALLEST}, such as 4096")
+        elif vocab_size is None or vocab_size < least:
+            raise ValueError(f"vocab_size is {vocab_size}; byte pairs need at least {least}, such as 4096")
         else:
             tokenizer = _byte_pairs(documents, vocab_size - bool(separator))
         if separator:

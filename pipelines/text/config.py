@@ -69,6 +69,7 @@ class TextModelStage(Stage):
 Variant = Literal["cosine", "square", "maskgit", "blocks"]
 """Of masked samplers: `masked_ancestral` that reveals by another schedule, or in blocks of a quarter of the text; and
 `confidence` as MaskGIT has it, by the cosine schedule with noise on the order."""
+BLOCKS = 4  # of a text, in the variant that goes by blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +81,7 @@ class TextSweepStage(Stage):
     count: int = 128  # texts behind every figure
     length: int = 256  # tokens of a text
     samplers: tuple[str, ...] = MASKED_SAMPLERS  # of masked models
-    variants: tuple[Variant, ...] = get_args(Variant)  # of them: see below
+    variants: tuple[Variant, ...] = get_args(Variant)  # of those samplers
     steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     bounds: tuple[float, ...] = (100.0, 30.0, 10.0, 3.0, 1.0)  # nats, of entropy_bound, in place of steps
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)  # besides 1, each at half as many steps as tokens
@@ -98,6 +99,11 @@ class TextSweepStage(Stage):
             raise ValueError(f"count is {self.count}, expected at least 20 texts: fewer judge nothing")
         if self.temperatures and not min(self.temperatures) > 0:
             raise ValueError(f"temperatures are {self.temperatures}, expected numbers above 0")
+        if "blocks" in self.variants and self.length % BLOCKS:
+            raise ValueError(
+                f"length is {self.length}, which {BLOCKS} blocks do not divide: give a multiple, or leave 'blocks' out "
+                "of variants"
+            )
         if not all(0 < p <= 1 for p in self.top_p) or not all(k > 0 for k in self.top_k):
             raise ValueError(f"top_p {self.top_p} and top_k {self.top_k}: expected shares up to 1 and whole numbers")
 

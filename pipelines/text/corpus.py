@@ -71,16 +71,19 @@ def read_texts(run: Run) -> dict[str, str]:
     """Return the texts of all splits, detokenised. Raises DataError where a file is missing or empty."""
     data = run.recipe.data
     assert isinstance(data, TextData)
-    texts = {"train": read_text(run.data / data.train), "test": read_text(run.data / data.test)}
-    if data.valid is not None:
-        texts["valid"] = read_text(run.data / data.valid)
-    else:
+    files = {"train": data.train, "test": data.test, **({"valid": data.valid} if data.valid else {})}
+    texts = {split: detokenise(read_text(run.data / file), data.detokenise) for split, file in files.items()}
+    if data.separator and data.separator not in texts["train"]:
+        raise DataError(
+            f"The training text holds no separator {data.separator!r} (after detokenising by {data.detokenise!r}): "
+            "write what stands between its documents, or leave data.separator out."
+        )
+    if data.valid is None:
         cut = round(len(texts["train"]) * (1 - data.valid_share))
         end = data.separator or "\n"
         near = texts["train"].rfind(end, 0, cut) + len(end)
         cut = near if near > 0.9 * cut else cut  # at the end of a document, or of a line, where one is near
         texts["valid"], texts["train"] = texts["train"][cut:], texts["train"][:cut]
-    texts = {split: detokenise(texts[split], data.detokenise) for split in SPLITS}
     if empty := [split for split, text in texts.items() if not text.strip()]:
         raise DataError(f"There is no text left for {', '.join(empty)}: give more text, or a larger data.valid_share.")
     return texts

@@ -99,7 +99,7 @@ def exact_cost(
 def pieces(text: TokenText, length: int, count: int, end_id: int | None = None) -> Tensor:
     """Return so many pieces of a text, none of which reaches beyond an end, evenly spread over it: (count, length)."""
     ends = (text.ids == end_id) if end_id is not None else torch.zeros_like(text.ids, dtype=torch.bool)
-    starts = torch.arange(len(text.ids) - length + 1)
+    starts = torch.arange(max(0, len(text.ids) - length + 1))
     before = F.pad(ends.cumsum(0), (1, 0))  # (N + 1,), ends in front of each token
     starts = starts[before[starts + length - 1] == before[starts]]
     if not len(starts):

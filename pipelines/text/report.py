@@ -36,8 +36,8 @@ PROTOCOL = (
     "neighbouring windows."
 )
 DOCUMENTS = (
-    "Each document is read on its own. Models that are not autoregressive see where documents end, so that theirs are "
-    "costs given the lengths."
+    "Each document is read on its own. Masked models see where documents end, so that theirs are costs given the "
+    "lengths."
 )
 
 
@@ -249,8 +249,12 @@ def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:
 
 def _label(row: Mapping[str, Any]) -> str:
     """The curve of a row, with the value of what cuts its laws."""
-    cut = next((option for option in ("top_p", "top_k") if row["curve"].endswith(option)), None)
-    return row["curve"] if cut is None else f"{row['curve']} {row['masked'][cut]:g}"
+    cuts = [
+        row["masked"][option]
+        for option, all_of_it in (("top_p", 1.0), ("top_k", 0))
+        if row["masked"][option] != all_of_it
+    ]
+    return " ".join([row["curve"], *(f"{cut:g}" for cut in cuts)])
 
 
 def _sharpness(row: Mapping[str, Any]) -> tuple[float, float, int]:

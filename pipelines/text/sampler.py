@@ -12,6 +12,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from backbone.noise import uniform
 from discrete.autoregressive import continue_text
 from discrete.d3pm import sample_chain
 from discrete.objective import Autoregressive, Blocks, Masked
@@ -51,6 +52,7 @@ class TextSampler:
     objective: AnyObjective
     tokenizer: PlainTokenizer
     length: int  # tokens of the windows that it was trained on
+    documents: Tensor | None = None  # lengths of the training text's documents, their ends included, where it has any
 
     @classmethod
     def load(cls, run: Run, name: str) -> Self:
@@ -60,7 +62,8 @@ class TextSampler:
             raise PalimpsestError(f"stage {name!r} is of kind {stage.kind!r}, expected 'text_model'")
         corpus = Corpus.load(run, name)
         network = load_text_model(run, name, corpus.tokenizer)
-        return cls(network, stage.objective, corpus.tokenizer, stage.length)
+        lengths = document_lengths(corpus.splits["train"].ids, corpus.tokenizer.end_id)
+        return cls(network, stage.objective, corpus.tokenizer, stage.length, lengths)
 
     def prompt(self, text: str, length: int) -> tuple[Tensor, Tensor]:
         """Tokens (1, length) of a text with gaps, and which of them are known: (1, length) bool.
@@ -104,10 +107,10 @@ class TextSampler:
             )
 
     def texts(self, written: Written) -> list[str]:
-        """Return what was written as texts, each up to the end of its document where the model drew one."""
+        """Return what was written as texts, each up to the end of its document, which stands behind it if it came."""
         rows = written.ids.cpu().tolist()
         if (end := self.tokenizer.end_id) is not None:
-            rows = [row[: row.index(end)] if end in row else row for row in rows]
+            rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return [self.tokenizer.decode(row) for row in rows]
 
     def write(
@@ -119,12 +122,28 @@ class TextSampler:
         prompt: str = "",
         length: int | None = None,
     ) -> Written:
-        """Write `count` texts of `length` tokens around a prompt; longer ones than the model read go by blocks."""
+        """Write `count` texts of `length` tokens around a prompt; longer ones than the model read go by blocks.
+
+        Where the training text has documents, an autoregressive model ends a text where it will, and a masked one, to
+        which lengths were given, writes one as long as one of them, but not less than the prompt.
+        """
         if count < 1 or (length is not None and length < 1):
             raise PalimpsestError(f"count is {count} and length {length}: expected at least 1 text and 1 token")
         device = device_of(self.network)
         x, known = (part.expand(count, -1).to(device) for part in self.prompt(prompt, length or self.length))
+        if self.documents is not None and isinstance(self.objective, Masked):
+            x, known = self._ended(self.documents, x, known, generators)
         return self.fill(x, known, generators, settings)
+
+    def _ended(
+        self, lengths: Tensor, x: Tensor, known: Tensor, generators: Sequence[torch.Generator]
+    ) -> tuple[Tensor, Tensor]:
+        """Give each text x (B, L) the length of a document of the training text: from its end on, all are ends."""
+        drawn = lengths[(uniform((len(x),), generators) * len(lengths)).long().cpu()].to(x.device)  # (B,)
+        places = torch.arange(x.shape[1], device=x.device)
+        said = torch.where(known, places + 1, 0).amax(-1)  # (B,): tokens up to the last known one
+        behind = places >= torch.maximum(drawn - 1, said)[:, None]
+        return torch.where(behind, self.tokenizer.end_id or 0, x), known | behind
 
     @torch.no_grad()
     def fill(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Written:
@@ -155,12 +174,20 @@ class TextSampler:
         settings: Settings,
     ) -> Tensor:
         """Masked diffusion; texts that are longer than the windows of the training go by blocks within such windows."""
-        plain = objective.logits(self.network)
+        end_id, allowed = self.tokenizer.end_id, None
+        if end_id is not None:  # known ends alone
+            allowed = torch.arange(self.network.vocab + 1, device=x.device) != end_id
+        plain = objective.logits(self.network, end_id)
         if remembers(settings, timed=self.network.config.time):
             plain = Remember(plain)
         options, mask_id = settings.masked, self.network.mask_id
         denoise = denoiser(
-            plain, mask_id=mask_id, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p
+            plain,
+            mask_id=mask_id,
+            allowed=allowed,
+            temperature=settings.temperature,
+            top_k=options.top_k,
+            top_p=options.top_p,
         )
         hidden = torch.where(known, x, mask_id)
         window = self.length if x.shape[1] > self.length else None
@@ -225,6 +252,14 @@ def _sharpened(settings: Settings, logits: Tensor) -> Tensor:
     return sharpened(logits, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
 
 
+def document_lengths(ids: Tensor, end_id: int | None) -> Tensor | None:
+    """Tokens of each document of a text (N,), its end included; None where nothing ends."""
+    if end_id is None:
+        return None
+    ends = (ids == end_id).nonzero()[:, 0]
+    return ends.diff(prepend=ends.new_tensor([-1]))
+
+
 def samplers_of(objective: AnyObjective) -> tuple[str, ...]:
     """Names of the samplers of a model, its usual one first."""
     match objective:
@@ -265,6 +300,12 @@ def check_settings(objective: AnyObjective, settings: Settings) -> None:
     if isinstance(objective, Uniform | D3PM) and (settings.temperature, options.top_k, options.top_p) != (1.0, 0, 1.0):
         raise PalimpsestError(
             f"a model of kind {objective.kind!r} has no temperature, top_k or top_p: its steps are laws of their own"
+        )
+    on_grid = isinstance(objective, Masked) and settings.sampler in GRID_SAMPLERS
+    if options.schedule != "own" and not on_grid:
+        raise PalimpsestError(
+            f"schedule is {options.schedule!r}, but {settings.sampler!r} of a model of kind {objective.kind!r} has a "
+            "pace of its own: leave it out"
         )
     if options.block and not isinstance(objective, Masked):
         raise PalimpsestError(

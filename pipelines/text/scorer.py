@@ -41,14 +41,9 @@ class Scorer:
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> tuple[Scores, NDArray[np.float32]]:
-        """Costs of texts in the scorer's own tokens, and the state (n, dim) behind the last token of each.
-
-        Where texts are documents, each pays for its end, too.
-        """
+        """Costs of texts in the scorer's own tokens, and the state (n, dim) behind the last token of each."""
         network, nats, states = self.model.network, list[float](), list[NDArray[np.float32]]()
-        tokenizer = self.model.tokenizer
-        end = [] if tokenizer.end_id is None else [tokenizer.end_id]
-        encoded = [torch.tensor([*tokenizer.encode(text).ids.tolist(), *end]) for text in texts]
+        encoded = [torch.from_numpy(self.model.tokenizer.encode(text).ids).long() for text in texts]
         for start in range(0, len(encoded), BATCH):
             rows = encoded[start : start + BATCH]
             lengths = torch.tensor([len(row) for row in rows])

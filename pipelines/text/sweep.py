@@ -21,14 +21,13 @@ from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
-from pipelines.text.config import TextModelStage, TextSweepStage, Variant
+from pipelines.text.config import BLOCKS, TextModelStage, TextSweepStage, Variant
 from pipelines.text.corpus import Corpus
 from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.text.scorer import Scorer
 
 BATCH = 64
 REAL = "real"
-BLOCKS = 4  # of a text, in the variant that goes by blocks
 MASKGIT_NOISE = 4.5  # on the order of the confidence sampler (arXiv:2202.04200)
 SHOWN = 3  # texts of each row that the report shows
 
@@ -72,7 +71,7 @@ def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> It
                 for steps in stage.steps:
                     yield sampler, dataclasses.replace(plain, sampler=sampler, steps=steps)
             for variant in stage.variants:
-                for steps in stage.steps:
+                for steps in (steps for steps in stage.steps if variant != "blocks" or steps % BLOCKS == 0):
                     yield variant, _variant(variant, dataclasses.replace(plain, steps=steps), stage.length)
         case Blocks(size=size):
             for steps in sorted({min(steps, size) for steps in (1, 2, 4, 8, 16, size)}):
@@ -95,8 +94,8 @@ def _variant(variant: Variant, plain: Settings, length: int) -> Settings:
             noise, options = MASKGIT_NOISE, MaskedOptions(schedule="cosine")
             return dataclasses.replace(plain, sampler="confidence", choice_temperature=noise, masked=options)
         case "blocks":
-            options = MaskedOptions(block=max(1, length // BLOCKS))
-            return dataclasses.replace(plain, steps=max(1, plain.steps // BLOCKS), masked=options)
+            options = MaskedOptions(block=length // BLOCKS)
+            return dataclasses.replace(plain, steps=plain.steps // BLOCKS, masked=options)
 
 
 @dataclass
@@ -112,7 +111,10 @@ class TextJudged:
     @cached_property
     def words(self) -> WordCorpus:
         """The words of the training text."""
-        return WordCorpus([self.corpus.tokenizer.decode(self.corpus.splits["train"].ids.numpy()).split()])
+        tokenizer = self.corpus.tokenizer
+        text = tokenizer.decode(self.corpus.splits["train"].ids.numpy())
+        documents = text.split(tokenizer.separator) if tokenizer.separator else [text]
+        return WordCorpus([document.split() for document in documents])
 
     @cached_property
     def reference(self) -> tuple[GenerativeText, NDArray[np.float32]]:
@@ -147,12 +149,14 @@ class TextJudged:
                 "smaller count."
             )
         chosen = filled[np.linspace(0, len(filled) - 1, count).astype(int)]
-        return [tokenizer.decode(ids[starts[i] : min(stops[i], starts[i] + self.stage.length)]) for i in chosen]
+        stops = np.minimum(stops + 1, starts + self.stage.length)  # the end as well, where there is room
+        return [tokenizer.decode(ids[starts[i] : stops[i]]) for i in chosen]
 
     def judge(self, texts: list[str]) -> tuple[GenerativeText, NDArray[np.float32]]:
-        """Figures and features of texts."""
+        """Figures and features of texts; the separator that ends one is judged, but is no word."""
         scores, states = self.scorer.read(texts)
-        return generative_text(scores, [text.split() for text in texts], self.words, seed=self.stage.seed), states
+        words = [text.removesuffix(self.corpus.tokenizer.separator).split() for text in texts]
+        return generative_text(scores, words, self.words, seed=self.stage.seed), states
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""

@@ -122,11 +122,15 @@ def test_the_weights_that_validated_best_are_kept_whenever_the_run_was_interrupt
 def test_muon_turns_the_gradient_of_a_matrix_into_a_rotation_and_leaves_the_rest_to_adamw():
     network = nn.ModuleList([nn.Embedding(5, 6), nn.Linear(6, 4), nn.Linear(4, 4).requires_grad_(False)])
     network.double()
+    generator = torch.Generator().manual_seed(0)
     before = copy.deepcopy(network)
     training = Training(steps=1, optimizer="muon", learning_rate=0.01)
     optimizers = optimizers_of(network, training)
     assert [sum(len(group["params"]) for group in optimizer.param_groups) for optimizer in optimizers] == [2, 1]
-    gradient = {name: torch.randn_like(value) for name, value in network.named_parameters()}
+    gradient = {
+        name: torch.randn(value.shape, generator=generator, dtype=value.dtype)
+        for name, value in network.named_parameters()
+    }
     for name, value in network.named_parameters():
         value.grad = gradient[name] if value.requires_grad else None
     for optimizer in optimizers:

@@ -12,11 +12,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from discrete.autoregressive import next_token_nll
 from pipelines.config import RecipeError, load_recipe
 from pipelines.data.grammar import for_size
 from pipelines.errors import PalimpsestError
 from pipelines.generate import load
+from pipelines.runs import reopen_run
 from pipelines.sampling_options import MASKED_SAMPLERS
+from pipelines.text.corpus import Corpus
+from pipelines.text.likelihood import cost
+from pipelines.text.sampler import TextSampler
+from pipelines.text.train import TextTask
 from tests.conftest import finish, start, wait_for
 from tests.pipelines.test_distributed import on_two_ranks
 
@@ -102,29 +108,47 @@ def report(words: Path) -> dict[str, dict]:
 def lines(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run whose documents are single sentences."""
     folder = words.parent.parent
-    chosen = [name for name in OBJECTIVES if name not in ("absorbing", "replacing")]
-    text = recipe(folder, chosen).read_text(encoding="utf-8")
+    text = recipe(folder, ("judge", "ar", "masked")).read_text(encoding="utf-8").replace("length = 32", "length = 96")
     path = tmp_path_factory.mktemp("lines") / "lines.toml"
+    text = text.replace("count = 24\n", 'count = 24\nsamplers = ["masked_ancestral", "cached"]\nvariants = []\n')
     path.write_text(text.replace('kind = "text"\n', 'kind = "text"\nseparator = "\\n"\n'), encoding="utf-8")
     finish("run", path, "--out", path.parent, "--data", folder)
     return path.parent / "lines"
 
 
-def test_documents_are_packed_read_apart_and_written_one_at_a_time(words: Path, lines: Path):
+def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_ones(words: Path, lines: Path):
     found = json.loads((lines / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
     assert "Each document is read on its own" in (lines / "eval" / "report.html").read_text(encoding="utf-8")
-    for name in ("ar", "masked", "blocks", "uniform"):
-        assert 0.3 < found[f"{name}.text[test].bits_per_character"]["value"] < 6
+    assert all(0.3 < found[f"{name}.text[test].bits_per_character"]["value"] < 6 for name in ("ar", "masked"))
     generate = load(lines)
-    for model in ("ar", "masked", "blocks"):
-        texts = generate.texts(8, seed=1, model=model)
-        assert all("\n" not in text for text in texts) and len(set(texts)) > 4
+    texts = {name: generate.texts(12, seed=1, model=name) for name in ("ar", "masked")}
+    assert all("\n" not in text for text in (*texts["ar"], *texts["masked"]))
+    train = (words.parent.parent / "train.txt").read_text(encoding="utf-8").splitlines()
+    lengths = {len(text) for text in texts["masked"]}
+    assert len(lengths) > 3 and lengths <= {len(line) for line in train}
+    prompt = "a very long line " * 5
+    assert all(text.startswith(prompt) for text in generate.texts(2, seed=1, model="masked", prompt=prompt))
     with pytest.raises(PalimpsestError, match="ends a document: write one at a time"):
         generate.texts(1, seed=1, model="masked", prompt="a red\nstar")
     rows = [json.loads(line) for line in (lines / "sweep" / "sweep.jsonl").read_text().splitlines()]
     real = next(row for row in rows if row["curve"] == "held-out text")
-    documents = (words.parent.parent / "test.txt").read_text(encoding="utf-8").splitlines()
-    assert all(any(line[:32] == text for line in documents) for text in real["texts"])
+    documents = (words.parent.parent / "test.txt").read_text(encoding="utf-8").splitlines(keepends=True)
+    assert all(any(line[:96] == text for line in documents) for text in real["texts"])
+
+
+def test_a_packed_window_costs_what_its_documents_cost_alone_in_training_and_in_the_report(lines: Path):
+    run = reopen_run(lines)
+    corpus, sampler = Corpus.load(run, "ar"), TextSampler.load(run, "ar")
+    end_id, text = corpus.tokenizer.end_id, corpus.splits["test"].cut(96)
+    ends = (text.ids == end_id).nonzero()[:, 0] + 1
+    assert len(ends) > 1
+    documents = [part[None].long() for part in text.ids.tensor_split(ends) if len(part)]
+    alone = sum(float(next_token_nll(sampler.network, part).sum().detach()) for part in documents)
+    packed = cost(sampler.network, sampler.objective, text, 96, draws=1, end_id=end_id)
+    assert float(packed.nats) == pytest.approx(alone, rel=1e-4)
+    task = TextTask(run, "ar", run.recipe.stage["ar"])
+    loss, _ = task.loss(sampler.network, {"x": text.ids[None].long()}, torch.Generator())
+    assert 96 * float(loss.detach()) == pytest.approx(alone, rel=1e-4)
 
 
 def test_every_objective_trains_and_its_cost_stands_in_the_report(words: Path, report):
@@ -238,6 +262,10 @@ def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
         ("stage.ar.training.keep='first'", "keep"),
         ("stage.masked.objective.copies=0", "copies is 0"),
         ("data.valid_share=1.5", "valid_share is 1.5"),
+        ("data.separator='; '", "the objective 'blocks': documents are read apart by"),
+        ("stage.sweep.length=30", "length is 30, which 4 blocks do not divide"),
+        ("stage.sweep.top_p=[1.5]", "top_p .1.5.* expected shares up to 1"),
+        ("stage.masked.training.optimizer='sgd'", "optimizer"),
     ],
 )
 def test_recipes_of_text_are_checked_before_anything_runs(tmp_path: Path, change: str, message: str):
@@ -249,6 +277,14 @@ def test_a_missing_text_file_is_named(words: Path, tmp_path: Path):
     text = finish("run", recipe(tmp_path), "--out", tmp_path / "runs", "--data", tmp_path, code=2)
     assert "There is no text at" in text and "train.txt" in text
     assert not (tmp_path / "runs" / "words" / "tokens").exists()
+
+
+def test_a_separator_that_the_text_does_not_hold_is_named(words: Path, tmp_path: Path):
+    path = recipe(tmp_path, ("judge", "ar", "masked"))
+    changed = path.read_text(encoding="utf-8").replace('kind = "text"\n', 'kind = "text"\nseparator = "<|end|>"\n')
+    path.write_text(changed, encoding="utf-8")
+    text = finish("run", path, "--out", tmp_path / "runs", "--data", words.parent.parent, code=2)
+    assert "The training text holds no separator '<|end|>'" in " ".join(text.split())
 
 
 def test_held_out_text_is_compared_with_its_other_half(words: Path):
@@ -265,6 +301,7 @@ def test_two_processes_train_as_one_does(words: Path, tmp_path: Path, name: str)
     (folder / "tokens").symlink_to(words / "tokens")
     training = f"stage.{name}.training"
     sets = (f"{training}.steps=6", f"{training}.validate_every=6", f"{training}.bf16=false")
+    sets += (f"{training}.optimizer=muon",) if name == "masked" else ()
     on_two_ranks("train", name, words / "recipe.json", "--out", tmp_path, "--data", words.parent.parent, "--set", *sets)
     assert json.loads((folder / name / "manifest.json").read_text())["steps"] == 6
     if name == "ar":  # without chance, two processes take the very steps of one
