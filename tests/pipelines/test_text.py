@@ -139,16 +139,16 @@ def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_one
 def test_a_packed_window_costs_what_its_documents_cost_alone_in_training_and_in_the_report(lines: Path):
     run = reopen_run(lines)
     corpus, sampler = Corpus.load(run, "ar"), TextSampler.load(run, "ar")
-    end_id, text = corpus.tokenizer.end_id, corpus.splits["test"].cut(96)
+    end_id, text = corpus.tokenizer.end_id, corpus.splits["test"].cut(192)
     ends = (text.ids == end_id).nonzero()[:, 0] + 1
     assert len(ends) > 1
     documents = [part[None].long() for part in text.ids.tensor_split(ends) if len(part)]
     alone = sum(float(next_token_nll(sampler.network, part).sum().detach()) for part in documents)
-    packed = cost(sampler.network, sampler.objective, text, 96, draws=1, end_id=end_id)
+    packed = cost(sampler.network, sampler.objective, text, 192, draws=1, end_id=end_id)
     assert float(packed.nats) == pytest.approx(alone, rel=1e-4)
     task = TextTask(run, "ar", run.recipe.stage["ar"])
     loss, _ = task.loss(sampler.network, {"x": text.ids[None].long()}, torch.Generator())
-    assert 96 * float(loss.detach()) == pytest.approx(alone, rel=1e-4)
+    assert 192 * float(loss.detach()) == pytest.approx(alone, rel=1e-4)
 
 
 def test_every_objective_trains_and_its_cost_stands_in_the_report(words: Path, report):
