@@ -23,11 +23,11 @@ from eval.blocks import (
 from eval.report import headline, write_report
 from pipelines.config import dump_recipe
 from pipelines.distance_measures import distances
+from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real, reconstructions
 from pipelines.runs import Run, code_version
-from pipelines.stage_config import EvalStage
 from pipelines.sweep_report import sweeps
 from pipelines.upscale_measures import enlargements
 from pipelines.word_measures import words

@@ -22,6 +22,7 @@ from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
 from pipelines.data.stream import some
 from pipelines.errors import PalimpsestError
+from pipelines.judged_config import GenerateStage
 from pipelines.latent_sampler import LatentSampler
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.models import load_bpe
@@ -31,7 +32,7 @@ from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
 from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings
-from pipelines.stage_config import PICTURE_MODELS, GenerateStage
+from pipelines.stage_config import PICTURE_MODELS
 from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.upscale_sampler import Cascade, Upscaler
 

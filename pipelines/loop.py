@@ -17,7 +17,6 @@ import shutil
 import signal
 import statistics
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +25,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.artefact import PLAN, load_state, save_state, save_weights, write_atomically
+from pipelines.artefact import PLAN, save_weights, write_atomically
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
 from pipelines.optimizer import optimizers_of
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
+from pipelines.state import BEST, State
 from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
 
 REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
-BEST = ".best-{}.safetensors"  # the weights that validated best so far, by their step
 BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
 
 log = logging.getLogger("palimpsest")
@@ -44,63 +43,6 @@ log = logging.getLogger("palimpsest")
 
 class Interrupted(PalimpsestError):
     """The run was asked to stop and has saved its state."""
-
-
-@dataclass
-class State:
-    """Everything that changes while training; a checkpoint is this, written down."""
-
-    network: nn.Module
-    average: nn.Module | None
-    optimizers: list[torch.optim.Optimizer]
-    step: int = 0
-    cursor: int = 0
-    seconds: float = 0.0
-    skipped: int = 0
-    best: tuple[int, float] | None = None  # the step that validated best, and its figure
-    last_save: float = field(default_factory=time.monotonic)
-
-    def save(self, folder: Path) -> None:
-        """Write a checkpoint and keep the one before it, in case the disk tears."""
-        path = folder / "checkpoint.pt"
-        values = {
-            "step": self.step,
-            "cursor": self.cursor,
-            "seconds": self.seconds,
-            "skipped": self.skipped,
-            "best": self.best,
-            "network": self.network.state_dict(),
-            "average": None if self.average is None else self.average.state_dict(),
-            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
-        }
-        if path.exists():
-            path.replace(folder / "checkpoint.previous.pt")
-        save_state(path, values)
-        bests = sorted(folder.glob(BEST.format("*")), key=lambda best: best.stat().st_mtime_ns)
-        for best in bests[:-2]:  # neither this checkpoint nor the one before needs it
-            best.unlink()
-        self.last_save = time.monotonic()
-
-    def load(self, folder: Path) -> bool:
-        """Go on from the newest checkpoint that reads; False when there is none."""
-        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
-            values = load_state(folder / name)
-            if values is None:
-                continue
-            self.network.load_state_dict(values["network"])
-            if self.average is not None:
-                self.average.load_state_dict(values["average"])
-            states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
-            for optimizer, kept in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict(kept)
-            self.step, self.cursor = values["step"], values["cursor"]
-            self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
-            return True
-        if any(folder.glob("checkpoint*.pt")):
-            raise PalimpsestError(
-                f"No checkpoint in {folder} can be read. Look at the disk; to begin the stage anew, delete that folder."
-            )
-        return False
 
 
 def orphaned() -> bool:
@@ -345,12 +287,6 @@ class Loop:
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:
     """Train `task` in `folder`, from its last checkpoint if there is one; returns facts for the manifest."""
     return Loop(task, training, folder, seed=seed, name=name).run()
-
-
-def drop_checkpoints(folder: Path) -> None:
-    """Remove training state once the artefact stands."""
-    for path in (*folder.glob("checkpoint*.pt"), *folder.glob(BEST.format("*"))):
-        path.unlink()
 
 
 def _step_of(line: str) -> int:

@@ -21,9 +21,9 @@ from eval.interval import Interval
 from pipelines.artefact import read_json
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
+from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.judging import Judges, Pictures
 from pipelines.runs import Run
-from pipelines.stage_config import EvalStage, GenerateStage
 
 
 @dataclass

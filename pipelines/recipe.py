@@ -10,6 +10,7 @@ from typing import Annotated
 from pydantic import Field
 
 from pipelines.errors import nearest
+from pipelines.judged_config import GenerateStage, SweepStage
 from pipelines.recipe_checks import check_fit, check_needs
 from pipelines.sampling_options import Settings
 from pipelines.stage_config import (
@@ -17,11 +18,9 @@ from pipelines.stage_config import (
     AnyStage,
     ClassifierStage,
     DistillStage,
-    GenerateStage,
     LatentStage,
     ScenesData,
     ShardData,
-    SweepStage,
     UpscaleStage,
 )
 from pipelines.text.config import TextData

@@ -7,18 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from discrete.objective import Autoregressive, Masked
+from pipelines.judged_config import GenerateStage, SweepStage
 from pipelines.samplers import grid_of, idle, refusal
 from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions, MaskedOptions
-from pipelines.stage_config import (
-    FORERUNNERS,
-    ClassifierStage,
-    DistillStage,
-    GenerateStage,
-    LatentStage,
-    ScenesData,
-    SweepStage,
-    UpscaleStage,
-)
+from pipelines.stage_config import FORERUNNERS, ClassifierStage, DistillStage, LatentStage, ScenesData, UpscaleStage
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage
 
 if TYPE_CHECKING:

@@ -27,9 +27,10 @@ from pipelines.artefact import (
 from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
+from pipelines.judged_config import GenerateStage
 from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import AnyStage, GenerateStage, MdlmStage, ScenesData
+from pipelines.stage_config import AnyStage, MdlmStage, ScenesData
 from pipelines.text.config import TextData, TextEvalStage
 
 log = logging.getLogger("palimpsest")

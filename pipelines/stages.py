@@ -18,7 +18,7 @@ from accelerate.utils import broadcast_object_list
 from pipelines.artefact import MANIFEST
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
-from pipelines.loop import drop_checkpoints
+from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.progress import ticking
 from pipelines.runs import Run, stage_of
 from pipelines.stage_config import (
@@ -27,19 +27,16 @@ from pipelines.stage_config import (
     ClipStage,
     DistillStage,
     EncodeStage,
-    EvalStage,
-    GenerateStage,
     JudgeStage,
     LatentStage,
-    MaskedSweepStage,
     MdlmStage,
     SceneJudgeStage,
     ScenesData,
-    SweepStage,
     UpscaleStage,
     VAEStage,
     VQVAEStage,
 )
+from pipelines.state import drop_checkpoints
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 
 PATIENCE = 120  # seconds that a stage waits for a folder

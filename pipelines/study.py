@@ -8,8 +8,8 @@ from pathlib import Path
 from eval.study import Design, export, import_votes, read_key, win_rates, write_results
 from pipelines.artefact import read_json
 from pipelines.errors import PalimpsestError
+from pipelines.judged_config import GenerateStage
 from pipelines.runs import Run, reopen_run, stage_of
-from pipelines.stage_config import GenerateStage
 
 
 def export_study(run: Path, first: str, second: str, out: Path, *, prompts: int, seed: int) -> str:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from eval.features import quantise
 from eval.kernel import kernel_distance
 from pipelines.distance_measures import REFERENCE
+from pipelines.judged_config import SweepStage
 from pipelines.judging import Judges, Pictures, scene_figures
 from pipelines.latent_likelihood import latent_bits
 from pipelines.latent_sampler import LatentSampler
@@ -23,7 +24,7 @@ from pipelines.runs import Run
 from pipelines.samplers import steps_within
 from pipelines.sampling import batches
 from pipelines.sampling_options import SIGNAL_SAMPLERS, LatentOptions, Settings
-from pipelines.stage_config import DistillStage, SweepStage
+from pipelines.stage_config import DistillStage
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 from pipelines.usual import usual_of_student
 

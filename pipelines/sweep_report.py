@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from eval.blocks import Better, Block, Column, Curve, Figure, Row, Section, Series, Table, Unit
 from eval.features import NOTE
+from pipelines.judged_config import MaskedSweepStage, SweepStage
 from pipelines.measures import Evaluation
 from pipelines.sampling_options import NOISY_SAMPLERS
-from pipelines.stage_config import MaskedSweepStage, SweepStage
 from pipelines.sweep_rows import ROWS, read_rows
 
 LIKELIHOODS = {

@@ -12,9 +12,10 @@ from torch import nn
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
-from pipelines.loop import BAD_STEPS, Interrupted, Loop, drop_checkpoints, train
+from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
 from pipelines.optimizer import optimizers_of
 from pipelines.plan import Plan
+from pipelines.state import drop_checkpoints
 from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
 

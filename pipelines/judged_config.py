@@ -1,0 +1,114 @@
+"""The kinds of stages that draw with trained models and judge what they draw."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.sampling_options import (
+    LATENT_SAMPLERS,
+    MASKED_SAMPLERS,
+    LatentOptions,
+    MaskedOptions,
+    Rule,
+    Settings,
+)
+from pipelines.stage import Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateStage(Stage):
+    """Pictures (and captions, from a masked model) for the held-out captions, ready to be judged."""
+
+    kind: Literal["generate"] = "generate"
+    count: int = 600  # held-out captions
+    unseen: int = 200  # captions of unseen compositions
+    texts: int = 200  # texts without a picture
+    sampler: str | None = None  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is; None, also below: its usual one
+    steps: int | None = None
+    guidance: float | None = None
+    latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
+    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked one
+    temperature: float | None = None  # below 1, tokens are drawn from a sharper law than the model's
+    choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
+    caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself
+    batch: int = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that draw nothing."""
+        for name, least in (("count", 1), ("unseen", 0), ("texts", 1), ("steps", 1), ("batch", 1)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        if self.guidance is not None and not math.isfinite(self.guidance):
+            raise ValueError(f"guidance is {self.guidance}, expected a number; 1 is none and 3 is usual")
+        if not self.choice_temperature >= 0:
+            raise ValueError(f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above")
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
+
+    def settings(self) -> Settings:
+        """Return how it samples; only in a recipe, which fills what is left open."""
+        return Settings(**{field.name: getattr(self, field.name) for field in dataclasses.fields(Settings)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepStage(Stage):
+    """Every sampler at several numbers of network evaluations, and guidance at several scales, judged."""
+
+    kind: Literal["sweep"] = "sweep"
+    count: int = 100  # held-out captions behind every figure
+    samplers: tuple[str, ...] = tuple(name for name in LATENT_SAMPLERS if name != "consistency")
+    evaluations: tuple[int, ...] = (4, 8, 16, 32)
+    guidance: float = 3.0  # while samplers are compared
+    rules: tuple[Rule, ...] = ("plain", "rescaled", "projected", "zero_star")
+    scales: tuple[float, ...] = (1.0, 2.0, 3.0, 5.0, 8.0)
+    student_steps: tuple[int, ...] = (1, 2, 4)
+    likelihoods: int = 32  # held-out latents whose density is measured; below 2 none is
+    weak: str = ""  # the latent stage in `needs` that is there only to guide the others (autoguidance)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse samplers that there are not, and numbers that measure nothing."""
+        if unknown := [name for name in self.samplers if name not in LATENT_SAMPLERS]:
+            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(LATENT_SAMPLERS)}")
+        if not self.evaluations or min((self.count, *self.evaluations, *self.student_steps)) < 1:
+            raise ValueError("count, evaluations and student_steps: expected at least 1 each")
+        if not all(math.isfinite(scale) for scale in (self.guidance, *self.scales)):
+            raise ValueError(f"guidance is {self.guidance} and scales are {self.scales}, expected numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedSweepStage(Stage):
+    """Every sampler of masked models at several numbers of steps, for pictures and captions, and guidance, judged."""
+
+    kind: Literal["masked_sweep"] = "masked_sweep"
+    count: int = 100  # held-out captions, and pictures, behind every figure
+    samplers: tuple[str, ...] = MASKED_SAMPLERS
+    steps: tuple[int, ...] = (4, 8, 16, 32, 64)
+    bounds: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3)  # nats, of entropy_bound, in place of steps
+    guidance: float = 2.5
+    temperature: float = 0.7
+    caption_guidance: float = 2.0
+    scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse samplers that there are not, and numbers that measure nothing."""
+        if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
+            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
+        if not self.steps or min(self.steps) < 2 or self.count < 1:
+            raise ValueError(f"count {self.count} and steps {self.steps}: expected at least 1 picture and 2 steps")
+        if not all(map(math.isfinite, (*self.scales, self.guidance, self.caption_guidance, self.temperature))):
+            raise ValueError(f"scales are {self.scales} and guidance {self.guidance}, expected numbers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalStage(Stage):
+    """Figures and the report."""
+
+    kind: Literal["eval"] = "eval"
+    reconstructions: int = 1000  # held-out pictures behind PSNR, SSIM and codebook usage
+    pictures: int = 64  # in each grid

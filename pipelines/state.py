@@ -1,0 +1,78 @@
+"""The state of a training run, and its checkpoints."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pipelines.artefact import load_state, save_state
+from pipelines.errors import PalimpsestError
+
+BEST = ".best-{}.safetensors"  # the weights that validated best so far, by their step
+
+
+@dataclass
+class State:
+    """Everything that changes while training; a checkpoint is this, written down."""
+
+    network: nn.Module
+    average: nn.Module | None
+    optimizers: list[torch.optim.Optimizer]
+    step: int = 0
+    cursor: int = 0
+    seconds: float = 0.0
+    skipped: int = 0
+    best: tuple[int, float] | None = None  # the step that validated best, and its figure
+    last_save: float = field(default_factory=time.monotonic)
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint and keep the one before it, in case the disk tears."""
+        path = folder / "checkpoint.pt"
+        values = {
+            "step": self.step,
+            "cursor": self.cursor,
+            "seconds": self.seconds,
+            "skipped": self.skipped,
+            "best": self.best,
+            "network": self.network.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+        }
+        if path.exists():
+            path.replace(folder / "checkpoint.previous.pt")
+        save_state(path, values)
+        bests = sorted(folder.glob(BEST.format("*")), key=lambda best: best.stat().st_mtime_ns)
+        for best in bests[:-2]:  # neither this checkpoint nor the one before needs it
+            best.unlink()
+        self.last_save = time.monotonic()
+
+    def load(self, folder: Path) -> bool:
+        """Go on from the newest checkpoint that reads; False when there is none."""
+        for name in ("checkpoint.pt", "checkpoint.previous.pt"):
+            values = load_state(folder / name)
+            if values is None:
+                continue
+            self.network.load_state_dict(values["network"])
+            if self.average is not None:
+                self.average.load_state_dict(values["average"])
+            states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
+            for optimizer, kept in zip(self.optimizers, states, strict=True):
+                optimizer.load_state_dict(kept)
+            self.step, self.cursor = values["step"], values["cursor"]
+            self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
+            return True
+        if any(folder.glob("checkpoint*.pt")):
+            raise PalimpsestError(
+                f"No checkpoint in {folder} can be read. Look at the disk; to begin the stage anew, delete that folder."
+            )
+        return False
+
+
+def drop_checkpoints(folder: Path) -> None:
+    """Remove training state once the artefact stands."""
+    for path in (*folder.glob("checkpoint*.pt"), *folder.glob(BEST.format("*"))):
+        path.unlink()
