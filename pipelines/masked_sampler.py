@@ -6,7 +6,6 @@ What is known stands in the sequence, what is not is masked, and one sampler fil
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -25,7 +24,7 @@ from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import fill_in, remembers
+from pipelines.masked_sampling import GAP, fill_in, remembers
 from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pair_schedule import spans
 from pipelines.pictures import to_pil
@@ -39,9 +38,6 @@ from tokenizer.vqvae import VQVAE
 def masked_share(x_t: Tensor, layout: Layout) -> Tensor:
     """The time that a network with time conditioning is trained on: the share of each sequence that is masked, (B,)."""
     return (x_t == layout.mask_id).float().mean(1)
-
-
-OPEN = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # what is to be filled in: one token, or so many
 
 
 class Filled(NamedTuple):
@@ -153,8 +149,8 @@ class MaskedSampler:
                 1, self.layout.text_length
             ).bool()
         pieces: list[tuple[list[int], bool]] = []
-        for word in OPEN.sub(r" \g<0> ", caption).split():
-            if gap := OPEN.fullmatch(word):
+        for word in GAP.sub(r" \g<0> ", caption).split():
+            if gap := GAP.fullmatch(word):
                 pieces.append(([0] * int(gap[1] or 1), False))
                 continue
             ids = self.bpe.encode([word])

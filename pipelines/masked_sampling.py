@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError, nearest
 from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
 
+GAP = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # in a prompt: one token that is to be filled in, or so many
 REVEAL: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine(), "square": Polynomial(power=2)}
 
 

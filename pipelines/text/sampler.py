@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,15 +24,13 @@ from discrete.uniform import uniform_ancestral, uniform_start
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError, nearest
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import fill_in, on_a_grid, remembers
+from pipelines.masked_sampling import GAP, fill_in, on_a_grid, remembers
 from pipelines.models import load_text_model
 from pipelines.runs import Run, stage_of
 from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
 from pipelines.text.config import AnyObjective, TextModelStage
 from pipelines.text.corpus import Corpus
 from tokenizer.plain import PlainTokenizer
-
-GAP = re.compile(r"\[mask(?::(\d+))?\]")  # of one token, or of so many
 
 
 class Written(NamedTuple):
