@@ -24,12 +24,16 @@ def subs(logits: Tensor, x_t: Tensor, mask_id: int, sharpen: Callable[[Tensor], 
     or wider, never NaN where one token at least is allowed. sharpen: (n, V + 1) -> (n, V + 1), of the masked rows.
     """
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    masked, log_probs = x_t == mask_id, torch.full_like(logits, -torch.inf)
-    log_probs.scatter_(-1, x_t[..., None], 0.0)
-    ids = torch.arange(logits.shape[-1], device=logits.device)
-    rows = logits[masked].masked_fill(ids == mask_id, -torch.inf)  # only these are sharpened and cost a softmax
-    log_probs[masked] = (rows if sharpen is None else sharpen(rows)).log_softmax(-1)
-    return log_probs
+    visible = x_t != mask_id
+    if not bool(logits[..., mask_id].isneginf().all()):
+        logits = logits.index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
+    if sharpen is not None:
+        logits = logits.masked_scatter(~visible[..., None], sharpen(logits[~visible]))
+    log_probs = logits.log_softmax(-1)  # of all rows: cheaper than to pick some and put them back
+    log_probs = log_probs.clone() if log_probs.requires_grad else log_probs  # its own gradient needs it as it is
+    log_probs.view(-1, log_probs.shape[-1]).index_fill_(0, visible.flatten().nonzero()[:, 0], -torch.inf)
+    carried = torch.where(visible, 0.0, -torch.inf).to(log_probs.dtype)
+    return log_probs.scatter_(-1, x_t[..., None], carried[..., None])
 
 
 def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Tensor:
