@@ -52,8 +52,8 @@ def mask_exact_count(
 def mask_both_ways(x: Tensor, count: Tensor, *, mask_id: int, generator: Randomness) -> tuple[Tensor, Tensor]:
     """Mask count tokens of each sequence, and then what stayed visible with one of those: L + 1 - count tokens.
 
-    For counts uniform on 1 .. L both are maskings of the exact-count estimator, and together they ask for every token,
-    so that their mean varies less than that of two independent ones. x: (B, L) int64; count: (B,) int in 1 .. L.
+    For counts uniform on 1 .. L both are maskings of the exact-count estimator, and together they ask for every token:
+    each step learns all of a text. x: (B, L) int64; count: (B,) int in 1 .. L.
     """
     rank = uniform(x.shape, generator, device=x.device).argsort(-1).argsort(-1)
     first, second = rank < count[:, None], rank >= count[:, None] - 1
