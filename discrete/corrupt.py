@@ -5,7 +5,7 @@ Tokens marked `known` (a caption beside the image to be made, say) are never mas
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -34,6 +34,15 @@ def mask_tokens(
     return torch.where(hidden, mask_id, x)
 
 
+def random_places(
+    shape: Sequence[int], generator: Randomness, device: torch.device | None = None, last: Tensor | None = None
+) -> Tensor:
+    """Place of each token in a random order of its sequence, from 0: (B, L) int64. last: (B, L) bool, behind all."""
+    order = uniform(shape, generator, device=device)
+    order = order if last is None else order.masked_fill(last, torch.inf)
+    return order.argsort(-1).argsort(-1)
+
+
 def mask_exact_count(
     x: Tensor, count: Tensor, *, mask_id: int, generator: Randomness, known: Tensor | None = None
 ) -> Tensor:
@@ -41,11 +50,7 @@ def mask_exact_count(
 
     x: (B, L) int64; count: (B,) int, between 0 and the number of unknown tokens; known: (B, L) bool. Returns (B, L).
     """
-    order = uniform(x.shape, generator, device=x.device)
-    if known is not None:
-        order = order.masked_fill(known, torch.inf)
-    rank = order.argsort(-1).argsort(-1)  # (B, L): place of each token in a random order, the known ones last
-    hidden = rank < count[:, None]
+    hidden = random_places(x.shape, generator, x.device, last=known) < count[:, None]
     return torch.where(hidden if known is None else hidden & ~known, mask_id, x)
 
 
@@ -55,8 +60,8 @@ def mask_both_ways(x: Tensor, count: Tensor, *, mask_id: int, generator: Randomn
     For counts uniform on 1 .. L both are maskings of the exact-count estimator, and together they ask for every token:
     each step learns all of a text. x: (B, L) int64; count: (B,) int in 1 .. L.
     """
-    rank = uniform(x.shape, generator, device=x.device).argsort(-1).argsort(-1)
-    first, second = rank < count[:, None], rank >= count[:, None] - 1
+    place = random_places(x.shape, generator, x.device)
+    first, second = place < count[:, None], place >= count[:, None] - 1
     return torch.where(first, mask_id, x), torch.where(second, mask_id, x)
 
 

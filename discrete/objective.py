@@ -14,10 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from backbone.noise import uniform
 from discrete.attend import check_blocks, documents, noisy_and_clean
 from discrete.autoregressive import next_token_nll
-from discrete.corrupt import draw_count, mask_both_ways, mask_exact_count, mask_tokens, mean_over_strata
+from discrete.corrupt import draw_count, mask_both_ways, mask_exact_count, mask_tokens, mean_over_strata, random_places
 from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
 from discrete.predict import Logits
 from discrete.schedule import AnySchedule, Linear
@@ -179,8 +178,7 @@ class Blocks(Objective):
     def _cost(self, network: TextNetwork, x: Tensor, count: Tensor, generator: torch.Generator) -> Tensor:
         """Cost (B,) of texts whose blocks have `count` (B L / size,) masks each."""
         length = x.shape[1]
-        order = uniform(x.shape, generator, device=x.device).reshape(-1, self.size).argsort(-1).argsort(-1)
-        hidden = order < count[:, None]  # (B L / size, size)
+        hidden = random_places((len(count), self.size), generator, x.device) < count[:, None]  # (B L / size, size)
         x_t = torch.where(hidden.view_as(x), network.mask_id, x)
         mask = noisy_and_clean(length, self.size, x.device)
         positions = torch.arange(length, device=x.device).repeat(2)

@@ -19,11 +19,10 @@ import tyro
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
-from pipelines.cli_sample import sample_caption, sample_image, sample_infill, sample_pair, sample_text
+from pipelines.cli_sample import Words, sample_caption, sample_image, sample_infill, sample_pair, sample_text
 from pipelines.errors import PalimpsestError
 
 Recipe = Annotated[Path, tyro.conf.Positional]
-Words = Annotated[str, tyro.conf.Positional]
 Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
 
 

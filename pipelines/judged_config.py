@@ -14,6 +14,7 @@ from pipelines.sampling_options import (
     MaskedOptions,
     Rule,
     Settings,
+    check_samplers,
 )
 from pipelines.stage import Stage
 
@@ -72,8 +73,7 @@ class SweepStage(Stage):
 
     def __post_init__(self) -> None:
         """Refuse samplers that there are not, and numbers that measure nothing."""
-        if unknown := [name for name in self.samplers if name not in LATENT_SAMPLERS]:
-            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(LATENT_SAMPLERS)}")
+        check_samplers(self.samplers, LATENT_SAMPLERS)
         if not self.evaluations or min((self.count, *self.evaluations, *self.student_steps)) < 1:
             raise ValueError("count, evaluations and student_steps: expected at least 1 each")
         if not all(math.isfinite(scale) for scale in (self.guidance, *self.scales)):
@@ -97,8 +97,7 @@ class MaskedSweepStage(Stage):
 
     def __post_init__(self) -> None:
         """Refuse samplers that there are not, and numbers that measure nothing."""
-        if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
-            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
+        check_samplers(self.samplers, MASKED_SAMPLERS)
         if not self.steps or min(self.steps) < 2 or self.count < 1:
             raise ValueError(f"count {self.count} and steps {self.steps}: expected at least 1 picture and 2 steps")
         if not all(map(math.isfinite, (*self.scales, self.guidance, self.caption_guidance, self.temperature))):

@@ -28,7 +28,7 @@ from torch.utils.tensorboard import SummaryWriter
 from pipelines.artefact import PLAN, save_weights, write_atomically
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
-from pipelines.optimizer import optimizers_of
+from pipelines.optimizer import optimizers_of, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
 from pipelines.state import BEST, State
@@ -121,8 +121,7 @@ class Loop:
         state, training = self.state, self.training
         generator = step_generator(self.seed, rank, state.step)
         self.task.before(state.step, self.plan.first, self.plan.at(state.step), generator)
-        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
-            group["lr"] = learning_rate(training, state.step, self.plan.at(state.step))
+        set_rate(self.optimizers, learning_rate(training, state.step, self.plan.at(state.step)))
         buffers = [buffer.clone() for buffer in state.network.buffers()]  # a forward pass moves codebooks and norms
         with autocast(self.device, training.bf16):
             loss, scalars = self.task.loss(self.prepared, to_device(batch, self.device), generator)
@@ -246,8 +245,7 @@ class Loop:
         kept = copy.deepcopy(self.task.network.state_dict())
         batches = self.task.batches(0, 0, self.accelerator.num_processes)
         optimizers = optimizers_of(self.task.network, self.training)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = 0.0
+        set_rate(optimizers, 0.0)
         times: list[float] = []
         while len(times) < REHEARSAL[0] + 2 or (sum(times[2:]) < REHEARSAL[1] and sum(times) < 0.1 * budget):
             started, step = time.monotonic(), len(times)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import nn
 
@@ -38,3 +40,10 @@ def optimizers_of(network: nn.Module, training: Training) -> list[torch.optim.Op
         adjust_lr_fn="match_rms_adamw",
     )
     return [adamw, muon]
+
+
+def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
+    """Give all parameters a learning rate."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = rate

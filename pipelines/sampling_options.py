@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -27,6 +28,12 @@ MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Reveal = Literal["own", "linear", "cosine", "square"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
+
+
+def check_samplers(names: Sequence[str], known: Sequence[str]) -> None:
+    """Raise ValueError where a name is not among the known ones."""
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

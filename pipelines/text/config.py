@@ -11,7 +11,7 @@ from discrete.likelihood import LONGEST
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from discrete.text_model import TextTransformerConfig
-from pipelines.sampling_options import MASKED_SAMPLERS
+from pipelines.sampling_options import MASKED_SAMPLERS, check_samplers
 from pipelines.stage import Stage
 from pipelines.task import Training
 from pipelines.text.detokenise import Detokenise
@@ -91,8 +91,7 @@ class TextSweepStage(Stage):
 
     def __post_init__(self) -> None:
         """Refuse samplers that there are not, and numbers that measure nothing."""
-        if unknown := [name for name in self.samplers if name not in MASKED_SAMPLERS]:
-            raise ValueError(f"samplers {unknown} are unknown; there are {', '.join(MASKED_SAMPLERS)}")
+        check_samplers(self.samplers, MASKED_SAMPLERS)
         if not self.steps or min(self.steps) < 2 or self.length < 2:
             raise ValueError(f"steps {self.steps} and length {self.length}: expected at least 2 steps and 2 tokens")
         if self.count < 20:
