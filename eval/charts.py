@@ -15,6 +15,7 @@ from markupsafe import Markup
 from matplotlib import style as matplotlib_style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from eval.blocks import Curve, Dots, Figure, Series, Usage
@@ -86,7 +87,7 @@ def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
         axes.set_xlabel(clip(block.x_label))
         axes.set_ylabel(clip(block.y_label))
         if log:
-            axes.set_yscale("log")
+            _logarithmic(axes)
         _plain_ticks(axes)
 
     return _svg(draw, (4.2, 2.4), f"{block.title}{' on a logarithmic scale' if log else ''}", prefix)
@@ -193,6 +194,15 @@ def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
     if ends:
         axes.plot(ends, (y, y), color=colour, linewidth=1.6, solid_capstyle="butt")
     axes.plot([figure.value], [y], MARKERS[index % len(MARKERS)][0], color=colour, markersize=4.2, markeredgewidth=0)
+
+
+def _logarithmic(axes: Axes) -> None:
+    """Powers of ten are marked, or round numbers where the curve spans too little to hold two of them."""
+    axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high / low < 100:
+        axes.yaxis.set_major_locator(MaxNLocator(5) if high / low < 5 else LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_minor_locator(NullLocator())
 
 
 def _plain_ticks(axes: Axes) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from pipelines.sampling_options import (
     LATENT_SAMPLERS,
@@ -14,6 +14,7 @@ from pipelines.sampling_options import (
     MaskedOptions,
     Rule,
     Settings,
+    Variant,
     check_samplers,
 )
 from pipelines.stage import Stage
@@ -87,6 +88,7 @@ class MaskedSweepStage(Stage):
     kind: Literal["masked_sweep"] = "masked_sweep"
     count: int = 100  # held-out captions, and pictures, behind every figure
     samplers: tuple[str, ...] = MASKED_SAMPLERS
+    variants: tuple[Variant, ...] = get_args(Variant)  # of those samplers
     steps: tuple[int, ...] = (4, 8, 16, 32, 64)
     bounds: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3)  # nats, of entropy_bound, in place of steps
     guidance: float = 2.5

@@ -21,7 +21,7 @@ from pipelines.masked_sampler import MaskedSampler
 from pipelines.measures import read_set
 from pipelines.runs import Run
 from pipelines.sampling import batches, chunks, generators
-from pipelines.sampling_options import MaskedOptions, Settings
+from pipelines.sampling_options import MaskedOptions, Settings, variant_of
 from pipelines.stage_config import ScenesData
 from pipelines.sweep import Judged
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
@@ -49,6 +49,10 @@ def settings_of_sweep(stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
             for steps in stage.steps:
                 settings = dataclasses.replace(base, sampler=sampler, steps=steps)
                 yield Setting(group, model, sampler, settings, steps)
+        for variant in stage.variants:
+            for steps in stage.steps:
+                settings = variant_of(dataclasses.replace(base, steps=steps), variant)
+                yield Setting(group, model, variant, settings, steps)
     for curve, options in (("plain", MaskedOptions()), ("interval", MaskedOptions(interval=INTERVAL))):
         for scale in stage.scales:
             base = dataclasses.replace(pictures, sampler="masked_ancestral", steps=16, guidance=scale, masked=options)

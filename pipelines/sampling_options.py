@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,10 @@ MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Reveal = Literal["own", "linear", "cosine", "square"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
+Variant = Literal["cosine", "square", "maskgit"]
+"""Of masked samplers: `masked_ancestral` that reveals by another schedule; and `confidence` as MaskGIT has it
+(arXiv:2202.04200), by the cosine schedule with noise on the order."""
+MASKGIT_NOISE = 4.5
 
 
 def check_samplers(names: Sequence[str], known: Sequence[str]) -> None:
@@ -144,3 +149,12 @@ class Settings:
             raise PalimpsestError(
                 f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
             )
+
+
+def variant_of(plain: Settings, variant: Variant) -> Settings:
+    """Return the settings of a variant at as many steps as `plain` has."""
+    if variant == "maskgit":
+        masked = dataclasses.replace(plain.masked, schedule="cosine")
+        return dataclasses.replace(plain, sampler="confidence", choice_temperature=MASKGIT_NOISE, masked=masked)
+    masked = dataclasses.replace(plain.masked, schedule=variant)
+    return dataclasses.replace(plain, sampler="masked_ancestral", masked=masked)

@@ -80,7 +80,7 @@ def _note(e: Evaluation, name: str, rows: Sequence[Measured]) -> None:
 
 
 def _figure(row: Measured, metric: str, name: str) -> Figure:
-    how = f"{row['sampler']}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
+    how = f"{row['curve']}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
     return kept(row["figures"][metric], f"{name}: {row['model']}, {how}")
 
 
@@ -152,7 +152,7 @@ def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:
             fit = [row for row in within if metric.key in row["figures"]]
             sign = -1 if metric.better == "higher" else 1
             top = min(fit, key=lambda row: sign * row["figures"][metric.key]["value"], default=None)
-            cells += ["–", None] if top is None else [top["sampler"], _figure(top, metric.key, name)]
+            cells += ["–", None] if top is None else [top["curve"], _figure(top, metric.key, name)]
         lines.append(Row(cells))
     columns: list[Column | str] = ["evaluations"]
     for metric in metrics:

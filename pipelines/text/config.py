@@ -11,7 +11,7 @@ from discrete.likelihood import LONGEST
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from discrete.text_model import TextTransformerConfig
-from pipelines.sampling_options import MASKED_SAMPLERS, check_samplers
+from pipelines.sampling_options import MASKED_SAMPLERS, Variant, check_samplers
 from pipelines.stage import Stage
 from pipelines.task import Training
 from pipelines.text.detokenise import Detokenise
@@ -66,9 +66,7 @@ class TextModelStage(Stage):
         self.objective.check(self.length)
 
 
-Variant = Literal["cosine", "square", "maskgit", "blocks"]
-"""Of masked samplers: `masked_ancestral` that reveals by another schedule, or in blocks of a quarter of the text; and
-`confidence` as MaskGIT has it, by the cosine schedule with noise on the order."""
+TextVariant = Literal[Variant, "blocks"]  # masked_ancestral in blocks of a quarter of the text
 BLOCKS = 4  # of a text, in the variant that goes by blocks
 
 
@@ -81,7 +79,7 @@ class TextSweepStage(Stage):
     count: int = 128  # texts behind every figure
     length: int = 256  # tokens of a text
     samplers: tuple[str, ...] = MASKED_SAMPLERS  # of masked models
-    variants: tuple[Variant, ...] = get_args(Variant)  # of those samplers
+    variants: tuple[TextVariant, ...] = get_args(TextVariant)  # of those samplers
     steps: tuple[int, ...] = (8, 16, 32, 64, 128, 256)
     bounds: tuple[float, ...] = (100.0, 30.0, 10.0, 3.0, 1.0)  # nats, of entropy_bound, in place of steps
     temperatures: tuple[float, ...] = (0.6, 0.7, 0.8, 0.9)  # besides 1, each at half as many steps as tokens

@@ -103,8 +103,9 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
     rows = [_cost_row(e, name, key, found, exact) for name in e.models]
     columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
-               Column("bits per byte", "plain", "lower"), Column("perplexity per token", "plain", "lower"),
-               "Monte-Carlo error", Column("above the autoregressive model", "share", "lower")]  # fmt: skip
+               Column("above the autoregressive model", "share", "lower"),
+               Column("perplexity per token", "plain", "lower"), Column("bits per byte", "plain", "lower"),
+               "Monte-Carlo error of the bound"]  # fmt: skip
     lengths = sorted({stage.length for stage in e.models.values()})
     how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
     if any(e.samplers[name].tokenizer.end_id is not None for name in e.models):
@@ -147,16 +148,18 @@ def _cost_row(e: TextEvaluation, name: str, text: str, found: Mapping[str, TextC
     source = (
         f"{'exact' if is_exact else 'upper bound'}, {len(mine.tokens)} windows of {stage.length} tokens, in float32"
     )
-    cells = [e.note(f"{key}.bits_per_character", bound.bits_per_character, source),
-             e.note(f"{key}.bits_per_byte", bound.bits_per_byte, source),
-             e.note(f"{key}.perplexity", _exp(bound.nats_per_token), source)]  # fmt: skip
+    bits = e.note(f"{key}.bits_per_character", bound.bits_per_character, source)
     gap = None
     if exact and not is_exact and (above := gap_to(found[exact[0]], mine)) is not None:
         gap = e.note(f"{key}.above_{exact[0]}", above, f"{source}; paired by windows with {exact[0]}")
+    others = [
+        e.note(f"{key}.perplexity", _exp(bound.nats_per_token), source),
+        e.note(f"{key}.bits_per_byte", bound.bits_per_byte, source),
+    ]
     made = e.run.manifest(name)
-    error = "" if is_exact else f"{bound.monte_carlo_se / math.log(2):.4f}"
+    error = "" if is_exact else f"{bound.monte_carlo_se / bound.nats_per_token.value:.2%}"
     sign = "" if is_exact else "<= "
-    return Row([f"{sign}{name}", stage.objective.kind, made["parameters"], made["tokens"], *cells, error, gap])
+    return Row([f"{sign}{name}", stage.objective.kind, made["parameters"], made["tokens"], bits, gap, *others, error])
 
 
 def gap_to(exact: TextCost, bound: TextCost) -> Interval | None:

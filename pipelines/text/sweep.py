@@ -19,16 +19,15 @@ from eval.text import Corpus as WordCorpus
 from pipelines.errors import DataError
 from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
-from pipelines.sampling_options import MaskedOptions, Settings
+from pipelines.sampling_options import MaskedOptions, Settings, variant_of
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
-from pipelines.text.config import BLOCKS, TextModelStage, TextSweepStage, Variant
+from pipelines.text.config import BLOCKS, TextModelStage, TextSweepStage, TextVariant
 from pipelines.text.corpus import Corpus
 from pipelines.text.sampler import TextSampler, usual_settings
 from pipelines.text.scorer import Scorer
 
 BATCH = 64
 REAL = "real"
-MASKGIT_NOISE = 4.5  # on the order of the confidence sampler (arXiv:2202.04200)
 SHOWN = 3  # texts of each row that the report shows
 
 
@@ -85,17 +84,12 @@ def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> It
             raise AssertionError(model.objective)
 
 
-def _variant(variant: Variant, plain: Settings, length: int) -> Settings:
+def _variant(variant: TextVariant, plain: Settings, length: int) -> Settings:
     """Return settings of a variant of the masked samplers, at as many evaluations as `plain` has."""
-    match variant:
-        case "cosine" | "square":
-            return dataclasses.replace(plain, masked=MaskedOptions(schedule=variant))
-        case "maskgit":
-            noise, options = MASKGIT_NOISE, MaskedOptions(schedule="cosine")
-            return dataclasses.replace(plain, sampler="confidence", choice_temperature=noise, masked=options)
-        case "blocks":
-            options = MaskedOptions(block=length // BLOCKS)
-            return dataclasses.replace(plain, steps=plain.steps // BLOCKS, masked=options)
+    if variant != "blocks":
+        return variant_of(plain, variant)
+    options = MaskedOptions(block=length // BLOCKS)
+    return dataclasses.replace(plain, steps=plain.steps // BLOCKS, masked=options)
 
 
 @dataclass

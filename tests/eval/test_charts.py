@@ -44,6 +44,16 @@ def test_every_colour_of_a_chart_has_a_dark_twin(draw):
     assert all(light in charts.css() and dark in charts.css() for light, dark in charts.PALETTE.values())
 
 
+@pytest.mark.parametrize("low", [1.3, 0.3, 0.09, 1e-5])
+def test_a_logarithmic_axis_has_labels_whatever_it_spans(low: float):
+    x = np.arange(1, 50)
+    svg = charts.curve(curve(series=[Series("loss", x, np.geomspace(3.4, low, 49))], y_label="y"), "p-", log=True)
+    heights = {
+        text.text for text in ElementTree.fromstring(svg).iter("text") if text.text and text.get("text-anchor") == "end"
+    }
+    assert len(heights) >= 2, heights
+
+
 def test_user_settings_do_not_reach_the_charts(monkeypatch):
     import matplotlib
 

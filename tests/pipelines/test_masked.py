@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from pipelines.masked_stage import MdlmTask
 from pipelines.pair_schedule import spans
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
-from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings
+from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings, Variant
 from pipelines.stage_config import TextShards
 from tests.conftest import finish
 
@@ -128,7 +129,8 @@ def test_the_sweep_of_masked_samplers_stands_in_the_report(smoke: Path):
     figures = json.loads((smoke / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
     for group, metric in (("samplers", "colour"), ("samplers", "kd"), ("captions", "caption_colour")):
         names = [name for name in figures if name.startswith(f"mdlm.sweep.{metric}[{group}: ")]
-        assert len(names) == len(MASKED_SAMPLERS) and all("evaluations=" in name for name in names)
+        assert len(names) == len(MASKED_SAMPLERS) + len(get_args(Variant))
+        assert all("evaluations=" in name for name in names)
     page = (smoke / "eval" / "report.html").read_text(encoding="utf-8")
     assert "Samplers of captions: mdlm" in page
 
