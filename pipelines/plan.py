@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.artefact import read_json, write_json
 
-REVISE_AT = (0.12, 0.4)  # shares of a budget after which the plan is held against the clock
+REVISE_AT = (0.12, 0.4)  # shares of a budget, or of the steps, after which the plan is held against the clock
 RESERVE = 0.97  # share of a budget that is planned; the rest is for saving and starting
 
 
@@ -40,9 +40,14 @@ class Plan:
         return next((steps for start, steps in reversed(self.revisions) if start <= step), self.first)
 
     def hold_against(self, step: int, seconds: float) -> None:
-        """Revise once `seconds` of training have used up the next share of the budget."""
+        """Revise once the next share of the budget is used up by `seconds` of training, or that of the steps by `step`.
+
+        So neither a slow nor a busy start decides how long a stage trains.
+        """
         done = len(self.revisions)
-        if self.budget is None or done == len(REVISE_AT) or seconds < REVISE_AT[done] * self.budget:
+        if self.budget is None or done == len(REVISE_AT):
+            return
+        if seconds < REVISE_AT[done] * self.budget and step < REVISE_AT[done] * self.at(step):
             return
         self.revisions.append((step, max(step + 1, round(step * self.budget / seconds))))
         self.save()

@@ -223,6 +223,14 @@ def test_a_plan_is_held_against_the_clock(tmp_path):
     assert given.at(10) == 10
 
 
+def test_a_busy_start_does_not_end_the_training_early(tmp_path):
+    plan, step, seconds = Plan(tmp_path / "plan.json", first=30, budget=100.0), 0, 0.0  # timed at 3.3 s a step
+    while step < plan.at(step):
+        step, seconds = step + 1, seconds + (3.0 if step < 2 else 0.1)
+        plan.hold_against(step, seconds)
+    assert 80 < seconds < 120, (step, seconds)
+
+
 def test_the_rehearsal_leaves_no_trace(tmp_path):
     task = Line()
     before = copy.deepcopy(task.network.state_dict())
