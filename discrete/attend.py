@@ -46,7 +46,10 @@ def check_blocks(length: int, size: int) -> None:
     """Raise ValueError where blocks of a size do not divide a length."""
     if size < 1 or length % size:
         divisor = max(one for one in range(1, max(2, min(size, length) + 1)) if length % one == 0)
-        raise ValueError(f"blocks of {size} do not divide a length of {length}: take a divisor, such as {divisor}")
+        longer = f", or a multiple, such as a length of {-(-length // size) * size}" if size > 1 else ""
+        raise ValueError(
+            f"blocks of {size} do not divide a length of {length}: take a divisor, such as blocks of {divisor}{longer}"
+        )
 
 
 def _blocks(length: int, size: int, device: torch.device | None) -> Tensor:

@@ -59,5 +59,5 @@ def _costs(denoise: Denoise, x: Tensor, seen: Tensor, mask_id: int) -> Tensor:
         shown, truth = seen[part % number].to(x.device), x[part // number]
         x_t = torch.where(shown, truth, mask_id)
         log_probs = denoise(x_t, (~shown).double().mean(-1))  # (n, L, V + 1)
-        rows.append(-log_probs.double().gather(-1, truth[..., None])[..., 0].cpu())
+        rows.append(-log_probs.gather(-1, truth[..., None])[..., 0].double().cpu())
     return torch.cat(rows).view(len(x), number, x.shape[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -36,9 +36,16 @@ class Objective(ABC):
     def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """Unbiased estimate (B,) float64 of -log p(x), or of an upper bound on it, from `draws` passes."""
 
-    def check(self, length: int) -> None:
-        """Raise ValueError where texts of a length cannot be learned."""
+    reads_time: ClassVar[bool] = True  # whether a network with time conditioning is told anything by it
+
+    def check(self, length: int, *, timed: bool = False) -> None:
+        """Raise ValueError where texts of a length cannot be learned, or a network with time would be told none."""
         del length
+        if timed and not self.reads_time:
+            raise ValueError(
+                "model.time is true, but this objective has no time to tell the network: write time = false, which "
+                "saves a third of the parameters"
+            )
 
     def readable(self, length: int) -> int:
         """How many tokens of a text of that length can be read."""
@@ -50,6 +57,7 @@ class Autoregressive(Objective):
     """Each token from those before it: no bound, the cost itself."""
 
     kind: Literal["autoregressive"] = "autoregressive"
+    reads_time: ClassVar[bool] = False
 
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """Mean of -log p(x_i | x_<i)."""
@@ -153,8 +161,11 @@ class Blocks(Objective):
     kind: Literal["blocks"] = "blocks"
     size: int = 8
 
-    def check(self, length: int) -> None:
+    reads_time: ClassVar[bool] = False
+
+    def check(self, length: int, *, timed: bool = False) -> None:
         """Refuse blocks that do not divide the text."""
+        super().check(length, timed=timed)
         check_blocks(length, self.size)
 
     def readable(self, length: int) -> int:

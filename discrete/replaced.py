@@ -18,6 +18,8 @@ from discrete.schedule import AnySchedule, Linear
 from discrete.text_model import TextNetwork
 from discrete.uniform import observe, replace_tokens, uniform_nelbo
 
+LARGEST = 2**32  # bytes of the tables of a chain
+
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(Objective):
@@ -63,7 +65,14 @@ class D3PM(Objective):
             raise ValueError(f"a chain of {self.steps} steps, expected at least 1, such as 100")
 
     def chain(self, vocab: int, device: torch.device) -> d3pm.Chain:
-        """Return the tables, made once for each device."""
+        """Return the tables, made once for each device. Raises ValueError where they are too large."""
+        size = 8 * (vocab + 1) ** 2 * (2 * self.steps + 1)
+        if size > LARGEST:
+            raise ValueError(
+                f"the tables of {self.steps} steps over {vocab:,} tokens hold {size / 2**30:.1f} GiB, at most "
+                f"{LARGEST / 2**30:.0f} are made: take fewer steps or a smaller vocabulary, or the objective 'masked' "
+                "or 'uniform', which need no tables"
+            )
         return _chain(self, vocab, device)
 
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ def sample_image(
     start: float | None = None, weak: str | None = None, threshold: float | None = None,
     tolerance: float | None = None, langevin_steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
-    schedule: str | None = None, scale: int = 8,
+    schedule: str | None = None, choice_temperature: float | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
     """Draw pictures for a prompt; a JSON file beside each says how it was made.
 
@@ -49,6 +49,7 @@ def sample_image(
         bound: of the masked sampler entropy_bound, in nats, in place of steps.
         eta: of the masked remask samplers: how much is hidden again.
         schedule: of a masked model, how fast tokens are revealed: linear, cosine (slowly at first) or square.
+        choice_temperature: of the masked sampler confidence: noise on the order; 4.5 and cosine are MaskGIT's.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
@@ -58,6 +59,7 @@ def sample_image(
     asked |= {"classifier": classifier, "classifier_scale": classifier_scale, "weak": weak, "threshold": threshold}
     asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps, "temperature": temperature}
     asked |= {"top_k": top_k, "top_p": top_p, "bound": bound, "eta": eta, "schedule": schedule}
+    asked |= {"choice_temperature": choice_temperature}
     paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 
@@ -66,7 +68,7 @@ def sample_text(
     run: Path = Path("runs/scenes"), prompt: str = "", model: str | None = None, count: int = 5, seed: int = 0,
     length: int | None = None, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
-    block: int | None = None, schedule: str | None = None,
+    block: int | None = None, schedule: str | None = None, choice_temperature: float | None = None,
 ) -> None:  # fmt: skip
     """Write texts with a text model, or with a masked model of pictures, without any picture.
 
@@ -79,7 +81,7 @@ def sample_text(
         length: tokens of a text; longer ones than the model was trained on go by blocks.
         sampler: of masked models, such as masked_ancestral, confidence, entropy_bound or remask_cap; a wrong name lists
             them all.
-        steps: sampling steps (of each block, where there are blocks).
+        steps: sampling steps (of each block, where there are blocks); by default half as many as tokens are filled in.
         temperature: below 1, tokens are drawn from a sharper law than the model's.
         top_k: draw from so many of the likeliest tokens.
         top_p: draw from the likeliest tokens that together have this probability.
@@ -87,11 +89,13 @@ def sample_text(
         eta: of the remask samplers: how much is hidden again.
         block: tokens that are filled in before those behind them.
         schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square (quickly at first).
+        choice_temperature: of confidence: noise on the order; 4.5 together with --schedule cosine is MaskGIT.
     """
     from pipelines.generate import load
 
     asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     asked |= {"bound": bound, "eta": eta, "block": block, "schedule": schedule}
+    asked |= {"choice_temperature": choice_temperature}
     texts = load(run).texts(count, seed=seed, model=model, prompt=prompt, length=length, **asked)
     print("\n\n".join(texts) if any("\n" in text for text in texts) else "\n".join(texts))
 
@@ -137,7 +141,9 @@ def sample_infill(
 
 def sample_pair(
     run: Path = Path("runs/scenes"), count: int = 4, out: Path = Path("samples"), seed: int = 0,
-    sampler: str | None = None, steps: int | None = None, temperature: float | None = None, scale: int = 8,
+    sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
+    top_p: float | None = None, eta: float | None = None, schedule: str | None = None,
+    choice_temperature: float | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
     """Make pictures and their captions from nothing, both at once, with the masked model.
 
@@ -149,9 +155,14 @@ def sample_pair(
         sampler: such as masked_ancestral, confidence or remask_cap; the run's own by default.
         steps: sampling steps; the run's own by default.
         temperature: below 1, tokens are drawn from a sharper law than the model's.
+        top_p: draw from the likeliest tokens that together have this probability.
+        eta: of the remask samplers: how much is hidden again.
+        schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square.
+        choice_temperature: of confidence: noise on the order.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
 
-    asked = {"sampler": sampler, "steps": steps, "temperature": temperature}
+    asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_p": top_p, "eta": eta}
+    asked |= {"schedule": schedule, "choice_temperature": choice_temperature}
     print("\n".join(load(run).save_pairs(count, out, seed=seed, scale=scale, **asked)))

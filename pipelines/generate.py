@@ -31,9 +31,10 @@ from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
-from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings
+from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings, heeded, refuse_idle
 from pipelines.stage_config import PICTURE_MODELS
-from pipelines.text.sampler import TextSampler, usual_settings
+from pipelines.text.sampler import TextSampler
+from pipelines.text.settings import check_settings
 from pipelines.upscale_sampler import Cascade, Upscaler
 
 
@@ -84,6 +85,10 @@ class Pipeline:
         """
         masked = self.run.recipe.stage[model].kind == "mdlm"
         found = changed(self.run.recipe.settings_for(model), "masked" if masked else "latent", changes)
+        if masked:
+            refuse_idle(
+                given(changes), heeded(found.sampler), f"{model}, a masked model that samples with {found.sampler!r},"
+            )
         if problem := idle(found):
             raise PalimpsestError(problem)
         return found
@@ -160,17 +165,23 @@ class Pipeline:
     ) -> list[str]:
         """Write texts: with a text model around a prompt, or with a masked model of pictures, without any picture."""
         name = model or self.default("text_model", "mdlm")
+        if count < 1:
+            raise PalimpsestError(f"count is {count}, expected at least 1 text")
+        draws = generators([prompt] * count, seed)
         if stage_of(self.run, name).kind == "mdlm":
-            if prompt or length or count < 1:
+            if prompt or length:
                 raise PalimpsestError(f"{name} writes captions of its own length: leave prompt and length out.")
             captions = MaskedSampler.load(self.run, name)
             base = unbiased(self.run.recipe.settings_for(name), captions.layout.text_length)
-            return captions.texts(generators([""] * count, seed), changed(base, "masked", changes))
+            settings = changed(base, "masked", changes)
+            return [text for part in chunks(draws, TEXTS) for text in captions.texts(part, settings)]
         sampler = TextSampler.load(self.run, name)
-        base = usual_settings(sampler.objective, sampler.length)
-        draws = generators([prompt] * count, seed)
-        written = sampler.write(count, draws, changed(base, "masked", changes), prompt=prompt, length=length)
-        return [text.removesuffix(sampler.tokenizer.separator) for text in sampler.texts(written)]
+        settings = changed(sampler.usual_settings(length, changes.get("block")), "masked", changes)
+        check_settings(sampler.objective, settings, given(changes))
+        written = [
+            sampler.write(len(part), part, settings, prompt=prompt, length=length) for part in chunks(draws, TEXTS)
+        ]
+        return [text.removesuffix(sampler.tokenizer.separator) for part in written for text in sampler.texts(part)]
 
     def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
         """Describe pictures of the run's size."""
@@ -224,9 +235,15 @@ class Pipeline:
 
 
 log = logging.getLogger("palimpsest")
+TEXTS = 64  # written at once
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
 MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
+
+
+def given(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the changes that change something."""
+    return {key: value for key, value in changes.items() if value is not None}
 
 
 def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[str, Any]) -> Settings:
@@ -234,18 +251,18 @@ def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[
 
     Raises PalimpsestError for a name that is no setting, or an option of the other kind.
     """
-    given = {key: value for key, value in changes.items() if value is not None}
-    if unknown := [key for key in given if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
+    wanted = given(changes)
+    if unknown := [key for key in wanted if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
         known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS))
         raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
-    options = {key: given.pop(key) for key in list(given) if key not in SETTINGS}
+    options = {key: wanted.pop(key) for key in list(wanted) if key not in SETTINGS}
     fitting, other = (MASKED_OPTIONS, "latent") if kind == "masked" else (LATENT_OPTIONS, "masked")
     if wrong := [key for key in options if key not in fitting]:
         raise PalimpsestError(
             f"{', '.join(wrong)}: a {kind} model knows no such thing; leave it out, or name a {other} model with "
             "--model"
         )
-    return dataclasses.replace(base, **given, **{kind: dataclasses.replace(getattr(base, kind), **options)})
+    return dataclasses.replace(base, **wanted, **{kind: dataclasses.replace(getattr(base, kind), **options)})
 
 
 def load(run: Path | str) -> Pipeline:

@@ -15,6 +15,7 @@ from pipelines.sampling_options import (
     Rule,
     Settings,
     Variant,
+    check_rows,
     check_samplers,
 )
 from pipelines.stage import Stage
@@ -100,10 +101,13 @@ class MaskedSweepStage(Stage):
     def __post_init__(self) -> None:
         """Refuse samplers that there are not, and numbers that measure nothing."""
         check_samplers(self.samplers, MASKED_SAMPLERS)
+        check_rows(self.samplers, self.variants, self.bounds)
         if not self.steps or min(self.steps) < 2 or self.count < 1:
             raise ValueError(f"count {self.count} and steps {self.steps}: expected at least 1 picture and 2 steps")
         if not all(map(math.isfinite, (*self.scales, self.guidance, self.caption_guidance, self.temperature))):
             raise ValueError(f"scales are {self.scales} and guidance {self.guidance}, expected numbers")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,6 +151,8 @@ class MaskedSampler:
         pieces: list[tuple[list[int], bool]] = []
         for word in GAP.sub(r" \g<0> ", caption).split():
             if gap := GAP.fullmatch(word):
+                if gap[1] and not int(gap[1]):
+                    raise PalimpsestError(f"The gap {word} of the caption has no tokens, expected at least 1.")
                 pieces.append(([0] * int(gap[1] or 1), False))
                 continue
             ids = self.bpe.encode([word])

@@ -51,7 +51,7 @@ def fill_in(
         )
     schedule = REVEAL.get(settings.masked.schedule, schedule)
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
-    size = options.block or (0 if window is None else max(1, window // 4))
+    size = options.block or (0 if window is None else block_within(window))
     if settings.sampler in GRID_SAMPLERS:
         sampler, times = on_a_grid(settings)
         if not size:
@@ -75,6 +75,11 @@ def fill_in(
         f"a masked model does not sample with {settings.sampler!r}{nearest(settings.sampler, MASKED_SAMPLERS)}; there "
         f"are {', '.join(MASKED_SAMPLERS)}"
     )
+
+
+def block_within(window: int) -> int:
+    """Tokens of the blocks in which a text is written that is longer than what the model reads at once."""
+    return max(1, window // 4)
 
 
 def remembers(settings: Settings, *, timed: bool) -> bool:

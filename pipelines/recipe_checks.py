@@ -7,10 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from discrete.objective import Autoregressive, Masked
-from pipelines.judged_config import GenerateStage, SweepStage
+from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.samplers import grid_of, idle, refusal
 from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions, MaskedOptions
-from pipelines.stage_config import FORERUNNERS, ClassifierStage, DistillStage, LatentStage, ScenesData, UpscaleStage
+from pipelines.stage_config import (
+    FORERUNNERS,
+    ClassifierStage,
+    DistillStage,
+    LatentStage,
+    MdlmStage,
+    ScenesData,
+    UpscaleStage,
+)
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage
 
 if TYPE_CHECKING:
@@ -41,8 +49,11 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_base(recipe, name, stage)
         case SweepStage():
             _check_sweep(recipe, name, stage)
+        case MaskedSweepStage():
+            _check_timeless(recipe, name, stage)
         case TextSweepStage():
             _check_texts(recipe, name, stage)
+            _check_timeless(recipe, name, stage)
         case TextEvalStage():
             _check_others(recipe, name, stage)
         case TextModelStage():
@@ -51,16 +62,15 @@ def check_fit(recipe: Recipe, name: str) -> None:
 
 def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     """Refuse a generate stage without a model, or with a sampler of the other kind of model."""
-    kinds = {recipe.stage[need].kind for need in stage.needs if need in recipe.stage}
-    fitting = MASKED_SAMPLERS if "mdlm" in kinds else LATENT_SAMPLERS
-    recipe.base(name)
+    masked = recipe.stage[recipe.base(name)].kind == "mdlm"
+    fitting = MASKED_SAMPLERS if masked else LATENT_SAMPLERS
     if stage.sampler not in fitting:
         known = ", ".join(fitting)
         raise ValueError(f"stage.{name}.sampler is {stage.sampler!r}, which its model cannot use; it can use {known}")
     options = stage.latent
-    if "mdlm" in kinds and options != LatentOptions():
+    if masked and options != LatentOptions():
         raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is a masked one")
-    if "mdlm" not in kinds and stage.masked != MaskedOptions():
+    if not masked and stage.masked != MaskedOptions():
         raise ValueError(f"stage.{name}.masked holds options of masked models, but its model is a latent one")
     weak = recipe.stage.get(options.weak) if options.weak in stage.needs else None
     if options.weak and (weak is None or weak.kind != "latent" or options.weak == recipe.base(name)):
@@ -136,7 +146,27 @@ def _check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
                 f"stage.{name}.length is {stage.length}, but {model} was trained on {found.length} tokens: write at "
                 "most that"
             )
-        found.objective.check(stage.length)
+        try:
+            found.objective.check(stage.length, timed=found.model.time)
+        except ValueError as error:
+            raise ValueError(f"stage.{name}.length is {stage.length}, which {model} cannot write: {error}") from error
+    if not set(models) - {stage.judge}:
+        raise ValueError(f"stage.{name} needs a text model beside its judge {stage.judge!r}: add its name to `needs`")
+
+
+def _check_timeless(recipe: Recipe, name: str, stage: MaskedSweepStage | TextSweepStage) -> None:
+    """Refuse `cached` for a network that sees the time, which never stands still."""
+    for need in stage.needs if "cached" in stage.samplers else ():
+        match recipe.stage[need]:
+            case MdlmStage(model=model) | TextModelStage(objective=Masked(), model=model):
+                timed = model.time
+            case _:
+                timed = False
+        if timed:
+            raise ValueError(
+                f"stage.{name}.samplers has 'cached', but stage.{need}.model.time is true, and a network that sees the "
+                "time cannot be remembered: leave one of them out"
+            )
 
 
 def _check_documents(recipe: Recipe, name: str, stage: TextModelStage) -> None:
@@ -150,8 +180,10 @@ def _check_documents(recipe: Recipe, name: str, stage: TextModelStage) -> None:
 
 
 def _check_others(recipe: Recipe, name: str, stage: TextEvalStage) -> None:
-    """Refuse as another text what the recipe trains or judges on."""
+    """Refuse a report on no model, and as another text what the recipe trains or judges on."""
     data = recipe.data
+    if not any(isinstance(recipe.stage[need], TextModelStage) for need in stage.needs):
+        raise ValueError(f"stage.{name} names no text model in `needs`: add those that the report is about")
     for other in stage.other:
         if isinstance(data, TextData) and other.file in (data.train, data.valid, data.test):
             raise ValueError(f"stage.{name}.other names {other.file!r}, which is the recipe's own: name a text apart")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -126,6 +126,16 @@ class MaskedOptions:
             raise ValueError(f"guidance interval {self.interval}, expected 0 <= low < high <= 1; (0, 1) is everywhere")
 
 
+def check_rows(samplers: Sequence[str], variants: Sequence[str], bounds: Sequence[float]) -> None:
+    """Raise ValueError where a sweep of masked samplers would measure nothing, or what cannot be sampled."""
+    if not samplers and not variants:
+        raise ValueError("samplers and variants are both empty: name at least one")
+    if "entropy_bound" in samplers and not bounds:
+        raise ValueError("bounds is empty, but entropy_bound is among the samplers: give it bounds, or leave it out")
+    for bound in bounds:
+        MaskedOptions(bound=bound)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """How to sample."""
@@ -149,6 +159,37 @@ class Settings:
             raise PalimpsestError(
                 f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
             )
+
+
+def heeded(sampler: str) -> set[str]:
+    """Return the fields of Settings and MaskedOptions that a sampler of masked models makes use of."""
+    names = {"sampler", "steps", "guidance", "caption_guidance", "temperature", "top_k", "top_p", "interval"}
+    if sampler in GRID_SAMPLERS:
+        names |= {"schedule", "block"}
+    if sampler in REMASKING_SAMPLERS and sampler != "remask_confidence":
+        names.add("eta")
+    match sampler:
+        case "confidence":
+            names.add("choice_temperature")
+        case "remask_loop":
+            names |= {"loop", "loop_at"}
+        case "entropy_bound":
+            names = (names | {"bound"}) - {"steps"}
+    return names
+
+
+def differing(settings: Settings) -> set[str]:
+    """Return the fields beside sampler, steps and guidance in which settings of a masked model are not plain."""
+    plain = Settings(sampler=settings.sampler, steps=settings.steps, guidance=settings.guidance)
+    found = {name for name in vars(plain) if getattr(plain, name) != getattr(settings, name)} - {"masked", "latent"}
+    options = vars(plain.masked)
+    return found | {name for name in options if options[name] != getattr(settings.masked, name)}
+
+
+def refuse_idle(names: Iterable[str], known: Iterable[str], who: str) -> None:
+    """Raise PalimpsestError where there are names that `who` does not heed."""
+    if without := sorted(set(names) - set(known)):
+        raise PalimpsestError(f"{', '.join(without)}: {who} makes no use of it; leave it out")
 
 
 def variant_of(plain: Settings, variant: Variant) -> Settings:

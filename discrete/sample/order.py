@@ -27,7 +27,7 @@ def confidence(
 ) -> Tensor:
     """Guess every masked token and keep the guesses that the model is surest of (MaskGIT, arXiv:2202.04200, sec. 3.2).
 
-        score = log p(guess | x_t) + temperature * (1 - alpha_s) * Gumbel noise
+        score = log p(guess | x_t) + temperature * s / times[0] * Gumbel noise
 
     After the step to s a share (alpha_s - alpha_1) / (1 - alpha_1) of the tokens that were masked and unknown at the
     start is visible, alpha_1 being that of times[0], and one more at least than before. A heuristic: its law is not the
@@ -45,7 +45,7 @@ def confidence(
         rows = denoise(x, t)[hidden]  # (number hidden, V + 1)
         guess = invert(rows, u[hidden])
         score = rows.gather(-1, guess[:, None])[:, 0].double()
-        score = score + temperature * float(1 - schedule.alpha(s)) * gumbel[hidden]
+        score = score + temperature * float(s / times[0]) * gumbel[hidden]
         ranked = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device).masked_scatter(hidden, score)
         rank = ranked.argsort(dim=-1, descending=True, stable=True).argsort(-1)
         quota = (start * share).round().long() - (start - hidden.sum(-1))  # (B,): how many more to reveal

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, uniform
+from discrete.corrupt import random_places
 from discrete.predict import Denoise
 from discrete.sample.draw import invert, unmade
 from discrete.schedule import Schedule
@@ -113,13 +114,13 @@ def first_hitting(
     share = (1 - schedule.alpha(torch.tensor(start, dtype=torch.float64, device=x.device))).expand(len(x))
     while bool(hidden.any()):
         left = hidden.sum(-1)  # (B,)
-        order = uniform(x.shape, generator, device=x.device).masked_fill(~hidden, torch.inf).argsort(-1).argsort(-1)
+        place = random_places(x.shape, generator, x.device, last=~hidden)
         u, values = (uniform(x.shape, generator, device=x.device) for _ in range(2))
-        reveal = hidden & (order < together[:, None])
+        reveal = hidden & (place < together[:, None])
         share = share * torch.where(left > 0, u[:, 0] ** (1 / left.clamp_min(1)), 1)
         log_probs = denoise(x, schedule.time(share))
         x = x.masked_scatter(reveal, invert(log_probs[reveal], values[reveal]))
-        for k in range(1, int(together.max())):
+        for k in range(1, min(int(together.max()), x.shape[1])):
             passed = (left > k) & (together > k)
             share = share * torch.where(passed, u[:, k] ** (1 / (left - k).clamp_min(1)), 1)
         hidden = unmade(x, known, mask_id)

@@ -11,7 +11,7 @@ from discrete.likelihood import LONGEST
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from discrete.text_model import TextTransformerConfig
-from pipelines.sampling_options import MASKED_SAMPLERS, Variant, check_samplers
+from pipelines.sampling_options import MASKED_SAMPLERS, Variant, check_rows, check_samplers
 from pipelines.stage import Stage
 from pipelines.task import Training
 from pipelines.text.detokenise import Detokenise
@@ -63,7 +63,7 @@ class TextModelStage(Stage):
         """Refuse a length that the objective cannot learn."""
         if self.length < 2:
             raise ValueError(f"length is {self.length}, expected at least 2 tokens, such as 256")
-        self.objective.check(self.length)
+        self.objective.check(self.length, timed=self.model.time)
 
 
 TextVariant = Literal[Variant, "blocks"]  # masked_ancestral in blocks of a quarter of the text
@@ -90,6 +90,7 @@ class TextSweepStage(Stage):
     def __post_init__(self) -> None:
         """Refuse samplers that there are not, and numbers that measure nothing."""
         check_samplers(self.samplers, MASKED_SAMPLERS)
+        check_rows(self.samplers, self.variants, self.bounds)
         if not self.steps or min(self.steps) < 2 or self.length < 2:
             raise ValueError(f"steps {self.steps} and length {self.length}: expected at least 2 steps and 2 tokens")
         if self.count < 20:

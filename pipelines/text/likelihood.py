@@ -12,7 +12,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from discrete.likelihood import any_order
@@ -86,26 +85,23 @@ def cost(
 
 @torch.no_grad()
 def exact_cost(
-    network: TextTransformer, objective: Masked, text: TokenText, length: int, count: int, end_id: int | None = None
+    network: TextTransformer, objective: Masked, text: TokenText, length: int, count: int
 ) -> tuple[Tensor, Tensor]:
     """Return the exact cost and the exact bound (count,) of a masked model for short pieces spread over a text.
 
     In nats; the model reveals one token at a time in any order (`discrete.likelihood.any_order`).
     """
-    x = pieces(text, length, count, end_id).to(device_of(network))
+    x = pieces(text, length, count).to(device_of(network))
     return any_order(denoiser(objective.logits(network), mask_id=network.mask_id), x, mask_id=network.mask_id)
 
 
-def pieces(text: TokenText, length: int, count: int, end_id: int | None = None) -> Tensor:
-    """Return so many pieces of a text, none of which reaches beyond an end, evenly spread over it: (count, length)."""
-    ends = (text.ids == end_id) if end_id is not None else torch.zeros_like(text.ids, dtype=torch.bool)
-    starts = torch.arange(max(0, len(text.ids) - length + 1))
-    before = F.pad(ends.cumsum(0), (1, 0))  # (N + 1,), ends in front of each token
-    starts = starts[before[starts + length - 1] == before[starts]]
-    if not len(starts):
-        raise DataError(f"No document of the text has {length} tokens: give a smaller `short`.")
-    chosen = starts[torch.linspace(0, len(starts) - 1, count).long()]
-    return torch.stack([text.ids[start : start + length].long() for start in chosen.tolist()])
+def pieces(text: TokenText, length: int, count: int) -> Tensor:
+    """Return so many pieces of a text, evenly spread over it: (count, length)."""
+    last = len(text.ids) - length
+    if last < 0:
+        raise DataError(f"The text has {len(text.ids)} tokens, but `short` is {length}: give a smaller one.")
+    starts = torch.linspace(0, last, count).long()
+    return torch.stack([text.ids[start : start + length].long() for start in starts.tolist()])
 
 
 @torch.no_grad()

@@ -60,9 +60,13 @@ class TextEvaluation:
 
     @property
     def models(self) -> dict[str, TextModelStage]:
-        """The text models that the report is about."""
-        found = {name: self.run.recipe.stage[name] for name in self.run.recipe.forerunners(self.name)}
+        """The text models that the report is about: those that the stage names."""
+        found = {name: self.run.recipe.stage[name] for name in self.stage.needs}
         return {n: s for n, s in found.items() if isinstance(s, TextModelStage)}
+
+    def separated(self, model: str) -> bool:
+        """Whether the model reads each document of a text on its own."""
+        return self.samplers[model].tokenizer.end_id is not None
 
     def note(self, name: str, interval: Interval, source: str) -> Figure:
         """Keep a figure."""
@@ -101,15 +105,20 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
         label = f"{name} on {key}"
         found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
-    rows = [_cost_row(e, name, key, found, exact) for name in e.models]
+    whole = {name: not _unknown(e, name, text) for name, text in texts.items()}
+    rows = [_cost_row(e, name, key, found, exact, whole=whole[name]) for name in e.models]
     columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
                Column("above the autoregressive model", "share", "lower"),
                Column("perplexity per token", "plain", "lower"), Column("bits per byte", "plain", "lower"),
                "Monte-Carlo error of the bound"]  # fmt: skip
     lengths = sorted({stage.length for stage in e.models.values()})
     how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
-    if any(e.samplers[name].tokenizer.end_id is not None for name in e.models):
+    if any(e.separated(name) for name in e.models):
         how += " " + DOCUMENTS
+    for name, text in texts.items():
+        if unknown := _unknown(e, name, text):
+            how += f" {name} does not know {unknown} characters of the text, each of which costs as one unknown token: "
+            how += "its cost is no bound on that of the text."
     if key != "test":
         how += f" The text is no part of the recipe's training; it is {key.split('|')[0]}, detokenised by the rule "
         how += f"{key.split('|')[1]!r}."
@@ -117,18 +126,22 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
 
 
 def _short(e: TextEvaluation, texts: Mapping[str, TokenText]) -> list[Section]:
-    """The likelihood of short pieces over all orders, beside the bound on it and the autoregressive cost."""
+    """The likelihood of short pieces over all orders, beside the bound on it and the autoregressive cost.
+
+    Not of models that read documents apart: a piece of one is none.
+    """
     length, count, rows = e.stage.short, e.stage.short_count, list[Row]()
     source = f"{count} pieces of {length} tokens, each alone"
     for name, stage in e.models.items():
         network = e.network(name)
+        if e.separated(name):
+            continue
         cells: list[Figure | None] = []
         if isinstance(stage.objective, Autoregressive):
-            x = pieces(texts[name], length, count, e.samplers[name].tokenizer.end_id).to(device_of(network))
+            x = pieces(texts[name], length, count).to(device_of(network))
             costs = [next_token_nll(network, x).double().sum(-1).cpu()]
         elif isinstance(stage.objective, Masked):
-            end_id = e.samplers[name].tokenizer.end_id
-            costs = list(exact_cost(network, stage.objective, texts[name], length, count, end_id))
+            costs = list(exact_cost(network, stage.objective, texts[name], length, count))
         else:
             continue
         for what, values in zip(("nats", "bound"), costs, strict=False):
@@ -142,15 +155,25 @@ def _short(e: TextEvaluation, texts: Mapping[str, TokenText]) -> list[Section]:
     )
 
 
-def _cost_row(e: TextEvaluation, name: str, text: str, found: Mapping[str, TextCost], exact: Sequence[str]) -> Row:
-    stage, mine, key = e.models[name], found[name], f"{name}.text[{text}]"
-    bound, is_exact = _bound(mine), name in exact
-    source = (
-        f"{'exact' if is_exact else 'upper bound'}, {len(mine.tokens)} windows of {stage.length} tokens, in float32"
-    )
+def _unknown(e: TextEvaluation, model: str, text: TokenText) -> int:
+    """How many characters of a text the model's tokenizer does not know."""
+    unknown = e.samplers[model].tokenizer.unknown_id
+    return 0 if unknown is None else int((text.ids == unknown).sum())
+
+
+def _cost_row(
+    e: TextEvaluation, name: str, text: str, found: Mapping[str, TextCost], exact: Sequence[str], *, whole: bool
+) -> Row:
+    """What one model says of a text. whole: whether its tokens are all of the text."""
+    stage, mine, is_exact = e.models[name], found[name], name in exact
+    given = e.separated(name) and not is_exact  # where the documents end costs it nothing
+    key, bound = f"{name}.text[{text}{'|given lengths' if given else ''}]", _bound(mine)
+    what = "given where documents end" if given else "exact" if is_exact else "upper bound"
+    what = what if whole else f"{what} but for unknown characters"
+    source = f"{what}, {len(mine.tokens)} windows of {stage.length} tokens, in float32"
     bits = e.note(f"{key}.bits_per_character", bound.bits_per_character, source)
     gap = None
-    if exact and not is_exact and (above := gap_to(found[exact[0]], mine)) is not None:
+    if exact and not is_exact and not given and (above := gap_to(found[exact[0]], mine)) is not None:
         gap = e.note(f"{key}.above_{exact[0]}", above, f"{source}; paired by windows with {exact[0]}")
     others = [
         e.note(f"{key}.perplexity", _exp(bound.nats_per_token), source),
@@ -158,8 +181,8 @@ def _cost_row(e: TextEvaluation, name: str, text: str, found: Mapping[str, TextC
     ]
     made = e.run.manifest(name)
     error = "" if is_exact else f"{bound.monte_carlo_se / bound.nats_per_token.value:.2%}"
-    sign = "" if is_exact else "<= "
-    return Row([f"{sign}{name}", stage.objective.kind, made["parameters"], made["tokens"], bits, gap, *others, error])
+    label = f"{name}, lengths given" if given else name if is_exact or not whole else f"<= {name}"
+    return Row([label, stage.objective.kind, made["parameters"], made["tokens"], bits, gap, *others, error])
 
 
 def gap_to(exact: TextCost, bound: TextCost) -> Interval | None:

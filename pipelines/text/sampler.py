@@ -22,14 +22,15 @@ from discrete.schedule import Linear
 from discrete.text_model import TextTransformer
 from discrete.uniform import uniform_ancestral, uniform_start
 from latent.grid import uniform as uniform_times
-from pipelines.errors import PalimpsestError, nearest
+from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import GAP, fill_in, on_a_grid, remembers
+from pipelines.masked_sampling import GAP, block_within, fill_in, on_a_grid, remembers
 from pipelines.models import load_text_model
 from pipelines.runs import Run, stage_of
-from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
+from pipelines.sampling_options import Settings
 from pipelines.text.config import AnyObjective, TextModelStage
 from pipelines.text.corpus import Corpus
+from pipelines.text.settings import check_settings, usual_settings
 from tokenizer.plain import PlainTokenizer
 
 
@@ -39,6 +40,14 @@ class Written(NamedTuple):
     ids: Tensor
     evaluations: float
     passes: float
+
+
+class Prompt(NamedTuple):
+    """A prompt as tokens (1, L), which of them are known (1, L) bool, and where it ends, its gaps included."""
+
+    ids: Tensor
+    known: Tensor
+    said: int
 
 
 @dataclass(frozen=True)
@@ -62,13 +71,17 @@ class TextSampler:
         lengths = document_lengths(corpus.splits["train"].ids, corpus.tokenizer.end_id)
         return cls(network, stage.objective, corpus.tokenizer, stage.length, lengths)
 
-    def prompt(self, text: str, length: int) -> tuple[Tensor, Tensor]:
-        """Tokens (1, length) of a text with gaps, and which of them are known: (1, length) bool.
+    def prompt(self, text: str, length: int) -> Prompt:
+        """Read a text with gaps: [mask] is one of one token, [mask:12] of twelve; what is not said is behind the text.
 
-        [mask] is a gap of one token, [mask:12] one of twelve; what is not said is behind the text. Raises
-        PalimpsestError where it does not fit.
+        Raises PalimpsestError where it does not fit, or has gaps for a model that fills none.
         """
         gaps = [int(gap[1] or 1) for gap in GAP.finditer(text)]
+        if gaps and isinstance(self.objective, Autoregressive):
+            raise PalimpsestError(
+                "An autoregressive model writes behind a prompt alone, and this one has gaps in it: take a masked "
+                "model."
+            )
         if sum(gaps) > length or not all(gaps):
             raise PalimpsestError(
                 f"The gaps of the prompt have {gaps} tokens, but the text is to have {length}: each is at least 1, and "
@@ -88,7 +101,7 @@ class TextSampler:
                 "text."
             )
         rest = length - len(ids)
-        return torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest])
+        return Prompt(torch.tensor([ids + [0] * rest]), torch.tensor([known + [False] * rest]), len(ids))
 
     def _check_read(self, ids: list[int], text: str) -> None:
         """Refuse letters that the tokenizer does not know, and more than one document."""
@@ -110,6 +123,12 @@ class TextSampler:
             rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return [self.tokenizer.decode(row) for row in rows]
 
+    def usual_settings(self, length: int | None = None, block: int | None = None) -> Settings:
+        """How `length` tokens are written where nothing is said: at half as many steps as are filled in at a time."""
+        length = length or self.length
+        beyond = isinstance(self.objective, Masked) and length > self.length
+        return usual_settings(self.objective, block or (block_within(self.length) if beyond else length))
+
     def write(
         self,
         count: int,
@@ -127,25 +146,26 @@ class TextSampler:
         if count < 1 or (length is not None and length < 1):
             raise PalimpsestError(f"count is {count} and length {length}: expected at least 1 text and 1 token")
         device = device_of(self.network)
-        x, known = (part.expand(count, -1).to(device) for part in self.prompt(prompt, length or self.length))
+        read = self.prompt(prompt, length or self.length)
+        x, known = (part.expand(count, -1).to(device) for part in (read.ids, read.known))
         if self.documents is not None and isinstance(self.objective, Masked):
-            x, known = self._ended(self.documents, x, known, generators)
+            x, known = self._ended(self.documents, x, known, read.said, generators)
         return self.fill(x, known, generators, settings)
 
     def _ended(
-        self, lengths: Tensor, x: Tensor, known: Tensor, generators: Sequence[torch.Generator]
+        self, lengths: Tensor, x: Tensor, known: Tensor, said: int, generators: Sequence[torch.Generator]
     ) -> tuple[Tensor, Tensor]:
         """Give each text x (B, L) the length of a document of the training text: from its end on, all are ends."""
         drawn = lengths[(uniform((len(x),), generators) * len(lengths)).long().cpu()].to(x.device)  # (B,)
         places = torch.arange(x.shape[1], device=x.device)
-        said = torch.where(known, places + 1, 0).amax(-1)  # (B,): tokens up to the last known one
-        behind = places >= torch.maximum(drawn - 1, said)[:, None]
+        behind = places >= (drawn - 1).clamp_min(said)[:, None]
         return torch.where(behind, self.tokenizer.end_id or 0, x), known | behind
 
     @torch.no_grad()
     def fill(self, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> Written:
         """Fill in what is not known of x (B, L). Raises PalimpsestError where the model cannot."""
         check_settings(self.objective, settings)
+        _check_known(x, known, self.network.vocab)
         with _counted(self.network) as count:
             match self.objective:
                 case Autoregressive():
@@ -207,9 +227,10 @@ def _continued(
 ) -> Tensor:
     """One token after the other, behind what is known."""
     start = int(known[0].sum())
-    if not bool(known[:, :start].all()):
+    if not (known == (torch.arange(x.shape[1], device=x.device) < start)).all():
         raise PalimpsestError(
-            "An autoregressive model writes behind a prompt alone, and this one has gaps in it: take a masked model."
+            "An autoregressive model writes behind a prompt alone, as long in every row: what is known here has gaps, "
+            "or ends at different places. Take a masked model."
         )
     sharpen = partial(_sharpened, settings)
     return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=sharpen)
@@ -257,57 +278,15 @@ def document_lengths(ids: Tensor, end_id: int | None) -> Tensor | None:
     return ends.diff(prepend=ends.new_tensor([-1]))
 
 
-def samplers_of(objective: AnyObjective) -> tuple[str, ...]:
-    """Names of the samplers of a model, its usual one first."""
-    match objective:
-        case Autoregressive():
-            return ("one_by_one",)
-        case Masked():
-            return ("masked_ancestral", *(name for name in MASKED_SAMPLERS if name != "masked_ancestral"))
-        case Blocks():
-            return ("masked_ancestral", *(name for name in GRID_SAMPLERS if name not in ("masked_ancestral", "cached")))
-        case Uniform():
-            return ("uniform_ancestral",)
-        case _:
-            return ("all_steps",)
-
-
-def usual_settings(objective: AnyObjective, length: int) -> Settings:
-    """How a model writes where nothing is said: half as many steps as tokens, or all that it was trained on."""
-    match objective:
-        case D3PM(steps=steps):
-            count = steps
-        case Blocks(size=size):
-            count = size
-        case _:
-            count = max(2, length // 2)
-    return Settings(sampler=samplers_of(objective)[0], steps=count, guidance=1.0)
-
-
-def check_settings(objective: AnyObjective, settings: Settings) -> None:
-    """Refuse settings that a model would not heed."""
-    known = samplers_of(objective)
-    if settings.sampler not in known:
-        close = nearest(settings.sampler, known) if len(known) > 1 else ""
+def _check_known(x: Tensor, known: Tensor, vocab: int) -> None:
+    """Raise PalimpsestError where what is known does not belong to x, or is no token."""
+    if known.shape != x.shape or known.dtype != torch.bool:
         raise PalimpsestError(
-            f"a model of kind {objective.kind!r} does not write with {settings.sampler!r}{close}; it can use "
-            f"{', '.join(known)}"
+            f"What is known is {known.dtype} of shape {tuple(known.shape)}, but the tokens have {tuple(x.shape)}: give "
+            "one bool for each token"
         )
-    options = settings.masked
-    if isinstance(objective, Uniform | D3PM) and (settings.temperature, options.top_k, options.top_p) != (1.0, 0, 1.0):
-        raise PalimpsestError(
-            f"a model of kind {objective.kind!r} has no temperature, top_k or top_p: its steps are laws of their own"
-        )
-    on_grid = isinstance(objective, Masked) and settings.sampler in GRID_SAMPLERS
-    if options.schedule != "own" and not on_grid:
-        raise PalimpsestError(
-            f"schedule is {options.schedule!r}, but {settings.sampler!r} of a model of kind {objective.kind!r} has a "
-            "pace of its own: leave it out"
-        )
-    if options.block and not isinstance(objective, Masked):
-        raise PalimpsestError(
-            f"block is {options.block}, but a model of kind {objective.kind!r} has an order of its own"
-        )
+    if outside := [int(token) for token in x[known].unique() if not 0 <= token < vocab]:
+        raise PalimpsestError(f"The known tokens {outside[:5]} are outside the vocabulary, which has 0 to {vocab - 1}")
 
 
 @dataclass

@@ -23,8 +23,9 @@ from pipelines.sampling_options import MaskedOptions, Settings, variant_of
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 from pipelines.text.config import BLOCKS, TextModelStage, TextSweepStage, TextVariant
 from pipelines.text.corpus import Corpus
-from pipelines.text.sampler import TextSampler, usual_settings
+from pipelines.text.sampler import TextSampler
 from pipelines.text.scorer import Scorer
+from pipelines.text.settings import usual_settings
 
 BATCH = 64
 REAL = "real"

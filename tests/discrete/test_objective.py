@@ -10,6 +10,7 @@ from torch.nn.functional import log_softmax
 
 from discrete.corrupt import draw_count
 from discrete.objective import Autoregressive, Blocks, Masked, Objective, relative_weight
+from discrete.replaced import D3PM
 from discrete.schedule import Cosine, Linear, Polynomial
 from discrete.text_model import TextTransformer, TextTransformerConfig
 from tests.discrete.oracle import within
@@ -314,3 +315,8 @@ def test_a_training_step_of_a_linear_model_is_the_one_computed_by_hand(objective
         mean, square = m / (1 - beta[0] ** step), v / (1 - beta[1] ** step)
         rows = rows * (1 - rate * decay) - rate * mean / (np.sqrt(square) + eps)
         np.testing.assert_allclose(model.rows.detach().numpy(), rows, atol=2e-5)
+
+
+def test_tables_that_no_machine_holds_are_refused_before_they_are_made():
+    with pytest.raises(ValueError, match=r"tables of 100 steps over 4,096 tokens hold 25.* GiB"):
+        D3PM(steps=100).chain(4096, torch.device("cpu"))

@@ -290,6 +290,11 @@ def test_no_mask_is_left_whatever_the_grid_and_however_much_was_filled_in(sample
     assert torch.equal(out[kept], x[kept])
 
 
+def test_first_hitting_takes_more_tokens_at_once_than_there_are():
+    x = first_hitting(JOINT, Linear(), all_masked(64), mask_id=3, generator=generator(), at_once=9)
+    assert (x < 3).all()
+
+
 def test_a_known_token_stays_even_where_it_is_a_mask():
     x = torch.full((8, 3), 3)
     known = torch.tensor([True, False, False]).expand_as(x)

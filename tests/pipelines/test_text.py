@@ -18,6 +18,7 @@ from pipelines.data.grammar import for_size
 from pipelines.errors import PalimpsestError
 from pipelines.generate import load
 from pipelines.runs import reopen_run
+from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS
 from pipelines.text.corpus import Corpus
 from pipelines.text.likelihood import cost
@@ -89,7 +90,8 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
     grammar, rng = for_size(32), np.random.default_rng(0)
     for name, count in (("train", 800), ("test", 100), ("other", 20)):
         lines = "\n".join(grammar.caption(grammar.sample_scene(rng), rng) for _ in range(count))
-        (folder / f"{name}.txt").write_text(lines + "\n", encoding="utf-8")
+        strange = "\n日本" if name == "other" else ""
+        (folder / f"{name}.txt").write_text(lines + strange + "\n", encoding="utf-8")
     run = ("run", recipe(folder), "--out", folder / "runs", "--data", folder)
     process = start(*run)
     wait_for(folder / "runs" / "words" / "masked" / "log.jsonl", process)
@@ -119,7 +121,10 @@ def lines(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_ones(words: Path, lines: Path):
     found = json.loads((lines / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
     assert "Each document is read on its own" in (lines / "eval" / "report.html").read_text(encoding="utf-8")
-    assert all(0.3 < found[f"{name}.text[test].bits_per_character"]["value"] < 6 for name in ("ar", "masked"))
+    texts = {"ar": "test", "masked": "test|given lengths"}  # where documents end costs the masked model nothing
+    assert all(0.3 < found[f"{name}.text[{text}].bits_per_character"]["value"] < 6 for name, text in texts.items())
+    assert "upper bound" not in found["masked.text[test|given lengths].perplexity"]["source"]
+    assert not [name for name in found if ".above_" in name or ".text[short]" in name]  # unlike quantities
     generate = load(lines)
     texts = {name: generate.texts(12, seed=1, model=name) for name in ("ar", "masked")}
     assert all("\n" not in text for text in (*texts["ar"], *texts["masked"]))
@@ -128,6 +133,8 @@ def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_one
     assert len(lengths) > 3 and lengths <= {len(line) for line in train}
     prompt = "a very long line " * 5
     assert all(text.startswith(prompt) for text in generate.texts(2, seed=1, model="masked", prompt=prompt))
+    filled = generate.texts(4, seed=1, model="masked", prompt="a [mask:90]")
+    assert all(text.startswith("a ") and len(text) == 92 for text in filled)
     with pytest.raises(PalimpsestError, match="ends a document: write one at a time"):
         generate.texts(1, seed=1, model="masked", prompt="a red\nstar")
     rows = [json.loads(line) for line in (lines / "sweep" / "sweep.jsonl").read_text().splitlines()]
@@ -149,6 +156,18 @@ def test_a_packed_window_costs_what_its_documents_cost_alone_in_training_and_in_
     task = TextTask(run, "ar", run.recipe.stage["ar"])
     loss, _ = task.loss(sampler.network, {"x": text.ids[None].long()}, torch.Generator())
     assert 192 * float(loss.detach()) == pytest.approx(alone, rel=1e-4)
+
+
+def test_letters_that_a_tokenizer_does_not_know_make_the_cost_no_bound(words: Path, report):
+    page = (words / "eval" / "report.html").read_text(encoding="utf-8")
+    assert "masked does not know 2 characters of the text" in page
+    sources = {text: report[f"masked.text[{text}].perplexity"]["source"] for text in ("test", "other.txt|wikitext")}
+    assert "upper bound, " in sources["test"]
+    assert "upper bound but for unknown characters, " in sources["other.txt|wikitext"]
+
+
+def test_the_judge_is_not_among_what_the_report_compares(report):
+    assert not [name for name in report if name.startswith("judge.")]
 
 
 def test_every_objective_trains_and_its_cost_stands_in_the_report(words: Path, report):
@@ -217,12 +236,18 @@ def test_gaps_are_filled_and_nothing_else_changes(words: Path):
     [
         ({"model": "masked", "prompt": "a" * 40}, "40 tokens, but the text is to have 32"),
         ({"model": "ar", "prompt": "a [mask] circle"}, "writes behind a prompt alone"),
+        ({"model": "ar", "prompt": "a red[mask:9]"}, "writes behind a prompt alone"),
+        ({"model": "ar", "steps": 3}, "steps: a model of kind 'autoregressive' .* makes no use of it"),
+        ({"model": "masked", "sampler": "confidence", "eta": 0.9}, "eta: .* 'confidence' makes no use of it"),
+        ({"model": "masked", "sampler": "entropy_bound", "steps": 8}, "steps: .*'entropy_bound' makes no use of it"),
+        ({"model": "masked", "choice_temperature": 4.5}, "choice_temperature: .*'masked_ancestral'"),
+        ({"model": "masked", "guidance": 3.0}, "guidance: .* makes no use of it"),
         ({"model": "masked", "sampler": "cachd"}, "did you mean 'cached'"),
         ({"model": "masked", "block": 7}, "blocks of 7 do not divide a length of 32"),
-        ({"model": "uniform", "temperature": 0.5}, "has no temperature"),
+        ({"model": "uniform", "temperature": 0.5}, "temperature: a model of kind 'uniform' .* makes no use of it"),
         ({"model": "ar", "sampler": "confidence"}, "does not write with 'confidence'; it can use one_by_one"),
         ({"model": "blocks", "sampler": "entropy_bound"}, "does not write with 'entropy_bound'"),
-        ({"model": "blocks", "block": 4}, "order of its own"),
+        ({"model": "blocks", "block": 4}, "block: a model of kind 'blocks' .* makes no use of it"),
         ({"model": "masked", "prompt": "日本"}, "characters that the training text does not have"),
         ({"model": "masked", "prompt": "[mask:99]"}, r"gaps of the prompt have \[99\] tokens"),
         ({"model": "tokens"}, "is of kind 'text_tokens'"),
@@ -238,6 +263,39 @@ def test_gaps_are_filled_and_nothing_else_changes(words: Path):
 def test_bad_input_says_both_values_and_the_remedy(words: Path, changes, words_of_error: str):
     with pytest.raises((PalimpsestError, ValueError), match=words_of_error):
         load(words).texts(1, seed=0, **changes)
+
+
+@pytest.mark.parametrize("model", ["ar", "masked", "blocks", "uniform"])
+def test_what_is_known_must_fit_the_tokens(words: Path, model: str):
+    sampler = TextSampler.load(reopen_run(words), model)
+    x, known = torch.zeros(2, 32, dtype=torch.int64), torch.zeros(2, 32, dtype=torch.bool)
+    known[:, :3] = True
+    settings = sampler.usual_settings()
+    with pytest.raises(PalimpsestError, match=r"shape \(2, 3\), but the tokens have \(2, 32\)"):
+        sampler.fill(x, known[:, :3], generators(["", ""], 0), settings)
+    with pytest.raises(PalimpsestError, match=r"known tokens \[99\] are outside the vocabulary, which has 0 to "):
+        sampler.fill(x.masked_fill(known, 99), known, generators(["", ""], 0), settings)
+    uneven = known.clone()
+    uneven[1, :5] = True
+    if model == "ar":
+        with pytest.raises(PalimpsestError, match="ends at different places"):
+            sampler.fill(x, uneven, generators(["", ""], 0), settings)
+    else:
+        made = sampler.fill(x, uneven, generators(["", ""], 0), settings).ids
+        assert not made[uneven].any()
+
+
+def test_texts_do_not_depend_on_how_many_are_written_at_once(words: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = load(words).texts(5, seed=3, model="masked", length=40)
+    monkeypatch.setattr("pipelines.generate.TEXTS", 2)
+    assert load(words).texts(5, seed=3, model="masked", length=40) == whole
+
+
+def test_steps_follow_what_is_filled_in_at_a_time(words: Path):
+    sampler = TextSampler.load(reopen_run(words), "masked")
+    asked = {None: 16, 4: 2, 20: 10, 64: 4}  # beyond 32 tokens the text goes by blocks of 8
+    assert {length: sampler.usual_settings(length).steps for length in asked} == asked
+    assert sampler.usual_settings(32, 16).steps == 8
 
 
 def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
@@ -264,6 +322,12 @@ def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
         ("data.valid_share=1.5", "valid_share is 1.5"),
         ("data.separator='; '", "the objective 'blocks': documents are read apart by"),
         ("stage.sweep.length=30", "length is 30, which 4 blocks do not divide"),
+        ("stage.sweep.bounds=[-1.0]", "bound is -1.0, expected 0 nats"),
+        ("stage.sweep.bounds=[]", "bounds is empty, but entropy_bound"),
+        ("stage.masked.model.time=true", "'cached', but stage.masked.model.time is true"),
+        ("stage.ar.model.time=true", "no time to tell the network: write time = false"),
+        ("stage.sweep.needs=['tokens', 'judge']", "needs a text model beside its judge 'judge'"),
+        ("stage.eval.needs=['sweep']", "names no text model in `needs`"),
         ("stage.sweep.top_p=[1.5]", "top_p .1.5.* expected shares up to 1"),
         ("stage.masked.training.optimizer='sgd'", "optimizer"),
     ],
