@@ -69,7 +69,7 @@ class Corrupted(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """total is minimised; the others are nats per masked token, weighted as they were asked for. All ()."""
+    """total is minimised; the others are nats per token of their span, weighted as they were asked for. All ()."""
 
     total: Tensor
     image: Tensor

@@ -2,7 +2,7 @@
 
 Unusual: one network for every order of reading, so that an autoregressive baseline differs from a masked model by its
 mask and its loss and by nothing else; positions are rotary, so any length can be read; tokens are scored by their own
-embeddings; and the network does not see the time unless asked (arXiv:2406.07524, sec. 3.2.2).
+embeddings, unless asked otherwise; and the network does not see the time unless asked (arXiv:2406.07524, sec. 3.2.2).
 """
 
 from __future__ import annotations
@@ -22,7 +22,11 @@ from discrete.attend import documents
 
 @dataclass(frozen=True, kw_only=True)
 class TextTransformerConfig:
-    """Size of the network; time adds adaLN conditioning on t."""
+    """Size of the network; time adds adaLN conditioning on t.
+
+    tied: tokens are scored by their own embeddings. Where a network is asked about the very tokens that it reads, as
+    with uniform states, it then begins by repeating them, and is long in unlearning that: take false.
+    """
 
     kind: Literal["text"] = "text"
     dim: int = 192
@@ -30,6 +34,7 @@ class TextTransformerConfig:
     heads: int = 3
     mlp_ratio: float = 4.0
     time: bool = False
+    tied: bool = True
 
     def __post_init__(self) -> None:
         for name in ("dim", "layers", "heads", "mlp_ratio"):
@@ -57,6 +62,9 @@ class TextTransformer(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
+        self.head = None if config.tied else nn.Linear(config.dim, vocab + 1, bias=False)
+        if self.head is not None:
+            nn.init.zeros_(self.head.weight)
         self.bias = nn.Parameter(torch.zeros(vocab))
 
     @property
@@ -85,11 +93,16 @@ class TextTransformer(nn.Module):
         states = states if asked is None else states[asked]
         if not wide:
             return self.score(states)
-        return F.linear(states, self.tokens.weight, F.pad(self.bias, (0, 1), value=-torch.inf))  # no copy behind it
+        return F.linear(states, self._scores, F.pad(self.bias, (0, 1), value=-torch.inf))  # no copy behind it
 
     def score(self, states: Tensor) -> Tensor:
-        """Logits (..., vocab) of hidden states (..., dim), by the tokens' own embeddings."""
-        return F.linear(states, self.tokens.weight[: self.vocab], self.bias)
+        """Logits (..., vocab) of hidden states (..., dim)."""
+        return F.linear(states, self._scores[: self.vocab], self.bias)
+
+    @property
+    def _scores(self) -> Tensor:
+        """What hidden states are scored by, (vocab + 1, dim); the last row, the mask's, is never heeded."""
+        return self.tokens.weight if self.head is None else self.head.weight
 
     def states(
         self,

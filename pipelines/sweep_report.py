@@ -9,7 +9,7 @@ from eval.blocks import Better, Block, Column, Curve, Figure, Row, Section, Seri
 from eval.features import NOTE
 from pipelines.judged_config import MaskedSweepStage, SweepStage
 from pipelines.measures import Evaluation
-from pipelines.sampling_options import NOISY_SAMPLERS
+from pipelines.sampling_options import NOISY_SAMPLERS, REMASKING_SAMPLERS
 from pipelines.sweep_rows import ROWS, read_rows
 
 LIKELIHOODS = {
@@ -35,7 +35,9 @@ class Metric(NamedTuple):
 
 METRICS = (
     Metric("colour", "colours as asked", "share", "higher"),
+    Metric("shape", "shapes as asked", "share", "higher"),
     Metric("caption_colour", "colours in captions", "share", "higher"),
+    Metric("caption_shape", "shapes in captions", "share", "higher"),
     Metric("kd", "kernel distance", "plain", "lower"),
 )
 Measured = Mapping[str, Any]
@@ -111,7 +113,8 @@ def _families(rows: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
     families: tuple[tuple[str, Callable[[str], bool]], ...] = (
         ("multistep", lambda curve: curve in MULTISTEP),
         ("stochastic", lambda curve: curve in NOISY_SAMPLERS),
-        ("", lambda curve: curve not in MULTISTEP and curve not in NOISY_SAMPLERS),
+        ("remasking", lambda curve: curve in REMASKING_SAMPLERS),
+        ("", lambda curve: curve not in (*MULTISTEP, *NOISY_SAMPLERS, *REMASKING_SAMPLERS)),
     )
     for label, belongs in families:
         if found := [row for row in rows if belongs(row["curve"])]:

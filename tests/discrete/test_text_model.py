@@ -185,3 +185,18 @@ def test_a_packed_text_reads_alike_over_the_attention_backends(backend: str, mon
 def test_sizes_that_do_not_fit_are_named(options: dict, sentence: str):
     with pytest.raises(ValueError, match=sentence):
         TextTransformerConfig(**options)
+
+
+def test_scores_of_their_own_start_without_an_opinion_and_reach_every_reader():
+    fresh = TextTransformer(TextTransformerConfig(dim=16, layers=2, heads=2, tied=False), VOCAB)
+    tied = TextTransformer(TextTransformerConfig(dim=16, layers=2, heads=2), VOCAB)
+    x = tokens()
+    assert not fresh(x).any()
+    repeated = tied(x).argmax(-1) == x  # blocks start as the identity: a tied network repeats what it reads
+    assert repeated.float().mean() > 0.9
+    model = network(tied=False)
+    narrow, wide = model(x), model.logits(x)
+    torch.testing.assert_close(wide[..., :VOCAB], narrow, atol=1e-5, rtol=1e-5)
+    assert wide[..., VOCAB].isneginf().all()
+    torch.testing.assert_close(model.score(model.states(x)), narrow)
+    assert model.head is not None and not torch.equal(narrow, F.linear(model.states(x), model.tokens.weight[:VOCAB]))
