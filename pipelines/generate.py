@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -86,9 +86,7 @@ class Pipeline:
         masked = self.run.recipe.stage[model].kind == "mdlm"
         found = changed(self.run.recipe.settings_for(model), "masked" if masked else "latent", changes)
         if masked:
-            refuse_idle(
-                given(changes), heeded(found.sampler), f"{model}, a masked model that samples with {found.sampler!r},"
-            )
+            check_heeded(model, found, changes)
         if problem := idle(found):
             raise PalimpsestError(problem)
         return found
@@ -174,6 +172,7 @@ class Pipeline:
             captions = MaskedSampler.load(self.run, name)
             base = unbiased(self.run.recipe.settings_for(name), captions.layout.text_length)
             settings = changed(base, "masked", changes)
+            check_heeded(name, settings, changes, unused=OF_GUIDANCE)
             return [text for part in chunks(draws, TEXTS) for text in captions.texts(part, settings)]
         sampler = TextSampler.load(self.run, name)
         settings = changed(sampler.usual_settings(length, changes.get("block")), "masked", changes)
@@ -206,7 +205,9 @@ class Pipeline:
     def save_pairs(self, count: int, out: Path, *, seed: int, scale: int = 1, **changes: Any) -> list[str]:
         """Make pictures with captions from nothing, into a folder; returns a line for each."""
         name = self.default("mdlm")
-        settings = self.settings(name, **{"guidance": 1.0, **changes})
+        settings = self.settings(name, **changes)
+        check_heeded(name, settings, changes, unused=OF_GUIDANCE)
+        settings = dataclasses.replace(settings, guidance=1.0)
         images, captions = self.masked.pairs(generators([""] * count, seed), settings)
         made = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"], "seed": seed}
         made |= dataclasses.asdict(settings)
@@ -239,6 +240,14 @@ TEXTS = 64  # written at once
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
 MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
+OF_LATENT = {"sampler", "steps", "guidance"} | LATENT_OPTIONS
+OF_GUIDANCE = {"guidance", "caption_guidance", "interval"}  # without a condition there is none
+
+
+def check_heeded(model: str, settings: Settings, changes: Mapping[str, Any], unused: Collection[str] = ()) -> None:
+    """Raise PalimpsestError for changes to a masked model that its sampler, or what is asked of it, does not heed."""
+    known = heeded(settings.sampler) - set(unused)
+    refuse_idle(given(changes), known, f"{model}, which samples with {settings.sampler!r}")
 
 
 def given(changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -255,13 +264,13 @@ def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[
     if unknown := [key for key in wanted if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
         known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS))
         raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
-    options = {key: wanted.pop(key) for key in list(wanted) if key not in SETTINGS}
-    fitting, other = (MASKED_OPTIONS, "latent") if kind == "masked" else (LATENT_OPTIONS, "masked")
-    if wrong := [key for key in options if key not in fitting]:
+    fitting, other = (SETTINGS | MASKED_OPTIONS, "latent") if kind == "masked" else (OF_LATENT, "masked")
+    if wrong := [key for key in wanted if key not in fitting]:
         raise PalimpsestError(
             f"{', '.join(wrong)}: a {kind} model knows no such thing; leave it out, or name a {other} model with "
             "--model"
         )
+    options = {key: wanted.pop(key) for key in list(wanted) if key not in SETTINGS}
     return dataclasses.replace(base, **wanted, **{kind: dataclasses.replace(getattr(base, kind), **options)})
 
 
@@ -272,7 +281,7 @@ def load(run: Path | str) -> Pipeline:
 
 def unbiased(settings: Settings, steps: int) -> Settings:
     """Return settings that draw from the model's own law: texts alone are cheap enough for the ancestral sampler."""
-    plain = {"guidance": 1.0, "temperature": 1.0, "masked": MaskedOptions()}
+    plain = {"guidance": 1.0, "temperature": 1.0, "choice_temperature": 0.0, "masked": MaskedOptions()}
     return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, **plain)
 
 

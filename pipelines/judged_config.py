@@ -47,7 +47,7 @@ class GenerateStage(Stage):
                 raise ValueError(f"{name} is {value}, expected at least {least}")
         if self.guidance is not None and not math.isfinite(self.guidance):
             raise ValueError(f"guidance is {self.guidance}, expected a number; 1 is none and 3 is usual")
-        if not self.choice_temperature >= 0:
+        if not 0 <= self.choice_temperature < math.inf:
             raise ValueError(f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")

@@ -18,7 +18,7 @@ from discrete.sample.draw import unmade
 from discrete.schedule import Cosine, Linear, Polynomial, Schedule
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError, nearest
-from pipelines.sampling_options import GRID_SAMPLERS, MASKED_SAMPLERS, Settings
+from pipelines.sampling_options import GRID_SAMPLERS, Settings, check_masked
 
 GAP = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # in a prompt: one token that is to be filled in, or so many
 REVEAL: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine(), "square": Polynomial(power=2)}
@@ -42,6 +42,7 @@ def fill_in(
     do not have, for blocks with one that has no grid of times or of a size that does not fit, and for a mask of another
     shape.
     """
+    check_masked(settings.sampler)
     if not len(x):
         return x
     if known.shape != x.shape:
@@ -71,10 +72,7 @@ def fill_in(
         opened = unmade(x, known, mask_id).sum(-1)  # (B,)
         at_once = (opened / settings.steps).ceil().long().clamp_min(1)
         return sample.first_hitting(denoise, schedule, x, at_once=at_once, **common)
-    raise PalimpsestError(
-        f"a masked model does not sample with {settings.sampler!r}{nearest(settings.sampler, MASKED_SAMPLERS)}; there "
-        f"are {', '.join(MASKED_SAMPLERS)}"
-    )
+    raise AssertionError(settings.sampler)
 
 
 def block_within(window: int) -> int:

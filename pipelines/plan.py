@@ -8,7 +8,7 @@ from typing import Any
 
 from pipelines.artefact import read_json, write_json
 
-REVISE_AT, SETTLE_AT = 0.12, 0.4  # shares of a budget after which the plan is held against the clock
+LOOKS = (0.12, 0.4)  # shares of a budget after which the plan is held against the clock
 RESERVE = 0.97  # share of a budget that is planned; the rest is for saving and starting
 
 
@@ -16,8 +16,8 @@ RESERVE = 0.97  # share of a budget that is planned; the rest is for saving and 
 class Plan:
     """The number of steps as it was first set, and how it was revised: (at step, new number). All of it is on disk.
 
-    A rehearsal cannot know what its neighbours will do to a step's time, so a budget is held against the clock twice;
-    and once the steps run ahead of it, so that a busy start does not end a training early.
+    A rehearsal cannot know what its neighbours will do to a step's time, so a budget is held against the clock at two
+    looks, and before the last of them whenever the steps run ahead: a busy start does not end a training early.
     The learning rate at a step depends on the plan at that step alone: a resumed run repeats it exactly.
     """
 
@@ -25,18 +25,18 @@ class Plan:
     first: int
     budget: float | None = None  # seconds for the steps; none where the steps were given
     revisions: list[tuple[int, int]] = field(default_factory=list)
-    settled: bool = False  # whether the number of steps stands
+    looks: int = 0  # how many of LOOKS were taken; after the last one the number of steps stands
 
     @classmethod
     def load(cls, path: Path) -> Plan:
         """Read a plan."""
         made: dict[str, Any] = read_json(path)
         revisions = [(at, steps) for at, steps in made["revisions"]]
-        return cls(path, made["steps"], made["budget"], revisions, made.get("settled", len(revisions) > 1))
+        return cls(path, made["steps"], made["budget"], revisions, made.get("looks", len(revisions)))
 
     def save(self) -> None:
         """Write the plan, atomically."""
-        made = {"steps": self.first, "budget": self.budget, "revisions": self.revisions, "settled": self.settled}
+        made = {"steps": self.first, "budget": self.budget, "revisions": self.revisions, "looks": self.looks}
         write_json(self.path, made)
 
     def at(self, step: int) -> int:
@@ -44,11 +44,11 @@ class Plan:
         return next((steps for start, steps in reversed(self.revisions) if start <= step), self.first)
 
     def hold_against(self, step: int, seconds: float) -> None:
-        """Revise where `seconds` of training, or the steps before their time, have used up a share of the plan."""
-        if self.budget is None or self.settled:
+        """Revise where `seconds` of training call for a look, or `step` runs ahead of what is left of the budget."""
+        if self.budget is None or self.looks == len(LOOKS):
             return
-        self.settled = seconds >= SETTLE_AT * self.budget
-        first = not self.revisions and seconds >= REVISE_AT * self.budget
-        if self.settled or first or step >= SETTLE_AT * self.at(step):
+        due = sum(seconds >= share * self.budget for share in LOOKS)
+        if due > self.looks or step >= LOOKS[-1] * self.at(step):
+            self.looks = due
             self.revisions.append((step, max(step + 1, round(step * self.budget / seconds))))
             self.save()

@@ -7,9 +7,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from discrete.objective import Autoregressive, Masked
+from pipelines.errors import PalimpsestError
 from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.samplers import grid_of, idle, refusal
-from pipelines.sampling_options import LATENT_SAMPLERS, MASKED_SAMPLERS, LatentOptions, MaskedOptions
+from pipelines.sampling_options import (
+    LATENT_SAMPLERS,
+    MASKED_SAMPLERS,
+    LatentOptions,
+    MaskedOptions,
+    differing,
+    heeded,
+    refuse_idle,
+)
 from pipelines.stage_config import (
     FORERUNNERS,
     ClassifierStage,
@@ -45,6 +54,8 @@ def check_fit(recipe: Recipe, name: str) -> None:
     match stage:
         case GenerateStage():
             _check_guides(recipe, name, stage)
+            _check_heeded(recipe, name, stage)
+            _check_timeless(recipe, name, stage)
         case UpscaleStage():
             _check_base(recipe, name, stage)
         case SweepStage():
@@ -154,9 +165,20 @@ def _check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
         raise ValueError(f"stage.{name} needs a text model beside its judge {stage.judge!r}: add its name to `needs`")
 
 
-def _check_timeless(recipe: Recipe, name: str, stage: MaskedSweepStage | TextSweepStage) -> None:
+def _check_heeded(recipe: Recipe, name: str, stage: GenerateStage) -> None:
+    """Refuse options that the sampler of a masked model makes no use of."""
+    if isinstance(recipe.stage[recipe.base(name)], MdlmStage):
+        settings = stage.settings()
+        try:
+            refuse_idle(differing(settings), heeded(settings.sampler), f"the sampler {settings.sampler!r}")
+        except PalimpsestError as error:
+            raise ValueError(f"stage.{name}: {error}") from error
+
+
+def _check_timeless(recipe: Recipe, name: str, stage: GenerateStage | MaskedSweepStage | TextSweepStage) -> None:
     """Refuse `cached` for a network that sees the time, which never stands still."""
-    for need in stage.needs if "cached" in stage.samplers else ():
+    samplers = (stage.sampler,) if isinstance(stage, GenerateStage) else stage.samplers
+    for need in stage.needs if "cached" in samplers else ():
         match recipe.stage[need]:
             case MdlmStage(model=model) | TextModelStage(objective=Masked(), model=model):
                 timed = model.time
@@ -164,7 +186,7 @@ def _check_timeless(recipe: Recipe, name: str, stage: MaskedSweepStage | TextSwe
                 timed = False
         if timed:
             raise ValueError(
-                f"stage.{name}.samplers has 'cached', but stage.{need}.model.time is true, and a network that sees the "
+                f"stage.{name} samples with 'cached', but stage.{need}.model.time is true, and a network that sees the "
                 "time cannot be remembered: leave one of them out"
             )
 

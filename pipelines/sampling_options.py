@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from pipelines.errors import PalimpsestError
+from pipelines.errors import PalimpsestError, nearest
 
 ODE_SAMPLERS = ("euler", "heun", "midpoint", "rk4", "dormand_prince", "ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
 NOISY_SAMPLERS = (
@@ -130,8 +130,6 @@ def check_rows(samplers: Sequence[str], variants: Sequence[str], bounds: Sequenc
     """Raise ValueError where a sweep of masked samplers would measure nothing, or what cannot be sampled."""
     if not samplers and not variants:
         raise ValueError("samplers and variants are both empty: name at least one")
-    if "entropy_bound" in samplers and not bounds:
-        raise ValueError("bounds is empty, but entropy_bound is among the samplers: give it bounds, or leave it out")
     for bound in bounds:
         MaskedOptions(bound=bound)
 
@@ -159,10 +157,27 @@ class Settings:
             raise PalimpsestError(
                 f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself"
             )
+        if not 0 <= self.choice_temperature < math.inf:
+            raise PalimpsestError(
+                f"choice_temperature is {self.choice_temperature}, expected 0 (pure confidence) or above; 4.5 is usual"
+            )
+
+
+def check_masked(sampler: str) -> None:
+    """Raise PalimpsestError where masked models have no such sampler."""
+    if sampler not in MASKED_SAMPLERS:
+        raise PalimpsestError(
+            f"a masked model does not sample with {sampler!r}{nearest(sampler, MASKED_SAMPLERS)}; there are "
+            f"{', '.join(MASKED_SAMPLERS)}"
+        )
 
 
 def heeded(sampler: str) -> set[str]:
-    """Return the fields of Settings and MaskedOptions that a sampler of masked models makes use of."""
+    """Return the fields of Settings and MaskedOptions that a sampler of masked models makes use of.
+
+    Raises PalimpsestError for another name.
+    """
+    check_masked(sampler)
     names = {"sampler", "steps", "guidance", "caption_guidance", "temperature", "top_k", "top_p", "interval"}
     if sampler in GRID_SAMPLERS:
         names |= {"schedule", "block"}
@@ -189,7 +204,7 @@ def differing(settings: Settings) -> set[str]:
 def refuse_idle(names: Iterable[str], known: Iterable[str], who: str) -> None:
     """Raise PalimpsestError where there are names that `who` does not heed."""
     if without := sorted(set(names) - set(known)):
-        raise PalimpsestError(f"{', '.join(without)}: {who} makes no use of it; leave it out")
+        raise PalimpsestError(f"{', '.join(without)}: no use to {who}; leave it out, or take another sampler")
 
 
 def variant_of(plain: Settings, variant: Variant) -> Settings:

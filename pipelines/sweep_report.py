@@ -82,7 +82,8 @@ def _note(e: Evaluation, name: str, rows: Sequence[Measured]) -> None:
 
 
 def _figure(row: Measured, metric: str, name: str) -> Figure:
-    how = f"{row['curve']}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
+    sampler = row["sampler"] if row["curve"] == row["sampler"] else f"{row['curve']} ({row['sampler']})"
+    how = f"{sampler}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
     return kept(row["figures"][metric], f"{name}: {row['model']}, {how}")
 
 

@@ -105,8 +105,8 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
         label = f"{name} on {key}"
         found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
-    whole = {name: not _unknown(e, name, text) for name, text in texts.items()}
-    rows = [_cost_row(e, name, key, found, exact, whole=whole[name]) for name in e.models]
+    missed = {name: _unknown(e, name, text) for name, text in texts.items()}
+    rows = [_cost_row(e, name, key, found, exact, whole=not missed[name]) for name in e.models]
     columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
                Column("above the autoregressive model", "share", "lower"),
                Column("perplexity per token", "plain", "lower"), Column("bits per byte", "plain", "lower"),
@@ -115,10 +115,10 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
     how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
     if any(e.separated(name) for name in e.models):
         how += " " + DOCUMENTS
-    for name, text in texts.items():
-        if unknown := _unknown(e, name, text):
-            how += f" {name} does not know {unknown} characters of the text, each of which costs as one unknown token: "
-            how += "its cost is no bound on that of the text."
+    for count in sorted({*missed.values()} - {0}):
+        names = ", ".join(name for name, unknown in missed.items() if unknown == count)
+        how += f" Unknown to the tokenizer of {names} are {count} characters of the text, each of which costs as one "
+        how += "unknown token: such a cost is no bound on that of the text."
     if key != "test":
         how += f" The text is no part of the recipe's training; it is {key.split('|')[0]}, detokenised by the rule "
         how += f"{key.split('|')[1]!r}."
@@ -169,7 +169,7 @@ def _cost_row(
     given = e.separated(name) and not is_exact  # where the documents end costs it nothing
     key, bound = f"{name}.text[{text}{'|given lengths' if given else ''}]", _bound(mine)
     what = "given where documents end" if given else "exact" if is_exact else "upper bound"
-    what = what if whole else f"{what} but for unknown characters"
+    what = what if whole else f"{what}, unknown characters as one token"
     source = f"{what}, {len(mine.tokens)} windows of {stage.length} tokens, in float32"
     bits = e.note(f"{key}.bits_per_character", bound.bits_per_character, source)
     gap = None

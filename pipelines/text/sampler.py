@@ -124,7 +124,7 @@ class TextSampler:
         return [self.tokenizer.decode(row) for row in rows]
 
     def usual_settings(self, length: int | None = None, block: int | None = None) -> Settings:
-        """How `length` tokens are written where nothing is said: at half as many steps as are filled in at a time."""
+        """How `length` tokens are written where nothing is said; beyond the windows of the training, by blocks."""
         length = length or self.length
         beyond = isinstance(self.objective, Masked) and length > self.length
         return usual_settings(self.objective, block or (block_within(self.length) if beyond else length))

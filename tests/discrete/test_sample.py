@@ -6,6 +6,7 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from backbone.noise import uniform
 from discrete.layout import Layout
 from discrete.predict import denoiser, subs
 from discrete.sample import (
@@ -288,6 +289,24 @@ def test_no_mask_is_left_whatever_the_grid_and_however_much_was_filled_in(sample
     assert (out < 3).all() and (out >= 0).all()
     kept = known if sampler is remask else visible  # what is visible and not known may be hidden again
     assert torch.equal(out[kept], x[kept])
+
+
+@pytest.mark.parametrize("start", [1.0, 0.8])
+def test_the_noise_on_the_order_of_confidence_fades_evenly_with_the_steps(start: float):
+    times = torch.linspace(start, 0, 4, dtype=torch.float64)
+    x, odds = torch.full((500, 6), 3), torch.tensor([0.2, 0.3, 0.5, 0.0], dtype=torch.float64).log()
+    rows, heat, replay = odds.expand(500, 6, 4), 3.0, generator(5)
+    made = confidence(lambda *_: rows, Cosine(), x, times, mask_id=3, generator=generator(5), temperature=heat)
+    alpha = Cosine().alpha(times)
+    for number, s in enumerate(times[1:], start=1):
+        u, v = (uniform(x.shape, replay) for _ in range(2))
+        guess = (u[..., None] >= odds.exp().cumsum(-1)).sum(-1).clamp_max(2)
+        score = odds[guess] - heat * s / start * torch.log(-torch.log(v))
+        left = round(6 * (1 - float((alpha[number] - alpha[0]) / (1 - alpha[0])))) if number < 3 else 0
+        order = score.masked_fill(x != 3, -torch.inf).argsort(-1, descending=True).argsort(-1)
+        shown = order < ((x == 3).sum(-1) - left)[:, None]
+        x = torch.where(shown, guess, x)
+    assert torch.equal(made, x)
 
 
 def test_first_hitting_takes_more_tokens_at_once_than_there_are():

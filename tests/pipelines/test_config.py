@@ -45,6 +45,8 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.joint_pictures.latent.weak='latent'", "negative and weak are two ways to guide"),
         ("stage.student_pictures.latent.weak='student'", "expected another latent stage in `needs`"),
         ("stage.mdlm_pictures.latent.rule='projected'", "options of latent models, but its model is a masked one"),
+        ("stage.mdlm_pictures.masked.eta=0.3", "stage.mdlm_pictures: eta: no use to the sampler"),
+        (["stage.mdlm_pictures.sampler='cached'", "stage.mdlm.model.time=true"], "stage.mdlm.model.time is true"),
         ("stage.student_pictures.guidance=3.0", "student is a student.*use guidance 1 without a negative prompt"),
         ("stage.student_pictures.latent.negative='a ring'", "student is a student.*draw with its teacher"),
         ("stage.match_pictures.latent.negative='a ring'", "does nothing at guidance 1: give more guidance"),
@@ -66,7 +68,7 @@ def test_every_recipe_is_valid_and_survives_json(path):
 )
 def test_a_wrong_recipe_says_what_and_how(override, words):
     with pytest.raises(RecipeError, match=words):
-        load_recipe(SMOKE, [override])
+        load_recipe(SMOKE, [override] if isinstance(override, str) else override)
 
 
 def test_a_missing_or_broken_recipe_is_a_sentence(tmp_path):

@@ -231,6 +231,20 @@ def test_a_busy_start_does_not_end_the_training_early(tmp_path):
     assert 80 < seconds < 120, (step, seconds)
 
 
+def test_steps_that_ran_ahead_do_not_put_off_the_first_look(tmp_path):
+    plan = Plan(tmp_path / "plan.json", first=30, budget=100.0)
+    for step in range(1, 140):
+        plan.hold_against(step, 0.01 * min(step, 12) + 0.1 * max(0, step - 12))
+    assert plan.looks == 1 and plan.at(139) == pytest.approx(1000, rel=0.2)
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_plan_without_its_looks_took_one_for_each_revision(tmp_path, count: int):
+    old = {"steps": 9, "budget": 50.0, "revisions": [[3, 8], [5, 7]][:count]}
+    (tmp_path / "plan.json").write_text(json.dumps(old), encoding="utf-8")
+    assert Plan.load(tmp_path / "plan.json").looks == count
+
+
 def test_the_rehearsal_leaves_no_trace(tmp_path):
     task = Line()
     before = copy.deepcopy(task.network.state_dict())

@@ -11,6 +11,7 @@ import torch
 
 from discrete.schedule import Linear
 from pipelines.errors import PalimpsestError
+from pipelines.generate import load
 from pipelines.hardware import step_generator
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.masked_sampling import fill_in, on_a_grid
@@ -150,3 +151,29 @@ def test_pairs_follow_the_schedules_that_were_learned_for_their_sides(smoke: Pat
     finally:
         hook.remove()
     assert not seen[1][:, :18].any() and seen[1][:, 18:].double().mean() > 0.9  # all of the text first
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (lambda run: run.texts(1, seed=0, choice_temperature=4.5), "choice_temperature: no use to mdlm"),
+        (lambda run: run.texts(1, seed=0, guidance=2.0), "guidance: no use to mdlm"),
+        (lambda run: run.texts(0, seed=0), "count is 0, expected at least 1 text"),
+        (lambda run: run.save_pairs(1, Path("nowhere"), seed=0, guidance=3.0), "guidance: no use to mdlm"),
+        (lambda run: run.sample(["a red star"], model="mdlm", sampler="remask_cop", eta=0.1), "mean 'remask_cap'"),
+        (lambda run: run.sample(["a red star"], model="mdlm", sampler="entropy_bound", steps=3), "steps: no use to"),
+        (
+            lambda run: run.sample(["a red star"], model="latent", choice_temperature=1.0),
+            "a latent model knows no such",
+        ),
+    ],
+)
+def test_what_would_not_be_heeded_is_refused_at_every_door(smoke: Path, ask, message: str):
+    with pytest.raises(PalimpsestError, match=message):
+        ask(load(smoke))
+
+
+def test_a_gap_without_tokens_is_refused(sampler: MaskedSampler):
+    image = torch.zeros(1, 3, 32, 32)
+    with pytest.raises(PalimpsestError, match=r"gap \[mask:0\] of the caption has no tokens"):
+        sampler.infill(image, "a [mask:0] star", None, generators([""], 0), settings("masked_ancestral"))
