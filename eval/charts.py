@@ -8,6 +8,7 @@ import math
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 from xml.etree import ElementTree
 
 import numpy as np
@@ -43,6 +44,7 @@ MARKERS = (  # matplotlib's sign and the same shape in a 12 x 12 key
     ("v", "M6 10l4.3-8H1.7z"),
     ("P", "M4.5 2h3v2.5H10v3H7.5V10h-3V7.500H2v-3h2.500z"),
 )
+Style = TypeVar("Style")
 POINTS = 400  # a line keeps at most this many points: longer ones are averaged in bins
 RC = {
     "svg.fonttype": "none",
@@ -80,9 +82,7 @@ def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
             x, y = thin(series)
             axes.plot(x, y, color=_colour(index), linewidth=1.5, dashes=_dash(index))
             if series.low and series.high:
-                axes.plot(
-                    x, y, MARKERS[index % len(MARKERS)][0], color=_colour(index), markersize=3.5, markeredgewidth=0
-                )
+                axes.plot(x, y, _turned(MARKERS, index)[0], color=_colour(index), markersize=3.5, markeredgewidth=0)
                 axes.fill_between(x, series.low, series.high, color=_colour(index), alpha=0.12, linewidth=0)
         axes.set_xlabel(clip(block.x_label))
         axes.set_ylabel(clip(block.y_label))
@@ -144,11 +144,11 @@ def legend(names: Sequence[str], *, markers: bool = False) -> Markup:
     """The key of a chart as HTML, so that long or hostile names wrap and escape like any other text."""
     items = []
     for index, name in enumerate(names):
-        dash = ",".join(f"{d * 1.5:g}" for d in DASHES[index % len(DASHES)]) or "none"
+        dash = ",".join(f"{d * 1.5:g}" for d in _turned(DASHES, index)) or "none"
         line = Markup('<path d="M0 6H22" stroke="{}" stroke-width="2" stroke-dasharray="{}"/>').format(
             _colour(index), dash
         )
-        mark = Markup('<path d="{}" fill="{}"/>').format(MARKERS[index % len(MARKERS)][1], _colour(index))
+        mark = Markup('<path d="{}" fill="{}"/>').format(_turned(MARKERS, index)[1], _colour(index))
         chip = Markup('<svg class="chip" viewBox="0 0 {0} 12" width="{0}" height="12" aria-hidden="true">{1}</svg>')
         drawn = chip.format(12 if markers else 22, mark if markers else line)
         items.append(Markup("<li>{}<bdi>{}</bdi></li>").format(drawn, printable(name)))
@@ -193,7 +193,7 @@ def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
     colour, ends = _colour(index), figure.interval()
     if ends:
         axes.plot(ends, (y, y), color=colour, linewidth=1.6, solid_capstyle="butt")
-    axes.plot([figure.value], [y], MARKERS[index % len(MARKERS)][0], color=colour, markersize=4.2, markeredgewidth=0)
+    axes.plot([figure.value], [y], _turned(MARKERS, index)[0], color=colour, markersize=4.2, markeredgewidth=0)
 
 
 def _logarithmic(axes: Axes) -> None:
@@ -270,5 +270,10 @@ def _colour(index: int) -> str:
     return SERIES[index % len(SERIES)]
 
 
+def _turned(styles: Sequence[Style], index: int) -> Style:
+    """The style of a series: once the colours are used up, each comes back with the next one."""
+    return styles[(index + index // len(SERIES)) % len(styles)]
+
+
 def _dash(index: int) -> tuple[float, ...]:
-    return DASHES[index % len(DASHES)] or (None, None)  # type: ignore[return-value]
+    return _turned(DASHES, index) or (None, None)  # type: ignore[return-value]

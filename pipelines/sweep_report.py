@@ -114,8 +114,8 @@ def _families(rows: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
     families: tuple[tuple[str, Callable[[str], bool]], ...] = (
         ("multistep", lambda curve: curve in MULTISTEP),
         ("stochastic", lambda curve: curve in NOISY_SAMPLERS),
-        ("remasking", lambda curve: curve in REMASKING_SAMPLERS),
         ("", lambda curve: curve not in (*MULTISTEP, *NOISY_SAMPLERS, *REMASKING_SAMPLERS)),
+        ("remasking", lambda curve: curve in REMASKING_SAMPLERS),
     )
     for label, belongs in families:
         if found := [row for row in rows if belongs(row["curve"])]:

@@ -1,5 +1,6 @@
 """Charts: valid SVG without styles or loads, equal bytes, text that stays text, honest thinning."""
 
+import re
 from xml.etree import ElementTree
 
 import numpy as np
@@ -52,6 +53,19 @@ def test_a_logarithmic_axis_has_labels_whatever_it_spans(low: float):
         text.text for text in ElementTree.fromstring(svg).iter("text") if text.text and text.get("text-anchor") == "end"
     }
     assert len(heights) >= 2, heights
+
+
+def test_no_two_series_of_a_chart_look_alike():
+    many = [Series(f"s{number}", [1, 2], [number, number + 1]) for number in range(30)]
+    root = ElementTree.fromstring(charts.curve(curve(series=many), "p-", log=False))
+    drawn = [
+        (path.get("stroke"), path.get("stroke-dasharray"))
+        for path in root.iter("path")
+        if path.get("stroke-width") == "1.5"
+    ]
+    assert len(drawn) == 30 == len(set(drawn))
+    chips = re.findall(r'stroke="(.*?)" .*?stroke-dasharray="(.*?)"', charts.legend([one.name for one in many]))
+    assert len(chips) == 30 == len(set(chips))
 
 
 def test_user_settings_do_not_reach_the_charts(monkeypatch):
