@@ -81,7 +81,8 @@ def sample_text(
         length: tokens of a text; longer ones than the model was trained on go by blocks.
         sampler: of masked models, such as masked_ancestral, confidence, entropy_bound or remask_cap; a wrong name lists
             them all.
-        steps: sampling steps (of each block, where there are blocks); by default half as many as it has tokens.
+        steps: sampling steps (of each block, where there are blocks); by default half as many as it has tokens, and
+            four for each token of a block of models that were trained on blocks.
         temperature: below 1, tokens are drawn from a sharper law than the model's.
         top_k: draw from so many of the likeliest tokens.
         top_p: draw from the likeliest tokens that together have this probability.

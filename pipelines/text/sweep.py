@@ -74,7 +74,7 @@ def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> It
                 for steps in (steps for steps in stage.steps if variant != "blocks" or steps % BLOCKS == 0):
                     yield variant, _variant(variant, dataclasses.replace(plain, steps=steps), stage.length)
         case Blocks(size=size):
-            for steps in sorted({min(steps, size) for steps in (1, 2, 4, 8, 16, size)}):
+            for steps in sorted({1, 2, 4, 8, 16, size, 4 * size}):
                 yield f"blocks of {size}", dataclasses.replace(plain, steps=steps)
         case Uniform():
             for steps in stage.steps:
