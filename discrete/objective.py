@@ -28,6 +28,8 @@ Weighting = Literal["bound", "simple", "sigmoid"]
 class Objective(ABC):
     """How a network learns text."""
 
+    reads_time: ClassVar[bool] = True  # whether a network with time conditioning is told anything by it
+
     @abstractmethod
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """Mean nats per token of x (B, L), to descend: ()."""
@@ -35,8 +37,6 @@ class Objective(ABC):
     @abstractmethod
     def nats(self, network: TextNetwork, x: Tensor, draws: int, generator: torch.Generator) -> Tensor:
         """Unbiased estimate (B,) float64 of -log p(x), or of an upper bound on it, from `draws` passes."""
-
-    reads_time: ClassVar[bool] = True  # whether a network with time conditioning is told anything by it
 
     def check(self, length: int, *, timed: bool = False) -> None:
         """Raise ValueError where texts of a length cannot be learned, or a network with time would be told none."""
@@ -159,9 +159,8 @@ class Blocks(Objective):
     """
 
     kind: Literal["blocks"] = "blocks"
-    size: int = 8
-
     reads_time: ClassVar[bool] = False
+    size: int = 8
 
     def check(self, length: int, *, timed: bool = False) -> None:
         """Refuse blocks that do not divide the text."""

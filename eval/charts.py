@@ -275,5 +275,5 @@ def _turned(styles: Sequence[Style], index: int) -> Style:
     return styles[(index + index // len(SERIES)) % len(styles)]
 
 
-def _dash(index: int) -> tuple[float, ...]:
-    return _turned(DASHES, index) or (None, None)  # type: ignore[return-value]
+def _dash(index: int) -> tuple[float | None, ...]:
+    return _turned(DASHES, index) or (None, None)
