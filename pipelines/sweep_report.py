@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from eval.blocks import Better, Block, Column, Curve, Figure, Row, Section, Series, Table, Unit
@@ -16,7 +16,12 @@ LIKELIHOODS = {
     "ode": "density of held-out latents along the ODE, down to t = 0.001",
     "bound": "variational bound on held-out latents, down to the noise of their own",
 }
-MULTISTEP = ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc")
+FAMILIES = {  # of curves, few enough for one chart
+    "multistep": ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc"),
+    "stochastic": NOISY_SAMPLERS,
+    "confidence-ordered": ("confidence", "maskgit", "entropy_bound"),
+    "remasking": REMASKING_SAMPLERS,
+}
 
 
 class Metric(NamedTuple):
@@ -109,27 +114,18 @@ def _sections(name: str, count: int, budgets: Sequence[int], rows: Sequence[Meas
     return made
 
 
-def _families(rows: Sequence[Measured]) -> Iterable[tuple[str, list[Measured]]]:
-    """Split samplers into families of few enough lines for one chart."""
-    families: tuple[tuple[str, Callable[[str], bool]], ...] = (
-        ("multistep", lambda curve: curve in MULTISTEP),
-        ("stochastic", lambda curve: curve in NOISY_SAMPLERS),
-        ("", lambda curve: curve not in (*MULTISTEP, *NOISY_SAMPLERS, *REMASKING_SAMPLERS)),
-        ("remasking", lambda curve: curve in REMASKING_SAMPLERS),
-    )
-    for label, belongs in families:
-        if found := [row for row in rows if belongs(row["curve"])]:
-            yield label, found
+def family(curve: str) -> str:
+    """The family of samplers that a curve belongs to; empty for plain ones."""
+    return next((label for label, curves in FAMILIES.items() if curve in curves), "")
 
 
 def _curves(rows: Sequence[Measured], axis: Axis) -> list[Block]:
     blocks: list[Block] = []
     for metric in METRICS:
-        for family, part in _families([row for row in rows if metric.key in row["figures"]]):
-            series = [
-                series_of(curve, part, metric.key, axis.key) for curve in dict.fromkeys(row["curve"] for row in part)
-            ]
-            title = f"{metric.label}{f', {family} samplers' if family else ''}"
+        found = [row for row in rows if metric.key in row["figures"]]
+        for kin in dict.fromkeys(family(row["curve"]) for row in found):
+            series = lines([row for row in found if family(row["curve"]) == kin], metric.key, axis.key)
+            title = f"{metric.label}{f', {kin} samplers' if kin else ''}"
             blocks.append(Curve(title, series, x_label=axis.label, y_label=metric.label, log=metric.key == "kd"))
     return blocks
 
@@ -139,11 +135,14 @@ def _measured(rows: Sequence[Measured]) -> list[Metric]:
     return [metric for metric in METRICS if any(metric.key in row["figures"] for row in rows)]
 
 
-def series_of(curve: str, rows: Sequence[Measured], metric: str, x_key: str) -> Series:
-    """One curve of a chart: a metric with its intervals over what the rows vary along."""
-    mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row[x_key])
-    y, low, high = ([row["figures"][metric][end] for row in mine] for end in ("value", "low", "high"))
-    return Series(curve, [row[x_key] for row in mine], y, low, high)
+def lines(rows: Sequence[Measured], metric: str, x_key: str) -> list[Series]:
+    """The curves of a chart: a metric with its intervals over what the rows vary along."""
+    made = []
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row[x_key])
+        y, low, high = ([row["figures"][metric][end] for row in mine] for end in ("value", "low", "high"))
+        made.append(Series(curve, [row[x_key] for row in mine], y, low, high))
+    return made
 
 
 def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:

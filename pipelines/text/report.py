@@ -13,21 +13,19 @@ from numpy.typing import NDArray
 from discrete.autoregressive import next_token_nll
 from discrete.objective import Autoregressive, Masked
 from discrete.text_model import TextTransformer
-from eval.blocks import Block, Column, Curve, Figure, Known, Row, Section, Series, Table, Texts
+from eval.blocks import Column, Figure, Known, Row, Section, Table
 from eval.interval import Interval, cluster_bootstrap, mean_interval
 from eval.report import write_report
 from eval.text import TextBound, neighbours, window_bound
 from pipelines.evaluate import curves, report_of
 from pipelines.hardware import device_of
 from pipelines.runs import Run
-from pipelines.sweep_report import kept, series_of
-from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
 from pipelines.text.detokenise import detokenise
 from pipelines.text.likelihood import TextCost, cost, exact_cost, pieces
 from pipelines.text.sampler import TextSampler
-from pipelines.text.sweep import REAL
+from pipelines.text.sweep_report import sweep_sections
 
 PROTOCOL = (
     "Windows of {length} tokens that do not overlap, the last one being as short as what is left; nothing is read "
@@ -85,7 +83,11 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
         found = {model: tokenise(corpus.tokenizer, text) for model, corpus in corpora.items()}
         e.sections.append(_costs(e, f"{other.file}|{other.detokenise}", found, f"Zero-shot: {other.file}"))
     e.sections += _short(e, test)
-    _sweeps(e)
+    for sweep in run.recipe.forerunners(name):
+        if isinstance(swept := run.recipe.stage[sweep], TextSweepStage):
+            figures, sections = sweep_sections(run, sweep, swept)
+            e.figures |= figures
+            e.sections += sections
     e.sections.append(curves(run))
     characters = int(next(iter(test.values())).characters.sum())
     summary = f"files; {len(e.models)} models, judged on {characters} held-out characters. "
@@ -210,97 +212,3 @@ def _exp(found: Interval) -> Interval:
 def _bound(found: TextCost) -> TextBound:
     columns = (column.numpy() for column in (found.nats, found.tokens, found.characters, found.bytes))
     return window_bound(*columns)
-
-
-def _sweeps(e: TextEvaluation) -> None:
-    """Add the sections of every sweep before this stage, and note their figures."""
-    for name in e.run.recipe.forerunners(e.name):
-        stage = e.run.recipe.stage[name]
-        if isinstance(stage, TextSweepStage):
-            rows = list(read_rows(e.run.stage_folder(name) / ROWS).values())
-            for row in rows:
-                how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
-                how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
-                for figure, value in row["figures"].items():
-                    source = f"{name}: {row['scorer']}, {row['mauve']}"
-                    e.figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, source)
-            e.sections += _sections(stage, rows)
-
-
-METRICS = {
-    "genppl": ("generative perplexity", True),
-    "entropy": ("entropy of words within a text", False),
-    "mauve": ("MAUVE under the scorer", False),
-}
-
-
-def _sections(stage: TextSweepStage, rows: Sequence[Mapping[str, Any]]) -> list[Section]:
-    """Figures against evaluations with the real text as a level, perplexity against entropy, and all rows."""
-    real = next(row for row in rows if row["group"] == REAL)
-    lead = (
-        f"{stage.count} texts of {stage.length} tokens a row. Perplexity is {real['scorer']}, a model of this recipe "
-        f"and no published one; MAUVE is {real['mauve']}, over seeds of its clustering. A low perplexity at an entropy "
-        "below that of real text means repetition, and ranks nothing."
-    )
-    swept = [row for row in rows if row["group"] == "steps"]
-    blocks: list[Block] = []
-    for figure, (label, log) in METRICS.items():
-        series = [
-            series_of(curve, swept, figure, "evaluations") for curve in dict.fromkeys(row["curve"] for row in swept)
-        ]
-        ends = [min(row["evaluations"] for row in swept), max(row["evaluations"] for row in swept)]
-        series.append(Series("held-out text", ends, [real["figures"][figure]["value"]] * 2))
-        blocks.append(Curve(label, series, x_label="network evaluations", y_label=label, log=log))
-    blocks += [_trade(rows), _table(rows)]
-    shown = [
-        (f"{_label(row)}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
-    ]
-    return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
-
-
-def _trade(rows: Sequence[Mapping[str, Any]]) -> Curve:
-    """Perplexity against entropy over temperatures, and where real text stands."""
-    found = [row for row in rows if row["group"] in ("temperature", REAL)]
-    series = []
-    for curve in dict.fromkeys(row["curve"] for row in found):
-        mine = sorted((row for row in found if row["curve"] == curve), key=_sharpness)
-        x, y = ([row["figures"][figure]["value"] for row in mine] for figure in ("entropy", "genppl"))
-        low, high = ([row["figures"]["genppl"][end] for row in mine] for end in ("low", "high"))
-        series.append(Series(curve, x, y, low, high))
-    label = "generative perplexity"
-    return Curve(
-        f"{label} against entropy, over temperatures and cuts", series, x_label="entropy", y_label=label, log=True
-    )
-
-
-def _label(row: Mapping[str, Any]) -> str:
-    """The curve of a row, with the value of what cuts its laws."""
-    cuts = [
-        row["masked"][option]
-        for option, all_of_it in (("top_p", 1.0), ("top_k", 0))
-        if row["masked"][option] != all_of_it
-    ]
-    return " ".join([row["curve"], *(f"{cut:g}" for cut in cuts)])
-
-
-def _sharpness(row: Mapping[str, Any]) -> tuple[float, float, int]:
-    """Temperature, top-p and top-k of a row."""
-    return row["temperature"], row["masked"]["top_p"], row["masked"]["top_k"]
-
-
-def _table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
-               Column("whole texts read", "plain", "lower"), "perplexity", "entropy",
-               Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct pairs",
-               "longest copy", "may be ranked"]  # fmt: skip
-    lines = []
-    for row in rows:
-        figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
-        kind = "ceiling" if row["group"] == REAL else "model"
-        cells = [_label(row), row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
-                 figures["entropy"], figures["mauve"], figures["self_bleu_4"], round(row["variety"]["distinct_2"], 3),
-                 row["variety"]["longest_copied"], "yes" if row["comparable"] else "no"]  # fmt: skip
-        lines.append(Row(cells, kind=kind))
-    return Table(
-        "All rows", columns, lines, note="Distinct pairs and longest copies are of words, over all texts of a row."
-    )

@@ -59,11 +59,12 @@ def _rows(name: str, model: TextModelStage, stage: TextSweepStage) -> Iterator[S
 
 
 def _curves(model: TextModelStage, stage: TextSweepStage, plain: Settings) -> Iterator[tuple[str, Settings]]:
+    """Curves and their settings over numbers of steps; the model's usual sampler comes first."""
     match model.objective:
         case Autoregressive():
             yield "one by one", plain
         case Masked():
-            for sampler in stage.samplers:
+            for sampler in sorted(stage.samplers, key=lambda name: name != plain.sampler):
                 if sampler == "entropy_bound":
                     options = [MaskedOptions(bound=bound) for bound in stage.bounds]
                     yield from ((sampler, dataclasses.replace(plain, sampler=sampler, masked=o)) for o in options)

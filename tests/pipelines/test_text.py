@@ -13,16 +13,19 @@ import torch
 from safetensors.torch import load_file
 
 from discrete.autoregressive import next_token_nll
+from eval.blocks import Curve
 from pipelines.config import RecipeError, load_recipe
 from pipelines.data.grammar import for_size
 from pipelines.errors import PalimpsestError
 from pipelines.generate import load
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
-from pipelines.sampling_options import MASKED_SAMPLERS
+from pipelines.sampling_options import MASKED_SAMPLERS, REMASKING_SAMPLERS
+from pipelines.text.config import TextSweepStage
 from pipelines.text.corpus import Corpus
 from pipelines.text.likelihood import cost
 from pipelines.text.sampler import TextSampler
+from pipelines.text.sweep_report import sweep_sections
 from pipelines.text.train import TextTask
 from tests.conftest import finish, start, wait_for
 from tests.pipelines.test_distributed import on_two_ranks
@@ -116,6 +119,21 @@ def lines(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path.write_text(text.replace('kind = "text"\n', 'kind = "text"\nseparator = "\\n"\n'), encoding="utf-8")
     finish("run", path, "--out", path.parent, "--data", folder)
     return path.parent / "lines"
+
+
+def test_charts_hold_the_models_or_one_family_of_samplers(words: Path):
+    run = reopen_run(words)
+    stage = run.recipe.stage["sweep"]
+    assert isinstance(stage, TextSweepStage)
+    charts = [block for block in sweep_sections(run, "sweep", stage)[1][0].blocks if isinstance(block, Curve)]
+    shown = {chart.title.split(", ")[1]: {line.name for line in chart.series} for chart in charts[:-1]}
+    models = {"ar: one by one", "masked: masked_ancestral", "blocks: blocks of 8", "uniform: uniform ancestral"}
+    assert shown["models"] == models | {"absorbing: all steps", "replacing: all steps", "held-out text"}
+    remasking = {f"masked: {name}" for name in ("masked_ancestral", *REMASKING_SAMPLERS)}
+    assert shown["remasking samplers of masked"] == remasking | {"held-out text"}
+    swept = {line for lines in shown.values() for line in lines if line.startswith("masked: ")}
+    assert swept == {f"masked: {name}" for name in (*MASKED_SAMPLERS, *stage.variants)}
+    assert max(map(len, shown.values())) <= 7
 
 
 def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_ones(words: Path, lines: Path):

@@ -1,0 +1,122 @@
+"""The sections of a sweep over text models: generated texts against evaluations, temperatures and real text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from eval.blocks import Block, Column, Curve, Figure, Row, Section, Series, Table, Texts
+from pipelines.runs import Run
+from pipelines.sweep_report import EVALUATIONS, Axis, Measured, family, kept, lines
+from pipelines.sweep_rows import ROWS, read_rows
+from pipelines.text.config import TextSweepStage
+from pipelines.text.sweep import REAL
+
+METRICS = {
+    "genppl": ("generative perplexity", True),
+    "entropy": ("entropy of words within a text", False),
+    "mauve": ("MAUVE under the scorer", False),
+}
+PASSES = Axis("passes", "whole texts read")
+
+
+def sweep_sections(run: Run, name: str, stage: TextSweepStage) -> tuple[dict[str, Figure], list[Section]]:
+    """Return the figures of a sweep by their names, and its sections."""
+    rows = list(read_rows(run.stage_folder(name) / ROWS).values())
+    figures = {}
+    for row in rows:
+        how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
+        how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
+        for figure, value in row["figures"].items():
+            source = f"{name}: {row['scorer']}, {row['mauve']}"
+            figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, source)
+    return figures, _sections(stage, rows)
+
+
+def _sections(stage: TextSweepStage, rows: Sequence[Measured]) -> list[Section]:
+    """Figures against evaluations with the real text as a level, perplexity against entropy, and all rows."""
+    real = next(row for row in rows if row["group"] == REAL)
+    lead = (
+        f"{stage.count} texts of {stage.length} tokens a row. Perplexity is {real['scorer']}, a model of this recipe "
+        f"and no published one; MAUVE is {real['mauve']}, over seeds of its clustering. A low perplexity at an entropy "
+        "below that of real text means repetition, and ranks nothing."
+    )
+    blocks = [*_charts([row for row in rows if row["group"] == "steps"], real), _trade(rows), _table(rows)]
+    shown = [
+        (f"{_label(row)}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
+    ]
+    return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
+
+
+def _charts(rows: Sequence[Measured], real: Measured) -> list[Block]:
+    """The models side by side, each with its usual sampler; then the samplers of those that have several, by families.
+
+    Each family has the usual sampler beside it, which is the first of the rows.
+    """
+    usual = {row["model"]: row["curve"] for row in reversed(rows)}
+    plain = [row for row in rows if row["curve"] == usual[row["model"]]]
+    blocks = [*_over(plain, real, EVALUATIONS, "models"), *_over(plain, real, PASSES, "models")]
+    for model in usual:
+        mine = [(family(row["curve"].removeprefix(f"{model}: ")), row) for row in rows if row["model"] == model]
+        for kin in dict.fromkeys(kin for kin, row in mine if row["curve"] != usual[model]):
+            chosen = [row for other, row in mine if other == kin or row["curve"] == usual[model]]
+            blocks += _over(chosen, real, EVALUATIONS, f"{kin or 'other'} samplers of {model}")
+    return blocks
+
+
+def _over(rows: Sequence[Measured], real: Measured, axis: Axis, what: str) -> list[Block]:
+    """Every metric over an axis, with the real text as a level."""
+    ends = [find(row[axis.key] for row in rows) for find in (min, max)]
+    blocks = list[Block]()
+    for figure, (label, log) in METRICS.items():
+        level = Series("held-out text", ends, [real["figures"][figure]["value"]] * 2)
+        series = [level, *lines(rows, figure, axis.key)]
+        blocks.append(Curve(f"{label}, {what}", series, x_label=axis.label, y_label=label, log=log))
+    return blocks
+
+
+def _trade(rows: Sequence[Measured]) -> Curve:
+    """Perplexity against entropy over temperatures, and where real text stands."""
+    found = [row for row in rows if row["group"] in ("temperature", REAL)]
+    series = []
+    for curve in dict.fromkeys(row["curve"] for row in found):
+        mine = sorted((row for row in found if row["curve"] == curve), key=_sharpness)
+        x, y = ([row["figures"][figure]["value"] for row in mine] for figure in ("entropy", "genppl"))
+        low, high = ([row["figures"]["genppl"][end] for row in mine] for end in ("low", "high"))
+        series.append(Series(curve, x, y, low, high))
+    label = "generative perplexity"
+    return Curve(
+        f"{label} against entropy, over temperatures and cuts", series, x_label="entropy", y_label=label, log=True
+    )
+
+
+def _label(row: Measured) -> str:
+    """The curve of a row, with the value of what cuts its laws."""
+    cuts = [
+        row["masked"][option]
+        for option, all_of_it in (("top_p", 1.0), ("top_k", 0))
+        if row["masked"][option] != all_of_it
+    ]
+    return " ".join([row["curve"], *(f"{cut:g}" for cut in cuts)])
+
+
+def _sharpness(row: Measured) -> tuple[float, float, int]:
+    """Temperature, top-p and top-k of a row."""
+    return row["temperature"], row["masked"]["top_p"], row["masked"]["top_k"]
+
+
+def _table(rows: Sequence[Measured]) -> Table:
+    columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
+               Column("whole texts read", "plain", "lower"), "perplexity", "entropy",
+               Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct pairs",
+               "longest copy", "may be ranked"]  # fmt: skip
+    lines = []
+    for row in rows:
+        figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
+        kind = "ceiling" if row["group"] == REAL else "model"
+        cells = [_label(row), row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
+                 figures["entropy"], figures["mauve"], figures["self_bleu_4"], round(row["variety"]["distinct_2"], 3),
+                 row["variety"]["longest_copied"], "yes" if row["comparable"] else "no"]  # fmt: skip
+        lines.append(Row(cells, kind=kind))
+    return Table(
+        "All rows", columns, lines, note="Distinct pairs and longest copies are of words, over all texts of a row."
+    )
