@@ -199,7 +199,7 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that `eval.report.write_report` needs. `highlights` names the figures of the tiles at the top."""
+    """All that `eval.report.write_report` needs. `highlights` names the tiles at the top, where they were measured."""
 
     title: str
     summary: str

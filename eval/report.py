@@ -97,7 +97,7 @@ def to_html(report: Report) -> str:
         "labelled": labelled,
     }
     style = asset("page.css") + asset("report.css") + charts.css()
-    highlights = [(name, report.figures[name]) for name in report.highlights if name in report.figures]
+    highlights = [(name, known) for name in report.highlights if isinstance(known := report.figures.get(name), Figure)]
     return render(
         made,
         "report.html",

@@ -52,8 +52,8 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     words(e)
     sweeps(e)
     e.sections += [curves(e.run)]
-    _name_missing(e)
     sections = [headline(e.figures), *e.sections]
+    _name_missing(e)
     credit = getattr(run.recipe.data, "credit", "")
     summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
     page, figures = write_report(report_of(run, name, e.figures, sections, summary), run.stage_folder(name))

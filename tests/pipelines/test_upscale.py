@@ -265,6 +265,9 @@ def test_the_report_sets_the_model_beside_bicubic_interpolation(run):
     assert "up64.scene.colour" in figures
     page = (run.stage_folder("eval") / "report.html").read_text()
     assert "Enlarged pictures" in page and page.count("bicubic interpolation") >= 2
+    # What no stage makes has its reason in the figures, which the page lists once at its end, and nothing at its head.
+    assert "no stage of this recipe" in figures["mdlm.scene.colour"]["reason"]
+    assert page.count("mdlm.scene.colour") == 1 and "tile absent" not in page and "masked diffusion: " not in page
 
 
 def test_judges_see_large_pictures_as_they_see_real_ones(run):
