@@ -6,14 +6,13 @@ reference of the same size on the same data.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from backbone.noise import Randomness
 from discrete.attend import causal
+from discrete.predict import Sharpen
 from discrete.sample import draw
 from discrete.text_model import PerDocument, TextNetwork, TextTransformer
 
@@ -41,7 +40,7 @@ def continue_text(
     length: int,
     *,
     generator: Randomness,
-    sharpen: Callable[[Tensor], Tensor] | None = None,
+    sharpen: Sharpen | None = None,
 ) -> Tensor:
     """Draw tokens one after the other behind a prompt (B, P), P = 0 for none, until there are `length`: (B, length).
 

@@ -34,9 +34,10 @@ def conditional(network: Network) -> Model:
     return lambda x_t, t, cond: network(cond.write(x_t), t)
 
 
-def hide(cond: Condition, mask_id: int) -> Condition:
-    """The null condition: the same positions, hidden behind mask tokens."""
-    return Condition(torch.full_like(cond.tokens, mask_id), cond.known)
+def hide(cond: Condition, mask_id: int, which: Tensor | None = None) -> Condition:
+    """The null condition: the same positions, hidden behind mask tokens; which (B, L) bool hides some of them alone."""
+    hidden = cond.known if which is None else which
+    return Condition(torch.where(hidden, mask_id, cond.tokens), cond.known)
 
 
 def bind(model: Model, cond: Condition) -> Logits:

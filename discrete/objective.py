@@ -7,7 +7,6 @@ draws at random, and as unbiased.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -22,13 +21,18 @@ from discrete.predict import Logits
 from discrete.schedule import AnySchedule, Linear
 from discrete.text_model import TextNetwork, TextTransformer
 
-Weighting = Literal["bound", "simple", "sigmoid"]
+Weighting = Literal["bound", "simple"]
 
 
 class Objective(ABC):
     """How a network learns text."""
 
     reads_time: ClassVar[bool] = True  # whether a network with time conditioning is told anything by it
+
+    @property
+    def readings(self) -> int:
+        """How often a training step reads each token of its texts, in one masking or another."""
+        return 1
 
     @abstractmethod
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
@@ -88,6 +92,11 @@ class Masked(Objective):
         if self.copies < 1:
             raise ValueError(f"copies is {self.copies}, expected at least 1 masking of each text")
 
+    @property
+    def readings(self) -> int:
+        """Every copy."""
+        return self.copies
+
     def loss(self, network: TextNetwork, x: Tensor, generator: torch.Generator) -> Tensor:
         """`copies` maskings of each text, read as one batch; of exact counts, every two ask for each token."""
         if self.estimator == "exact_count":
@@ -140,15 +149,9 @@ def relative_weight(log_snr: Tensor, weighting: Weighting) -> Tensor:
     """What a weighting makes of the bound's weight at log_snr = log(alpha / (1 - alpha)), elementwise.
 
     On the linear schedule the bound weighs a masked token by 1 / t, where t = sigmoid(-log_snr) is the masked share.
-    simple: times 2 t, so that every masked token weighs alike (MaskGIT, arXiv:2202.04200); sigmoid: times 2 (1 - t), so
-    that texts with hardly a token visible count little. The factor's mean over t is 1.
+    simple: times 2 t, whose mean over t is 1, so that every masked token weighs alike (MaskGIT, arXiv:2202.04200).
     """
-    rules: dict[Weighting, Callable[[Tensor], Tensor]] = {
-        "bound": torch.ones_like,
-        "simple": lambda value: 2 * torch.sigmoid(-value),  # mean 1 over t ~ U(0, 1)
-        "sigmoid": lambda value: 2 * torch.sigmoid(value),
-    }
-    return rules[weighting](log_snr)
+    return torch.ones_like(log_snr) if weighting == "bound" else 2 * torch.sigmoid(-log_snr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,6 +164,11 @@ class Blocks(Objective):
     kind: Literal["blocks"] = "blocks"
     reads_time: ClassVar[bool] = False
     size: int = 8
+
+    @property
+    def readings(self) -> int:
+        """Noisy, and as what the blocks behind it see."""
+        return 2
 
     def check(self, length: int, *, timed: bool = False) -> None:
         """Refuse blocks that do not divide the text."""

@@ -14,8 +14,11 @@ Logits = Callable[[Tensor, Tensor], Tensor]
 Denoise = Callable[[Tensor, Tensor], Tensor]
 """(x_t: (B, L) int64, t: () or (B,)) -> log p(x | x_t) (B, L, V + 1), the mask last. All that a sampler sees."""
 
+Sharpen = Callable[[Tensor], Tensor]
+"""Logits (..., V) -> logits of a sharper law, such as `sharpened` with a temperature."""
 
-def subs(logits: Tensor, x_t: Tensor, mask_id: int, sharpen: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+
+def subs(logits: Tensor, x_t: Tensor, mask_id: int, sharpen: Sharpen | None = None) -> Tensor:
     """Normalise so that the mask is never predicted and a visible token is carried over (arXiv:2406.07524, sec. 3.2.3).
 
         log p(x | x_t) = log_softmax(logits without the mask)   where x_t = mask,     log [x = x_t]   elsewhere

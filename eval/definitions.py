@@ -62,6 +62,8 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "The same cost divided by characters."),
     (r".*\.sweep\.entropy\[.*\]", "entropy within a text", "plain", None,
      "Entropy in nats of the word frequencies inside one text, mean over texts; real text is the mark."),
+    (r".*\.sweep\.token_entropy\[.*\]", "entropy of tokens within a text", "plain", None,
+     "The same of the judge's tokens."),
     (r".*\.sweep\.self_bleu_4\[.*\]", "self-BLEU", "plain", None,
      "BLEU-4 of each text against the others, mean: 1 where all are the same."),
     (r".*\.sweep\.mauve\[.*\]", "MAUVE under the scorer", "plain", "higher",

@@ -24,6 +24,7 @@ class Scores:
     nats: ArrayLike  # (n,), total -ln p of each text
     tokens: ArrayLike  # (n,), tokens scored in each text, its end token included and padding not
     characters: ArrayLike  # (n,), of the text that was scored
+    entropies: ArrayLike  # (n,), in nats, of the token frequencies inside each text
 
     def __post_init__(self) -> None:
         nats, tokens, characters = self.columns()
@@ -51,7 +52,8 @@ class GenerativeText:
 
     perplexity: Interval  # exp(total nats / total tokens) under the scorer
     nats_per_character: Interval  # the same cost whatever the scorer's tokens are
-    entropy: Interval  # nats, of the token frequencies inside a text, mean over texts
+    entropy: Interval  # nats, of the word frequencies inside a text, mean over texts
+    token_entropy: Interval  # nats, of the frequencies of the scorer's tokens
     self_bleu_4: Interval  # in [0, 1], 1 where every text repeats another; n is the subsample
     variety: TextVariety  # distinct-1/2/4, duplicates, what is copied from the training set
     scorer: str
@@ -90,6 +92,7 @@ def generative_text(
         perplexity=Interval(math.exp(per_token.value), math.exp(per_token.low), math.exp(per_token.high), len(texts)),
         nats_per_character=cluster_bootstrap(nats, range(len(nats)), seed=seed, weights=characters),
         entropy=mean_interval([entropy(text) for text in texts]),
+        token_entropy=mean_interval(np.asarray(scores.entropies, np.float64)),
         self_bleu_4=self_bleu(texts, most=bleu_texts, seed=seed),
         variety=variety(texts, train),
         scorer=scores.scorer,
@@ -106,14 +109,19 @@ def comparable(generated: GenerativeText, real: GenerativeText) -> Verdict:
         return Verdict(
             False, f"The scorers differ ({generated.scorer} and {real.scorer}): score both sets with the same one."
         )
-    found, floor = generated.entropy.value, real.entropy.value - ENTROPY_MARGIN
-    if found < floor:
-        return Verdict(
-            False,
-            f"The entropy within a text is {found:.2f} nats, real texts have {real.entropy.value:.2f}: more than "
-            f"{ENTROPY_MARGIN} below, where a low perplexity means repetition. Sample at a higher temperature.",
-        )
-    return Verdict(True, f"The entropy within a text is {found:.2f} nats, real texts have {real.entropy.value:.2f}.")
+    pairs = {
+        "words": (generated.entropy.value, real.entropy.value),
+        "tokens": (generated.token_entropy.value, real.token_entropy.value),
+    }
+    for of, (found, mark) in pairs.items():
+        if found < mark - ENTROPY_MARGIN:
+            return Verdict(
+                False,
+                f"The entropy of {of} within a text is {found:.2f} nats, real texts have {mark:.2f}: more than "
+                f"{ENTROPY_MARGIN} below, where a low perplexity means repetition. Sample at a higher temperature.",
+            )
+    found, mark = pairs["words"]
+    return Verdict(True, f"The entropy of words within a text is {found:.2f} nats, real texts have {mark:.2f}.")
 
 
 def self_bleu(texts: Sequence[Tokens], *, most: int = 500, seed: int = 0) -> Interval:

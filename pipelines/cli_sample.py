@@ -68,7 +68,8 @@ def sample_text(
     run: Path = Path("runs/scenes"), prompt: str = "", model: str | None = None, count: int = 5, seed: int = 0,
     length: int | None = None, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
-    block: int | None = None, schedule: str | None = None, choice_temperature: float | None = None,
+    loop: float | None = None, loop_at: float | None = None, block: int | None = None, schedule: str | None = None,
+    choice_temperature: float | None = None,
 ) -> None:  # fmt: skip
     """Write texts with a text model, or with a masked model of pictures, without any picture.
 
@@ -78,16 +79,20 @@ def sample_text(
         model: stage to write with; the first text model by default, else the masked model of pictures.
         count: how many.
         seed: the texts depend on it, the prompt and their number alone.
-        length: tokens of a text; longer ones than the model was trained on go by blocks.
+        length: tokens of a text. Masked models write longer ones than they were trained on by blocks, an autoregressive
+            model goes on, and models of uniform states and of D3PM refuse.
         sampler: of masked models, such as masked_ancestral, confidence, entropy_bound or remask_cap; a wrong name lists
             them all.
-        steps: sampling steps (of each block, where there are blocks); by default half as many as it has tokens, and
-            four for each token of a block of models that were trained on blocks.
+        steps: sampling steps (of each block, where there are blocks). By default half as many as a text has tokens;
+            four for each token of a block of models that were trained on blocks; all steps of D3PM; and one for each
+            token of first_hitting, whose calls reveal several tokens where they are fewer, and of captions.
         temperature: below 1, tokens are drawn from a sharper law than the model's.
         top_k: draw from so many of the likeliest tokens.
         top_p: draw from the likeliest tokens that together have this probability.
         bound: of entropy_bound, in nats, in place of steps.
         eta: of the remask samplers: how much is hidden again.
+        loop: of remask_loop: share of the steps that it stays at one time.
+        loop_at: that time; 0 is data and 1 all masked.
         block: tokens that are filled in before those behind them.
         schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square (quickly at first).
         choice_temperature: of confidence: noise on the order; 4.5 together with --schedule cosine is MaskGIT.
@@ -95,68 +100,95 @@ def sample_text(
     from pipelines.generate import load
 
     asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    asked |= {"bound": bound, "eta": eta, "block": block, "schedule": schedule}
+    asked |= {"bound": bound, "eta": eta, "loop": loop, "loop_at": loop_at, "block": block, "schedule": schedule}
     asked |= {"choice_temperature": choice_temperature}
     texts = load(run).texts(count, seed=seed, model=model, prompt=prompt, length=length, **asked)
     print("\n\n".join(texts) if any("\n" in text for text in texts) else "\n".join(texts))
 
 
 def sample_caption(
-    picture: Annotated[Path, tyro.conf.Positional], run: Path = Path("runs/scenes"), seed: int = 0
-) -> None:
-    """Describe a picture with the masked model.
+    picture: Annotated[Path, tyro.conf.Positional], run: Path = Path("runs/scenes"), model: str | None = None,
+    seed: int = 0, sampler: str | None = None, steps: int | None = None, guidance: float | None = None,
+    temperature: float | None = None, top_k: int | None = None, top_p: float | None = None,
+) -> None:  # fmt: skip
+    """Describe a picture with a masked model.
 
     Args:
         picture: an image file; it is cropped to a square and resized to the run's size.
         run: folder of a finished run.
+        model: stage to write with; the first masked one by default.
         seed: of the draws.
+        sampler: confidence by default; a wrong name lists them all.
+        steps: sampling steps; one for each token by default.
+        guidance: how strongly the picture leads; the run's caption_guidance by default, and 1 is the model itself.
+        temperature: below 1, words are drawn from a sharper law than the model's.
+        top_k: draw from so many of the likeliest tokens.
+        top_p: draw from the likeliest tokens that together have this probability.
     """
     from pipelines.generate import load
 
-    print(load(run).caption_file(picture, seed=seed))
+    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "temperature": temperature}
+    asked |= {"top_k": top_k, "top_p": top_p}
+    print(load(run).caption_file(picture, seed=seed, model=model, **asked))
 
 
 def sample_infill(
     picture: Annotated[Path, tyro.conf.Positional], caption: str = "",
     box: tuple[float, float, float, float] = (0.5, 0.0, 1.0, 1.0),
-    words_alone: bool = False, run: Path = Path("runs/scenes"), out: Path = Path("samples/infill.png"), seed: int = 0,
-    scale: int = 8,
+    words_alone: bool = False, run: Path = Path("runs/scenes"), model: str | None = None,
+    out: Path = Path("samples/infill.png"), seed: int = 0, sampler: str | None = None, steps: int | None = None,
+    guidance: float | None = None, temperature: float | None = None, top_k: int | None = None,
+    top_p: float | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
-    """Fill a hidden box of a picture, the caption's words marked [mask], or both, with the masked model.
+    """Fill a hidden box of a picture, the caption's words marked [mask], or both, with a masked model.
 
     Args:
         picture: an image file.
         caption: what the whole picture shows; words that read [mask] are filled in, none leaves all open.
         box: left, top, right, bottom of the hidden part, as shares of the side.
-        words_alone: hide no part of the picture, only the words marked [mask].
+        words_alone: hide no part of the picture, only the words marked [mask]; the box is then without meaning.
         run: folder of a finished run.
+        model: stage to fill in with; the first masked one by default.
         out: where the picture goes.
         seed: of the draws.
+        sampler: such as masked_ancestral, confidence or remask_cap; the run's own by default.
+        steps: sampling steps; the run's own by default.
+        guidance: how strongly the known words lead; 1, which is the model itself, by default.
+        temperature: below 1, tokens are drawn from a sharper law than the model's; the run's own by default.
+        top_k: draw from so many of the likeliest tokens.
+        top_p: draw from the likeliest tokens that together have this probability.
         scale: each pixel is drawn this wide.
     """
     from pipelines.generate import load
 
     hidden = None if words_alone else box
-    print(load(run).infill_file(picture, caption, hidden, out, seed=seed, scale=scale))
+    asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "temperature": temperature}
+    asked |= {"top_k": top_k, "top_p": top_p}
+    print(load(run).infill_file(picture, caption, hidden, out, seed=seed, scale=scale, model=model, **asked))
 
 
 def sample_pair(
-    run: Path = Path("runs/scenes"), count: int = 4, out: Path = Path("samples"), seed: int = 0,
-    sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
-    top_p: float | None = None, eta: float | None = None, schedule: str | None = None,
-    choice_temperature: float | None = None, scale: int = 8,
+    run: Path = Path("runs/scenes"), model: str | None = None, count: int = 4, out: Path = Path("samples"),
+    seed: int = 0, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,
+    top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
+    schedule: str | None = None, choice_temperature: float | None = None, scale: int = 8,
 ) -> None:  # fmt: skip
-    """Make pictures and their captions from nothing, both at once, with the masked model.
+    """Make pictures and their captions from nothing, both at once, with a masked model.
+
+    A schedule that was learned for each side is followed by masked_ancestral, cached and the remask samplers.
 
     Args:
         run: folder of a finished run.
+        model: stage to draw with; the first masked one by default.
         count: how many.
         out: folder for the pictures.
         seed: a pair depends on it and its number alone.
         sampler: such as masked_ancestral, confidence or remask_cap; the run's own by default.
         steps: sampling steps; the run's own by default.
         temperature: below 1, tokens are drawn from a sharper law than the model's.
+        top_k: draw from so many of the likeliest tokens.
         top_p: draw from the likeliest tokens that together have this probability.
+        bound: of entropy_bound, in nats, in place of steps.
         eta: of the remask samplers: how much is hidden again.
         schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square.
         choice_temperature: of confidence: noise on the order.
@@ -164,6 +196,6 @@ def sample_pair(
     """
     from pipelines.generate import load
 
-    asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_p": top_p, "eta": eta}
-    asked |= {"schedule": schedule, "choice_temperature": choice_temperature}
-    print("\n".join(load(run).save_pairs(count, out, seed=seed, scale=scale, **asked)))
+    asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    asked |= {"bound": bound, "eta": eta, "schedule": schedule, "choice_temperature": choice_temperature}
+    print("\n".join(load(run).save_pairs(count, out, seed=seed, model=model, scale=scale, **asked)))

@@ -173,19 +173,31 @@ class Pipeline:
             base = unbiased(self.run.recipe.settings_for(name), captions.layout.text_length)
             settings = changed(base, "masked", changes)
             check_heeded(name, settings, changes, unused=OF_GUIDANCE)
-            return [text for part in chunks(draws, TEXTS) for text in captions.texts(part, settings)]
+            return [text for part in chunks(draws, AT_ONCE) for text in captions.texts(part, settings)]
         sampler = TextSampler.load(self.run, name)
-        settings = changed(sampler.usual_settings(length, changes.get("block")), "masked", changes)
+        usual = sampler.usual_settings(length, changes.get("block"), changes.get("sampler"))
+        settings = changed(usual, "masked", changes)
         check_settings(sampler.objective, settings, given(changes))
         written = [
-            sampler.write(len(part), part, settings, prompt=prompt, length=length) for part in chunks(draws, TEXTS)
+            sampler.write(len(part), part, settings, prompt=prompt, length=length) for part in chunks(draws, AT_ONCE)
         ]
         return [text.removesuffix(sampler.tokenizer.separator) for part in written for text in sampler.texts(part)]
 
-    def captions(self, images: Sequence[Image.Image], *, seed: int = 0) -> list[str]:
-        """Describe pictures of the run's size."""
-        settings = self.settings(self.default("mdlm"))
-        return self.masked.captions(from_pil(images), generators([""] * len(images), seed), settings)
+    def captions(
+        self, images: Sequence[Image.Image], *, seed: int = 0, model: str | None = None, **changes: Any
+    ) -> list[str]:
+        """Describe pictures of the run's size; `changes` are fields of Settings and MaskedOptions."""
+        name, sampler = self._masked(model)
+        settings = changed(sampler.caption_settings(self.run.recipe.settings_for(name)), "masked", changes)
+        check_heeded(name, settings, changes, unused={"caption_guidance"})
+        return sampler.describe(from_pil(images), generators([""] * len(images), seed), settings)[0]
+
+    def _masked(self, model: str | None) -> tuple[str, MaskedSampler]:
+        """The name of a masked model, the first one where none is given, and its sampler."""
+        name = model or self.default("mdlm")
+        if (kind := stage_of(self.run, name).kind) != "mdlm":
+            raise PalimpsestError(f"stage {name!r} is of kind {kind!r}, expected a masked model, 'mdlm'")
+        return name, self.masked if name == self.default("mdlm") else MaskedSampler.load(self.run, name)
 
     def open_picture(self, path: Path) -> Image.Image:
         """Read any picture as the run sees it: RGB, cropped to its middle square, resized."""
@@ -198,21 +210,25 @@ class Pipeline:
                 f"{path} cannot be read as a picture: {error}. Give a PNG, JPEG or WebP file."
             ) from error
 
-    def caption_file(self, path: Path, *, seed: int) -> str:
+    def caption_file(self, path: Path, *, seed: int, model: str | None = None, **changes: Any) -> str:
         """Describe a picture file."""
-        return self.captions([self.open_picture(path)], seed=seed)[0]
+        return self.captions([self.open_picture(path)], seed=seed, model=model, **changes)[0]
 
-    def save_pairs(self, count: int, out: Path, *, seed: int, scale: int = 1, **changes: Any) -> list[str]:
+    def save_pairs(
+        self, count: int, out: Path, *, seed: int, scale: int = 1, model: str | None = None, **changes: Any
+    ) -> list[str]:
         """Make pictures with captions from nothing, into a folder; returns a line for each."""
-        name = self.default("mdlm")
-        settings = self.settings(name, **changes)
+        if count < 1:
+            raise PalimpsestError(f"count is {count}, expected at least 1 pair")
+        name, sampler = self._masked(model)
+        settings = changed(self.run.recipe.settings_for(name), "masked", changes)
         check_heeded(name, settings, changes, unused=OF_GUIDANCE)
         settings = dataclasses.replace(settings, guidance=1.0)
-        images, captions = self.masked.pairs(generators([""] * count, seed), settings)
+        parts = [sampler.pairs(part, settings) for part in chunks(generators([""] * count, seed), AT_ONCE)]
         made = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"], "seed": seed}
         made |= dataclasses.asdict(settings)
         lines = []
-        for i, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        for i, (image, caption) in enumerate(pair for part in parts for pair in zip(*part, strict=True)):
             size = (image.width * scale, image.height * scale)
             large = image.resize(size, Image.Resampling.NEAREST)
             path = save_picture(out, digest([i, made])[:12], large, {"caption": caption, "number": i, **made})
@@ -221,22 +237,28 @@ class Pipeline:
 
     def infill_file(
         self, path: Path, caption: str, box: tuple[float, float, float, float] | None, out: Path, *, seed: int,
-        scale: int = 1,
+        scale: int = 1, model: str | None = None, **changes: Any,
     ) -> str:  # fmt: skip
-        """Fill a hidden box of a picture file and the open words of its caption; returns the whole caption."""
-        settings = self.settings(self.default("mdlm"))
+        """Fill a hidden box of a picture file and the open words of its caption; returns the whole caption.
+
+        Not guided unless `changes` hold a guidance scale, which then leads towards the caption's known words.
+        """
+        name, sampler = self._masked(model)
+        base = dataclasses.replace(self.run.recipe.settings_for(name), guidance=1.0)
+        settings = changed(base, "masked", changes)
+        check_heeded(name, settings, changes, unused={"caption_guidance"})
         x = from_pil([self.open_picture(path)])
-        image, words = self.masked.infill(x, caption, box, generators([caption], seed), settings)
+        image, words = sampler.infill(x, caption, box, generators([caption], seed), settings)
         size = (image.width * scale, image.height * scale)
         made = {"prompt": caption, "caption": words, "picture": file_hash(path), "box": box, "seed": seed}
-        made |= {"run": str(self.run.folder), "model": (model := self.default("mdlm"))}
-        made |= {"hash": self.run.manifest(model)["hash"], **dataclasses.asdict(settings), "guidance": 1.0}
+        made |= {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
+        made |= dataclasses.asdict(settings)
         save_picture(out.parent, out.stem, image.resize(size, Image.Resampling.NEAREST), made)
         return f"{out.with_suffix('.png')}: {words}"
 
 
 log = logging.getLogger("palimpsest")
-TEXTS = 64  # written at once
+AT_ONCE = 64  # texts or pairs
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
 MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
@@ -337,7 +359,7 @@ def _write_words(
     with meter(f"{name} captions", len(pairs)) as shown:
         for part in chunks(pairs, stage.batch):
             x = torch.stack([image for image, _ in part])
-            captions += sampler.captions(x, [g for _, g in part], settings)
+            captions += sampler.describe(x, [g for _, g in part], sampler.caption_settings(settings))[0]
             shown.advance(len(part))
     texts = sampler.texts(generators([""] * stage.texts, stage.seed), unbiased(settings, sampler.layout.text_length))
     folder = run.stage_folder(name)

@@ -17,7 +17,6 @@ from torch import Tensor
 from discrete.guide import Condition, classifier_free, conditional, hide
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer
-from discrete.predict import denoiser
 from discrete.sample import Remember
 from discrete.schedule import Linear, Schedule, Spans
 from pipelines.artefact import ArtefactError
@@ -29,7 +28,7 @@ from pipelines.models import load_bpe, load_masked, load_vqvae
 from pipelines.pair_schedule import spans
 from pipelines.pictures import to_pil
 from pipelines.runs import Run
-from pipelines.sampling_options import MaskedOptions, Settings
+from pipelines.sampling_options import BY_TOKEN_SAMPLERS, MaskedOptions, Settings
 from pipelines.stage_config import MdlmStage
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE
@@ -90,15 +89,15 @@ class MaskedSampler:
         text = self.bpe.encode(prompts).tokens
         x = self.layout.join(text, None).to(self.device)
         known = self.layout.is_text().to(self.device).expand_as(x)
-        filled = self.fill(x, known, generators, settings)
+        filled = self.fill(x, known, generators, settings, condition=known)
         _, codes = self.layout.split(filled.x)
         return self.decode(codes), filled.evaluations
 
-    def captions(self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings) -> list[str]:
-        """Describe pictures (B, 3, H, W) in [-1, 1], the surest token of a round alone: words depend on each other."""
+    def caption_settings(self, settings: Settings) -> Settings:
+        """How captions are written where nothing is said: the surest token alone, since words depend on each other."""
         own = {"sampler": "confidence", "temperature": 1.0, "choice_temperature": 0.0}
         own |= {"guidance": settings.caption_guidance, "masked": MaskedOptions()}
-        return self.describe(images, generators, dataclasses.replace(settings, steps=self.layout.text_length, **own))[0]
+        return dataclasses.replace(settings, steps=self.layout.text_length, **own)
 
     def describe(
         self, images: Tensor, generators: Sequence[torch.Generator], settings: Settings
@@ -106,17 +105,19 @@ class MaskedSampler:
         """Describe pictures (B, 3, H, W) with any sampler: captions, and evaluations of the network for each."""
         x = self.layout.join(None, self.encode(images))
         known = ~self.layout.is_text().to(self.device).expand_as(x)
-        filled = self.fill(x, known, generators, settings, schedule=Linear())
+        filled = self.fill(x, known, generators, settings, condition=known, schedule=Linear())
         text, _ = self.layout.split(filled.x)
         return self.bpe.decode(text), filled.evaluations
 
     def pairs(self, generators: Sequence[torch.Generator], settings: Settings) -> tuple[list[Image.Image], list[str]]:
-        """Make pictures and their captions from nothing, both at once."""
+        """Make pictures and their captions from nothing, both at once.
+
+        Samplers that ask for one share of all tokens do not heed a schedule that was learned for each side.
+        """
         x = self.layout.masked(len(generators), self.device)
-        by_token = settings.sampler in ("masked_ancestral", "cached") or settings.sampler.startswith("remask")
-        schedule = self.pair_schedule if by_token else None  # the others ask for one share of all tokens
+        schedule = self.pair_schedule if settings.sampler in BY_TOKEN_SAMPLERS else None
         known = torch.zeros_like(x, dtype=torch.bool)
-        filled = self.fill(x, known, generators, settings, guided=False, schedule=schedule)
+        filled = self.fill(x, known, generators, settings, schedule=schedule)
         text, codes = self.layout.split(filled.x)
         return self.decode(codes), self.bpe.decode(text)
 
@@ -124,7 +125,7 @@ class MaskedSampler:
         """Write texts on the short sequence, which means that there is no picture."""
         x = self.layout.masked(len(generators), self.device)[:, self.layout.text]
         known = torch.zeros_like(x, dtype=torch.bool)
-        filled = self.fill(x, known, generators, settings, guided=False, schedule=Linear())
+        filled = self.fill(x, known, generators, settings, schedule=Linear())
         return self.bpe.decode(filled.x)
 
     def infill(
@@ -133,13 +134,15 @@ class MaskedSampler:
     ) -> tuple[Image.Image, str]:  # fmt: skip
         """Fill a box (left, top, right, bottom, as shares) of a picture (1, 3, H, W) and its caption's open words.
 
-        box: None leaves the picture as it is. Raises PalimpsestError for a caption that does not fit.
+        box: None leaves the picture as it is. Guidance leads towards the caption's known words. Raises PalimpsestError
+        for a caption that does not fit.
         """
         text, text_known = self._open_words(caption)
         x = self.layout.join(text.to(self.device), self.encode(images))
         known = torch.cat([text_known.to(self.device), ~self.hidden_box(box)[None]], 1)
         x = torch.where(known, x, self.layout.mask_id)
-        words, codes = self.layout.split(self.fill(x, known, generators, settings, guided=False).x)
+        said = known & self.layout.is_text().to(self.device)
+        words, codes = self.layout.split(self.fill(x, known, generators, settings, condition=said).x)
         return self.decode(codes)[0], self.bpe.decode(words)[0]
 
     def _open_words(self, caption: str) -> tuple[Tensor, Tensor]:
@@ -194,11 +197,14 @@ class MaskedSampler:
         generators: Sequence[torch.Generator],
         settings: Settings,
         *,
-        guided: bool = True,
+        condition: Tensor | None = None,
         schedule: Schedule | None = None,
     ) -> Filled:
-        """Fill in what is masked and not known: x (B, L) -> (B, L). guided: away from knowing nothing."""
-        cond, options = Condition(x, known), settings.masked
+        """Fill in what is masked and not known: x (B, L) -> (B, L).
+
+        condition: (B, L) bool, the known tokens that guidance leads towards; None does not guide.
+        """
+        cond = Condition(x, known)
         calls = rows = 0
 
         def network(x_t: Tensor, _: Tensor) -> Tensor:
@@ -208,18 +214,11 @@ class MaskedSampler:
 
         remembered = remembers(settings, timed=self.network.config.time)
         model = Remember(network) if remembered else network
-        scale = settings.guidance if guided else 1.0
-        null = hide(cond, self.layout.mask_id)
-        logits = classifier_free(conditional(model), cond, null, scale, interval=options.interval)
-        denoise = denoiser(
-            logits,
-            mask_id=self.layout.mask_id,
-            temperature=settings.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-        )
+        scale = 1.0 if condition is None else settings.guidance
+        null = hide(cond, self.layout.mask_id, condition)
+        logits = classifier_free(conditional(model), cond, null, scale, interval=settings.masked.interval)
         made = fill_in(
-            denoise, schedule or self.schedule, x, known, settings, mask_id=self.layout.mask_id, generator=generators
+            logits, schedule or self.schedule, x, known, settings, mask_id=self.layout.mask_id, generator=generators
         )
         branches = 1 if scale == 1 else 2
         return Filled(made, rows / max(1, len(x)) / branches if remembered else float(calls))

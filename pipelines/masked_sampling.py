@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from backbone.noise import Randomness
 from discrete import sample
-from discrete.predict import Denoise
+from discrete.predict import Logits, Sharpen, denoiser, sharpened
 from discrete.sample import Remasking, looped
 from discrete.sample.block import Sampler
 from discrete.sample.draw import unmade
@@ -21,11 +22,13 @@ from pipelines.errors import PalimpsestError, nearest
 from pipelines.sampling_options import GRID_SAMPLERS, Settings, check_masked
 
 GAP = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # in a prompt: one token that is to be filled in, or so many
+ORDERED = ("confidence", "entropy_bound")  # rank by the model's own law, whatever sharpens the draws
+PLAIN = Settings(sampler="masked_ancestral", steps=1, guidance=1.0)
 REVEAL: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine(), "square": Polynomial(power=2)}
 
 
 def fill_in(
-    denoise: Denoise,
+    logits: Logits,
     schedule: Schedule,
     x: Tensor,
     known: Tensor,
@@ -34,13 +37,14 @@ def fill_in(
     mask_id: int,
     generator: Randomness,
     window: int | None = None,
+    allowed: Tensor | None = None,
 ) -> Tensor:
     """Fill in what is masked and not known, x (B, L) -> (B, L), as the settings say.
 
-    `cached` samples as `masked_ancestral` does: what remembers stands around the network. window: the longest sequence
-    that the model reads, where x is longer and goes by blocks. Raises PalimpsestError for a sampler that masked models
-    do not have, for blocks with one that has no grid of times or of a size that does not fit, and for a mask of another
-    shape.
+    allowed: (L, V + 1) or (V + 1,) bool, what may be drawn; window: the longest sequence that the model reads, where x
+    is longer and goes by blocks. `cached` samples as `masked_ancestral` does: what remembers stands around the network.
+    Raises PalimpsestError for a sampler that masked models do not have, for blocks with one that has no grid of times
+    or of a size that does not fit, and for a mask of another shape.
     """
     check_masked(settings.sampler)
     if not len(x):
@@ -51,6 +55,8 @@ def fill_in(
             "give one bool for each token"
         )
     schedule = REVEAL.get(settings.masked.schedule, schedule)
+    sharp = {} if settings.sampler in ORDERED else sharpening(settings)
+    denoise = denoiser(logits, mask_id=mask_id, allowed=allowed, **sharp)
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
     size = options.block or (0 if window is None else block_within(window))
     if settings.sampler in GRID_SAMPLERS:
@@ -67,12 +73,24 @@ def fill_in(
             f"{', '.join(GRID_SAMPLERS)}"
         )
     if settings.sampler == "entropy_bound":
-        return sample.entropy_bound(denoise, schedule, x, options.bound, **common)
+        return sample.entropy_bound(denoise, schedule, x, options.bound, sharpen=sharpener(settings), **common)
     if settings.sampler == "first_hitting":
         opened = unmade(x, known, mask_id).sum(-1)  # (B,)
         at_once = (opened / settings.steps).ceil().long().clamp_min(1)
         return sample.first_hitting(denoise, schedule, x, at_once=at_once, **common)
     raise AssertionError(settings.sampler)
+
+
+def sharpening(settings: Settings) -> dict[str, Any]:
+    """Arguments of `sharpened`: the settings' temperature, top-k and top-p."""
+    options = settings.masked
+    return {"temperature": settings.temperature, "top_k": options.top_k, "top_p": options.top_p}
+
+
+def sharpener(settings: Settings) -> Sharpen | None:
+    """What the settings do to the logits that are drawn from; None where they leave them as they are."""
+    options = sharpening(settings)
+    return None if options == sharpening(PLAIN) else partial(sharpened, **options)
 
 
 def block_within(window: int) -> int:
@@ -95,11 +113,15 @@ def remembers(settings: Settings, *, timed: bool) -> bool:
 
 
 def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
-    """A sampler that takes a grid of times, and its grid of `steps` steps. Raises PalimpsestError for another."""
+    """A sampler that takes a grid of times, and its grid of `steps` steps. Raises PalimpsestError for another.
+
+    One of ORDERED sharpens by itself, the others' denoiser has to.
+    """
     options, times = settings.masked, uniform_times(settings.steps)
     match settings.sampler:
         case "confidence":
-            return partial(sample.confidence, temperature=settings.choice_temperature), times
+            own = {"temperature": settings.choice_temperature, "sharpen": sharpener(settings)}
+            return partial(sample.confidence, **own), times
         case "remask_cap" | "remask_rescale" | "remask_confidence" | "remask_loop":
             if settings.sampler == "remask_loop":
                 times = _loop_grid(settings.steps, options.loop, options.loop_at)

@@ -22,7 +22,7 @@ from discrete.loss import asked_cross_entropy, exact_count_weight, sample_times
 from discrete.objective import Masked
 from discrete.schedule import Cosine, Linear, Polynomial, Schedule
 from discrete.text_model import TextTransformer
-from pipelines.hardware import step_generator
+from pipelines.hardware import device_of, step_generator
 from pipelines.progress import meter
 from pipelines.runs import reopen_run
 from pipelines.text.corpus import Corpus
@@ -36,7 +36,7 @@ def by_times(kind: str, schedule: Schedule) -> Estimate:
     """A time for each text, and a coin for each token."""
 
     def estimate(network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
-        t = sample_times(kind, len(x), generator)  # type: ignore[arg-type]
+        t = sample_times(kind, len(x), generator).to(x.device)  # type: ignore[arg-type]
         x_t = mask_tokens(schedule, x, t, mask_id=network.mask_id, generator=generator)
         weight = torch.where(x_t == network.mask_id, schedule.weight(t)[:, None], 0)
         return asked_cross_entropy(network(x_t, t.float(), asked=weight > 0), x, weight)
@@ -48,7 +48,7 @@ def by_counts(even: bool) -> Estimate:
     """An exact number of masks for each text."""
 
     def estimate(network: TextTransformer, x: Tensor, generator: torch.Generator) -> Tensor:
-        count = draw_count(torch.full((len(x),), x.shape[1]), generator, even=even)
+        count = draw_count(torch.full((len(x),), x.shape[1], device=x.device), generator, even=even)
         x_t = mask_exact_count(x, count, mask_id=network.mask_id, generator=generator)
         masked = x_t == network.mask_id
         weight = masked * exact_count_weight(masked)[:, None]
@@ -94,7 +94,7 @@ def rows(sampler: TextSampler, x: Tensor, rounds: int) -> Iterator[tuple[str, in
 
 
 def main(run: Annotated[Path, tyro.conf.Positional], model: Annotated[str, tyro.conf.Positional],
-         batch: int = 64, rounds: int = 50) -> None:  # fmt: skip
+         batch: int = 64, rounds: int = 40) -> None:  # fmt: skip
     """Print the table.
 
     Args:
@@ -105,7 +105,12 @@ def main(run: Annotated[Path, tyro.conf.Positional], model: Annotated[str, tyro.
     """
     opened = reopen_run(run)
     sampler, corpus = TextSampler.load(opened, model), Corpus.load(opened, model)
-    x = corpus.splits["test"].ids[: batch * sampler.length].long().view(batch, sampler.length)
+    ids, size = corpus.splits["test"].ids, batch * sampler.length
+    if len(ids) < size:
+        raise SystemExit(
+            f"the held-out text has {len(ids)} tokens, {batch} windows need {size}: give a smaller --batch"
+        )
+    x = ids[:size].long().view(batch, sampler.length).to(device_of(sampler.network))
     base = None
     print(
         "| estimator | passes a text | mean | standard deviation | worth of one pass |\n| --- | --- | --- | --- | --- |"

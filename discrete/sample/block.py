@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -10,7 +9,7 @@ from torch import Tensor
 
 from backbone.noise import Randomness
 from discrete.attend import check_blocks
-from discrete.predict import Denoise, subs
+from discrete.predict import Denoise, Sharpen, subs
 from discrete.sample.draw import unmade
 from discrete.sample.reveal import cached
 from discrete.schedule import Schedule
@@ -85,7 +84,7 @@ def block_causal(
     known: Tensor | None = None,
     sampler: Sampler,
     size: int,
-    sharpen: Callable[[Tensor], Tensor] | None = None,
+    sharpen: Sharpen | None = None,
 ) -> Tensor:
     """Fill in one block after the other with a model that was trained so (`discrete.objective.Blocks`, BD3-LM).
 

@@ -1,4 +1,8 @@
-"""Samplers that choose what to reveal by what the model is sure of."""
+"""Samplers that choose what to reveal by what the model is sure of.
+
+They take what sharpens the draws apart from the denoiser: a law cut by top-k or top-p is sure of everything, and would
+give no order.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 from torch import Tensor
 
 from backbone.noise import Randomness, uniform
-from discrete.predict import Denoise
+from discrete.predict import Denoise, Sharpen
 from discrete.sample.draw import invert, unmade
 from discrete.schedule import Schedule
 
@@ -24,6 +28,7 @@ def confidence(
     generator: Randomness,
     known: Tensor | None = None,
     temperature: float = 0.0,
+    sharpen: Sharpen | None = None,
 ) -> Tensor:
     """Guess every masked token and keep the guesses that the model is surest of (MaskGIT, arXiv:2202.04200, sec. 3.2).
 
@@ -32,7 +37,8 @@ def confidence(
     After the step to s a share (alpha_s - alpha_1) / (1 - alpha_1) of the tokens that were masked and unknown at the
     start is visible, alpha_1 being that of times[0], and one more at least than before. A heuristic: its law is not the
     model's joint.
-    x: (B, L) int64; times: (N + 1,) decreasing. Calls the denoiser N times. Returns (B, L).
+    x: (B, L) int64; times: (N + 1,) decreasing; sharpen: acts on what the guesses are drawn from, the scores being the
+    denoiser's. Calls the denoiser N times. Returns (B, L).
     """
     times = times.to(x.device, torch.float64)
     alpha_start = schedule.alpha(times[0])
@@ -43,7 +49,7 @@ def confidence(
         gumbel = -torch.log(-torch.log(uniform(x.shape, generator, device=x.device).clamp_min(1e-300)))
         hidden = unmade(x, known, mask_id)
         rows = denoise(x, t)[hidden]  # (number hidden, V + 1)
-        guess = invert(rows, u[hidden])
+        guess = invert(rows if sharpen is None else sharpen(rows), u[hidden])
         score = rows.gather(-1, guess[:, None])[:, 0].double()
         score = score + temperature * float(s / times[0]) * gumbel[hidden]
         ranked = torch.full(x.shape, -torch.inf, dtype=torch.float64, device=x.device).masked_scatter(hidden, score)
@@ -64,6 +70,7 @@ def entropy_bound(
     mask_id: int,
     generator: Randomness,
     known: Tensor | None = None,
+    sharpen: Sharpen | None = None,
 ) -> Tensor:
     """Reveal as many tokens at once as can hardly depend on one another (EB-sampler, arXiv:2505.24857).
 
@@ -71,8 +78,9 @@ def entropy_bound(
 
     The sum bounds the mutual information that is lost by drawing them independently. Bound 0 reveals one uncertain
     token at a time: the order looks at visible tokens alone, so the law of an exact model stays exact.
-    x: (B, L) int64; bound: in nats, at least 0. Calls the denoiser as often as it needs to, at times (B,) at which as
-    large a share is masked as is of the tokens that were unknown at the start. Returns (B, L).
+    x: (B, L) int64; bound: in nats, at least 0; sharpen: acts on the draws, not on the entropies. Calls the denoiser as
+    often as it needs to, at times (B,) at which as large a share is masked as is of the tokens that were unknown at the
+    start. Returns (B, L).
     """
     if not bound >= 0:
         raise ValueError(f"the entropy bound is {bound}, expected 0 nats (one token at a time) or more, such as 0.1")
@@ -86,6 +94,7 @@ def entropy_bound(
         sorted_, order = entropy.sort(dim=-1, stable=True)
         before = sorted_.cumsum(-1) - sorted_  # inf - inf is NaN, which no comparison passes
         shown = hidden & torch.zeros_like(hidden).scatter(-1, order, before <= bound)
-        x = x.masked_scatter(shown, invert(rows[shown[hidden]], u[shown]))
+        drawn = rows[shown[hidden]]
+        x = x.masked_scatter(shown, invert(drawn if sharpen is None else sharpen(drawn), u[shown]))
         hidden = unmade(x, known, mask_id)
     return x

@@ -26,14 +26,14 @@ class Remasking:
     """
 
     rule: Literal["cap", "rescale"] = "cap"
-    eta: float = 0.02
+    eta: float = 0.05
     confidence: bool = False
     window: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if not 0 <= self.eta <= 1:
             raise ValueError(
-                f"remasking with eta {self.eta}, expected a probability; 0 never remasks and 0.02 is usual"
+                f"remasking with eta {self.eta}, expected a probability; 0 never remasks and 0.05 is usual"
             )
         low, high = self.window
         if not 0 <= low <= high <= 1:

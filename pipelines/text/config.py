@@ -121,6 +121,7 @@ class TextEvalStage(Stage):
     kind: Literal["text_eval"] = "text_eval"
     draws: int = 16  # masks of each window and repeat, one from each stratum of their counts
     repeats: int = 2  # of the draws, from which the bound's own error is known
+    windows: int | None = None  # of each text, its first ones; all of it by default
     other: tuple[OtherText, ...] = ()
     short: int = 8  # tokens of the pieces whose likelihood over all orders is exact: 2^short passes each
     short_count: int = 64  # of them
@@ -129,6 +130,8 @@ class TextEvalStage(Stage):
         """Refuse numbers that measure nothing."""
         if self.draws < 1 or self.repeats < 2:
             raise ValueError(f"draws {self.draws} and repeats {self.repeats}: expected at least 1 and 2")
+        if self.windows is not None and self.windows < 2:
+            raise ValueError(f"windows is {self.windows}, expected at least 2; leave it out to count the whole text")
         if not 1 <= self.short <= LONGEST or self.short_count < 2:
             raise ValueError(
                 f"short is {self.short} and short_count {self.short_count}: expected 1 to {LONGEST} tokens, whose "

@@ -26,7 +26,8 @@ def detokenise(text: str, rule: Detokenise) -> str:
     """Return the text as people write it.
 
     wikitext: WikiText's " @-@ ", its spaces before punctuation, inside brackets and double quotes, before clitics and
-    at both ends of a line are taken out; <unk> stays as it is.
+    at both ends of a line are taken out; <unk> stays as it is. A single quote reads as an apostrophe (the dogs ' bowl),
+    since WikiText writes both alike; an opening one is thus joined to the word before it.
     """
     match rule:
         case "none":

@@ -90,7 +90,7 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
             e.sections += sections
     e.sections.append(curves(run))
     characters = int(next(iter(test.values())).characters.sum())
-    summary = f"files; {len(e.models)} models, judged on {characters} held-out characters. "
+    summary = f"files; {len(e.models)} models, judged on text of {characters} held-out characters. "
     page, figures = write_report(
         report_of(run, name, e.figures, e.sections, summary + getattr(run.recipe.data, "credit", "")),
         run.stage_folder(name),
@@ -105,16 +105,20 @@ def _costs(e: TextEvaluation, key: str, texts: Mapping[str, TokenText], title: s
         network, end_id = e.network(name), e.samplers[name].tokenizer.end_id
         options = {"draws": e.stage.draws, "repeats": e.stage.repeats, "end_id": end_id}
         label = f"{name} on {key}"
-        found[name] = cost(network, stage.objective, texts[name], stage.length, name=label, **options)
+        text = texts[name] if e.stage.windows is None else texts[name].cut(e.stage.windows * stage.length)
+        found[name] = cost(network, stage.objective, text, stage.length, name=label, **options)
     exact = [name for name, stage in e.models.items() if isinstance(stage.objective, Autoregressive)]
     missed = {name: _unknown(e, name, text) for name, text in texts.items()}
     rows = [_cost_row(e, name, key, found, exact, whole=not missed[name]) for name in e.models]
-    columns = ["model", "objective", "parameters", "tokens trained on", Column("bits per character", "plain", "lower"),
+    columns = ["model", "objective", "parameters", "tokens trained on", "tokens read",
+               Column("bits per character", "plain", "lower"),
                Column("above the autoregressive model", "share", "lower"),
                Column("perplexity per token", "plain", "lower"), Column("bits per byte", "plain", "lower"),
                "Monte-Carlo error of the bound"]  # fmt: skip
     lengths = sorted({stage.length for stage in e.models.values()})
     how = PROTOCOL.format(length=" or ".join(map(str, lengths)), draws=e.stage.draws, repeats=e.stage.repeats)
+    if e.stage.windows is not None:
+        how += f" Counted are the first {e.stage.windows} windows of the text."
     if any(e.separated(name) for name in e.models):
         how += " " + DOCUMENTS
     for count in sorted({*missed.values()} - {0}):
@@ -182,9 +186,10 @@ def _cost_row(
         e.note(f"{key}.bits_per_byte", bound.bits_per_byte, source),
     ]
     made = e.run.manifest(name)
+    read = made["tokens"] * stage.objective.readings
     error = "" if is_exact else f"{bound.monte_carlo_se / bound.nats_per_token.value:.2%}"
     label = f"{name}, lengths given" if given else name if is_exact or not whole else f"<= {name}"
-    return Row([label, stage.objective.kind, made["parameters"], made["tokens"], bits, gap, *others, error])
+    return Row([label, stage.objective.kind, made["parameters"], made["tokens"], read, bits, gap, *others, error])
 
 
 def gap_to(exact: TextCost, bound: TextCost) -> Interval | None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple, Self
 
 import torch
@@ -15,7 +14,6 @@ from backbone.noise import uniform
 from discrete.autoregressive import continue_text
 from discrete.d3pm import sample_chain
 from discrete.objective import Autoregressive, Blocks, Masked
-from discrete.predict import denoiser, sharpened
 from discrete.replaced import D3PM, Uniform
 from discrete.sample import Remember, block_causal
 from discrete.schedule import Linear
@@ -24,7 +22,7 @@ from discrete.uniform import uniform_ancestral, uniform_start
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import GAP, block_within, fill_in, on_a_grid, remembers
+from pipelines.masked_sampling import GAP, ORDERED, block_within, fill_in, on_a_grid, remembers, sharpener
 from pipelines.models import load_text_model
 from pipelines.runs import Run, stage_of
 from pipelines.sampling_options import Settings
@@ -123,11 +121,13 @@ class TextSampler:
             rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return [self.tokenizer.decode(row) for row in rows]
 
-    def usual_settings(self, length: int | None = None, block: int | None = None) -> Settings:
-        """How `length` tokens are written where nothing is said; beyond the windows of the training, by blocks."""
+    def usual_settings(
+        self, length: int | None = None, block: int | None = None, sampler: str | None = None
+    ) -> Settings:
+        """How `length` tokens are written where no more is said; beyond the windows of the training, by blocks."""
         length = length or self.length
         beyond = isinstance(self.objective, Masked) and length > self.length
-        return usual_settings(self.objective, block or (block_within(self.length) if beyond else length))
+        return usual_settings(self.objective, block or (block_within(self.length) if beyond else length), sampler)
 
     def write(
         self,
@@ -139,6 +139,8 @@ class TextSampler:
         length: int | None = None,
     ) -> Written:
         """Write `count` texts of `length` tokens around a prompt; longer ones than the model read go by blocks.
+
+        So masked models do; an autoregressive one goes on beyond what it was trained on, the others refuse.
 
         Where the training text has documents, an autoregressive model ends a text where it will, and a masked one, to
         which lengths were given, writes one as long as one of them, but not less than the prompt.
@@ -166,6 +168,11 @@ class TextSampler:
         """Fill in what is not known of x (B, L). Raises PalimpsestError where the model cannot."""
         check_settings(self.objective, settings)
         _check_known(x, known, self.network.vocab)
+        if x.shape[1] > self.length and isinstance(self.objective, Uniform | D3PM):
+            raise PalimpsestError(
+                f"The text is to have {x.shape[1]} tokens, but this model of kind {self.objective.kind!r} was trained "
+                f"on {self.length} and writes them all at once: ask for at most so many, or take a masked model"
+            )
         with _counted(self.network) as count:
             match self.objective:
                 case Autoregressive():
@@ -197,20 +204,9 @@ class TextSampler:
         plain = objective.logits(self.network, end_id)
         if remembers(settings, timed=self.network.config.time):
             plain = Remember(plain)
-        options, mask_id = settings.masked, self.network.mask_id
-        denoise = denoiser(
-            plain,
-            mask_id=mask_id,
-            allowed=allowed,
-            temperature=settings.temperature,
-            top_k=options.top_k,
-            top_p=options.top_p,
-        )
-        hidden = torch.where(known, x, mask_id)
-        window = self.length if x.shape[1] > self.length else None
-        return fill_in(
-            denoise, objective.schedule, hidden, known, settings, mask_id=mask_id, generator=generators, window=window
-        )
+        mask_id, window = self.network.mask_id, self.length if x.shape[1] > self.length else None
+        options = {"mask_id": mask_id, "generator": generators, "window": window, "allowed": allowed}
+        return fill_in(plain, objective.schedule, torch.where(known, x, mask_id), known, settings, **options)
 
     def _by_blocks(
         self, size: int, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings
@@ -218,7 +214,8 @@ class TextSampler:
         """Block-causal diffusion, at `steps` steps for each block."""
         hidden = torch.where(known, x, self.network.mask_id)
         sampler, times = on_a_grid(settings)
-        options = {"generator": generators, "known": known, "sharpen": partial(_sharpened, settings)}
+        sharpen = None if settings.sampler in ORDERED else sharpener(settings)
+        options = {"generator": generators, "known": known, "sharpen": sharpen}
         return block_causal(self.network, Linear(), hidden, times, sampler=sampler, size=size, **options)
 
 
@@ -232,8 +229,7 @@ def _continued(
             "An autoregressive model writes behind a prompt alone, as long in every row: what is known here has gaps, "
             "or ends at different places. Take a masked model."
         )
-    sharpen = partial(_sharpened, settings)
-    return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=sharpen)
+    return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=sharpener(settings))
 
 
 def _replaced(
@@ -264,18 +260,13 @@ def _chained(
     return sample_chain(objective.denoise(network), chain, start, generator=generators, known=known)
 
 
-def _sharpened(settings: Settings, logits: Tensor) -> Tensor:
-    """The settings' temperature, top-k and top-p."""
-    options = settings.masked
-    return sharpened(logits, temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
-
-
 def document_lengths(ids: Tensor, end_id: int | None) -> Tensor | None:
-    """Tokens of each document of a text (N,), its end included; None where nothing ends."""
+    """Tokens of each document of a text (N,) that is not empty, its end included; None where nothing ends."""
     if end_id is None:
         return None
     ends = (ids == end_id).nonzero()[:, 0]
-    return ends.diff(prepend=ends.new_tensor([-1]))
+    lengths = ends.diff(prepend=ends.new_tensor([-1]))
+    return lengths[lengths > 1]
 
 
 def _check_known(x: Tensor, known: Tensor, vocab: int) -> None:

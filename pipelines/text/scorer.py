@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from discrete.attend import causal
 from discrete.objective import Autoregressive
 from eval.generative import Scores
+from eval.text import entropy
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.runs import Run
@@ -41,7 +42,10 @@ class Scorer:
 
     @torch.no_grad()
     def read(self, texts: Sequence[str]) -> tuple[Scores, NDArray[np.float32]]:
-        """Costs of texts in the scorer's own tokens, and the state (n, dim) behind the last token of each."""
+        """Costs of texts in the scorer's own tokens, and the state (n, dim) behind the last token of each.
+
+        The end of a document is priced, but never read: the last state is then that in front of it.
+        """
         network, nats, states = self.model.network, list[float](), list[NDArray[np.float32]]()
         encoded = [torch.from_numpy(self.model.tokenizer.encode(text).ids).long() for text in texts]
         for start in range(0, len(encoded), BATCH):
@@ -53,7 +57,10 @@ class Scorer:
             logits = network.score(seen[:, :-1]).float().flatten(0, 1)
             costs = F.cross_entropy(logits, x.flatten().to(read.device), reduction="none").view_as(x).cpu().double()
             nats += torch.where(torch.arange(x.shape[1]) < lengths[:, None], costs, 0).sum(1).tolist()
-            states += list(seen[torch.arange(len(rows)), lengths].float().cpu().numpy())
+            ended = torch.tensor([int(row[-1]) == self.model.tokenizer.end_id for row in rows])
+            states += list(seen[torch.arange(len(rows)), lengths - ended.long()].float().cpu().numpy())
         tokens = [len(row) for row in encoded]
-        scores = Scores(scorer=self.name, nats=nats, tokens=tokens, characters=[len(text) for text in texts])
+        entropies = [entropy(row.tolist()) for row in encoded]
+        characters = [len(text) for text in texts]
+        scores = Scores(scorer=self.name, nats=nats, tokens=tokens, characters=characters, entropies=entropies)
         return scores, np.stack(states)

@@ -26,20 +26,23 @@ def samplers_of(objective: AnyObjective) -> tuple[str, ...]:
             return ("all_steps",)
 
 
-def usual_settings(objective: AnyObjective, length: int) -> Settings:
-    """How a model writes `length` tokens, or a block of so many, where nothing is said.
+def usual_settings(objective: AnyObjective, length: int, sampler: str | None = None) -> Settings:
+    """How a model writes `length` tokens, or a block of so many, where nothing is said, or nothing but the sampler.
 
     Half as many steps as tokens; of models of blocks four for each token of a block, since blocks are read cheaply and
-    tokens that are revealed together do not know each other; of a chain all its steps.
+    tokens that are revealed together do not know each other; of a chain all its steps; of first hitting one for each
+    token, since its law is the model's own then alone.
     """
     match objective:
+        case Masked() if sampler == "first_hitting":
+            count = length
         case D3PM(steps=steps):
             count = steps
         case Blocks(size=size):
             count = 4 * size
         case _:
             count = max(2, length // 2)
-    return Settings(sampler=samplers_of(objective)[0], steps=count, guidance=1.0)
+    return Settings(sampler=sampler or samplers_of(objective)[0], steps=count, guidance=1.0)
 
 
 def check_settings(objective: AnyObjective, settings: Settings, given: Iterable[str] = ()) -> None:

@@ -48,7 +48,7 @@ def _rows(name: str, model: TextModelStage, stage: TextSweepStage) -> Iterator[S
     curves = list(_curves(model, stage, plain))
     for curve, settings in curves:
         yield Setting("steps", name, f"{name}: {curve}", settings)
-    if isinstance(model.objective, Uniform | D3PM):  # their networks give no logits that a temperature could act on
+    if isinstance(model.objective, Uniform | D3PM):  # their steps go by the model's own law
         return
     for temperature in (*stage.temperatures, 1.0):
         yield Setting("temperature", name, name, dataclasses.replace(plain, temperature=temperature))
@@ -168,6 +168,7 @@ class TextJudged:
             "genppl": found.perplexity,
             "nats_per_character": found.nats_per_character,
             "entropy": found.entropy,
+            "token_entropy": found.token_entropy,
             "self_bleu_4": found.self_bleu_4,
             "mauve": overlap.mauve.interval(),
             "mauve_star": overlap.smoothed.interval(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from eval.blocks import Block, Column, Curve, Figure, Row, Section, Series, Table, Texts
+from eval.generative import ENTROPY_MARGIN
 from pipelines.runs import Run
 from pipelines.sweep_report import EVALUATIONS, Axis, Measured, family, kept, lines
 from pipelines.sweep_rows import ROWS, read_rows
@@ -25,7 +26,6 @@ def sweep_sections(run: Run, name: str, stage: TextSweepStage) -> tuple[dict[str
     figures = {}
     for row in rows:
         how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
-        how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
         for figure, value in row["figures"].items():
             source = f"{name}: {row['scorer']}, {row['mauve']}"
             figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, source)
@@ -37,13 +37,12 @@ def _sections(stage: TextSweepStage, rows: Sequence[Measured]) -> list[Section]:
     real = next(row for row in rows if row["group"] == REAL)
     lead = (
         f"{stage.count} texts of {stage.length} tokens a row. Perplexity is {real['scorer']}, a model of this recipe "
-        f"and no published one; MAUVE is {real['mauve']}, over seeds of its clustering. A low perplexity at an entropy "
-        "below that of real text means repetition, and ranks nothing."
+        f"and no published one; MAUVE is {real['mauve']}, in brackets the range over seeds of its clustering; of "
+        "so few texts it tells a collapse from the rest, and little more. A perplexity at an entropy more than "
+        f"{ENTROPY_MARGIN:g} nats below that of real text means repetition, and ranks nothing."
     )
     blocks = [*_charts([row for row in rows if row["group"] == "steps"], real), _trade(rows), _table(rows)]
-    shown = [
-        (f"{_label(row)}, {row['steps']} steps, temperature {row['temperature']:g}", row["texts"][0]) for row in rows
-    ]
+    shown = [(f"{_label(row)}{_taken(row)}, temperature {row['temperature']:g}", row["texts"][0]) for row in rows]
     return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
 
 
@@ -90,13 +89,20 @@ def _trade(rows: Sequence[Measured]) -> Curve:
 
 
 def _label(row: Measured) -> str:
-    """The curve of a row, with the value of what cuts its laws."""
-    cuts = [
-        row["masked"][option]
-        for option, all_of_it in (("top_p", 1.0), ("top_k", 0))
-        if row["masked"][option] != all_of_it
-    ]
-    return " ".join([row["curve"], *(f"{cut:g}" for cut in cuts)])
+    """The curve of a row, with the value of what cuts its laws, or of the bound that stands in place of steps."""
+    options = row["masked"]
+    cuts = [options[name] for name, all_of_it in (("top_p", 1.0), ("top_k", 0)) if options[name] != all_of_it]
+    bounds = [options["bound"]] if row["sampler"] == "entropy_bound" else []
+    return " ".join([row["curve"], *(f"{value:g}" for value in (*bounds, *cuts))])
+
+
+def _steps(row: Measured) -> str:
+    """How many steps were taken; nothing where the settings do not say it."""
+    return "" if row["sampler"] in (REAL, "one_by_one", "entropy_bound") else str(row["steps"])
+
+
+def _taken(row: Measured) -> str:
+    return f", {steps} steps" if (steps := _steps(row)) else ""
 
 
 def _sharpness(row: Measured) -> tuple[float, float, int]:
@@ -106,17 +112,24 @@ def _sharpness(row: Measured) -> tuple[float, float, int]:
 
 def _table(rows: Sequence[Measured]) -> Table:
     columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
-               Column("whole texts read", "plain", "lower"), "perplexity", "entropy",
-               Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct pairs",
-               "longest copy", "may be ranked"]  # fmt: skip
+               Column("whole texts read", "plain", "lower"), "perplexity", "entropy of words", "entropy of tokens",
+               Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct 1, 2, 4",
+               "duplicates", "longest copy", "may be ranked"]  # fmt: skip
     lines = []
     for row in rows:
         figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
         kind = "ceiling" if row["group"] == REAL else "model"
-        cells = [_label(row), row["steps"], row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
-                 figures["entropy"], figures["mauve"], figures["self_bleu_4"], round(row["variety"]["distinct_2"], 3),
-                 row["variety"]["longest_copied"], "yes" if row["comparable"] else "no"]  # fmt: skip
+        variety = row["variety"]
+        distinct = ", ".join(f"{variety[f'distinct_{n}']:.2f}" for n in (1, 2, 4))
+        cells = [_label(row), _steps(row), row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
+                 figures["entropy"], figures.get("token_entropy"), figures["mauve"], figures["self_bleu_4"], distinct,
+                 f"{variety['duplicates']:.0%}", variety["longest_copied"],
+                 "yes" if row["comparable"] else "no"]  # fmt: skip
         lines.append(Row(cells, kind=kind))
     return Table(
-        "All rows", columns, lines, note="Distinct pairs and longest copies are of words, over all texts of a row."
+        "All rows",
+        columns,
+        lines,
+        note="Distinct runs of 1, 2 and 4 words, and the longest run that the training "
+        "text holds, are over all texts of a row.",
     )

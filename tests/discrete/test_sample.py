@@ -8,7 +8,7 @@ from torch import Tensor
 
 from backbone.noise import uniform
 from discrete.layout import Layout
-from discrete.predict import denoiser, subs
+from discrete.predict import denoiser, sharpened, subs
 from discrete.sample import (
     Remasking,
     Remember,
@@ -100,6 +100,51 @@ def test_draw_never_returns_a_token_without_probability():
 def test_samplers_of_the_reverse_process_reproduce_the_exact_joint(sampler, schedule):
     x = sampler(JOINT, schedule, all_masked(10_000), torch.linspace(1, 0, 201), mask_id=3, generator=generator(1))
     assert JOINT.chi_square(x) > 1e-3
+
+
+@pytest.mark.parametrize(("rule", "eta"), [("cap", 0.3), ("rescale", 0.3), ("rescale", 1.0)])
+def test_remasking_hides_as_often_as_its_rule_says_and_keeps_the_visible_share(rule, eta):
+    t, s, joint = 0.5, 0.3, Joint(vocab=3, length=3)
+    remasking = Remasking(rule=rule, eta=eta)
+    most = min(1, s / (1 - t))  # (1 - alpha_s) / alpha_t of the linear schedule
+    sigma = min(eta, most) if rule == "cap" else eta * most
+    alphas = torch.tensor([1 - t, 1 - s], dtype=torch.float64)
+    assert remasking.sigma(*alphas).item() == pytest.approx(sigma)
+    x = joint.sample(60_000)
+    hidden = uniform(x.shape, generator(2)) < t
+    x_t = torch.where(hidden, 3, x)
+    times = torch.tensor([t, s, 0.0])
+    seen = []
+
+    def watched(x_s: Tensor, at: Tensor) -> Tensor:
+        seen.append(x_s)
+        return joint(x_s, at)
+
+    remask(watched, Linear(), x_t, times, mask_id=3, generator=generator(1), remasking=remasking)
+    again = (seen[1] == 3)[~hidden].double().mean().item()
+    assert again == pytest.approx(sigma, abs=5 * (sigma / hidden.numel()) ** 0.5)
+    assert (seen[1] == 3).double().mean().item() == pytest.approx(s, abs=0.005)
+
+
+@pytest.mark.parametrize("sampler", [confidence, entropy_bound])
+def test_draws_may_be_greedy_while_the_order_is_the_models(sampler):
+    """Five positions of falling certainty, in a known order; the likeliest token is drawn at each."""
+    order = [3, 0, 4, 1, 2]  # surest first
+    p = torch.zeros(5, 4, dtype=torch.float64)
+    for rank, place in enumerate(order):
+        p[place, 1], p[place, 0] = 0.95 - 0.1 * rank, 0.05 + 0.1 * rank
+    seen = []
+
+    def denoise(x: Tensor, _: Tensor) -> Tensor:
+        seen.append((x[0] == 3).tolist())
+        return subs(p.log().expand(len(x), 5, 4), x, 3)
+
+    options = {"mask_id": 3, "generator": generator(), "sharpen": lambda logits: sharpened(logits, top_k=1)}
+    grid = 0.0 if sampler is entropy_bound else torch.linspace(1, 0, 6)
+    x = sampler(denoise, Linear(), torch.full((1, 5), 3), grid, **options)
+    assert x.tolist() == [[1] * 5]
+    came = [next(i for i in range(5) if before[i] and not after[i]) for before, after in pairwise([*seen, [False] * 5])]
+    assert came == order
 
 
 def test_remasking_tends_to_the_exact_joint_as_steps_grow_finer_and_sigma_smaller():

@@ -1,12 +1,14 @@
 import math
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from backbone.clip import cure_torchvision
 from eval.generative import GenerativeText, Scores, comparable, generative_text, self_bleu
-from eval.text import Corpus
+from eval.interval import Interval
+from eval.text import Corpus, entropy
 
 cure_torchvision()
 TRAIN = Corpus([tuple("abcdefgh")])
@@ -15,8 +17,9 @@ TRAIN = Corpus([tuple("abcdefgh")])
 def scored(texts, nats=None, scorer="own-ar", characters=None):
     lengths = [len(text) + 1 for text in texts]
     return Scores(
-        scorer=scorer, nats=lengths if nats is None else nats, tokens=lengths, characters=characters or lengths
-    )
+        scorer=scorer, nats=lengths if nats is None else nats, tokens=lengths, characters=characters or lengths,
+        entropies=[entropy(text) for text in texts],
+    )  # fmt: skip
 
 
 def figures(texts, **given) -> GenerativeText:
@@ -44,7 +47,9 @@ def test_every_text_counts_the_last_one_too():
 
 
 def test_totals_over_totals_are_not_a_mean_over_texts():
-    found = generative_text(Scores(scorer="s", nats=[1, 90], tokens=[1, 10], characters=[4, 41]), ["a", "b"], TRAIN)
+    found = generative_text(
+        Scores(scorer="s", nats=[1, 90], tokens=[1, 10], characters=[4, 41], entropies=[0, 0]), ["a", "b"], TRAIN
+    )
     assert found.perplexity.value == pytest.approx(math.exp(91 / 11))
     assert found.nats_per_character.value == pytest.approx(91 / 45)
 
@@ -52,8 +57,9 @@ def test_totals_over_totals_are_not_a_mean_over_texts():
 def test_nats_per_character_do_not_hang_on_the_tokens_of_the_scorer():
     """One model over characters, its tokens cut anew into pairs: the perplexity moves, the cost of a character not."""
     texts, nats, characters = ["abab", "bbbb", "abcdef"], [4.0, 2.0, 9.0], [4, 4, 6]
-    fine = generative_text(Scores(scorer="s", nats=nats, tokens=[4, 4, 6], characters=characters), texts, TRAIN)
-    coarse = generative_text(Scores(scorer="s", nats=nats, tokens=[2, 2, 3], characters=characters), texts, TRAIN)
+    common = {"scorer": "s", "nats": nats, "characters": characters, "entropies": [0.5] * 3}
+    fine = generative_text(Scores(tokens=[4, 4, 6], **common), texts, TRAIN)
+    coarse = generative_text(Scores(tokens=[2, 2, 3], **common), texts, TRAIN)
     assert coarse.nats_per_character == fine.nats_per_character
     assert coarse.perplexity.value == pytest.approx(fine.perplexity.value**2)
 
@@ -71,7 +77,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
         lengths = rng.randint(1, 16, 120)
         nats = lengths * rng.gamma(4, rate / 4, 120)
         texts = [tuple(row) for row in rng.randint(0, 2, (120, 2))]  # one in two has entropy ln 2
-        scores = Scores(scorer="s", nats=nats, tokens=lengths, characters=3 * lengths)
+        scores = Scores(scorer="s", nats=nats, tokens=lengths, characters=3 * lengths, entropies=lengths)
         found = generative_text(scores, texts, TRAIN, bleu_texts=2)
         truths = math.exp(rate), rate / 3, math.log(2) / 2
         for name, truth in zip(("perplexity", "nats_per_character", "entropy"), truths, strict=True):
@@ -147,11 +153,14 @@ def test_text_that_repeats_itself_is_not_ranked():
     assert comparable(real, loop)  # more entropy than real text is no flattery
 
 
+@pytest.mark.parametrize("field", ["entropy", "token_entropy"])
 @pytest.mark.parametrize(("gap", "allowed"), [(0.19, True), (0.21, False)])
-def test_the_margin_is_a_fifth_of_a_nat(gap, allowed):
+def test_the_margin_is_a_fifth_of_a_nat_of_words_and_of_tokens(gap, allowed, field):
     real = figures(["abcdefgh", "abcdefgh"])
-    near = GenerativeText(**{**vars(real), "entropy": real.entropy.__class__(real.entropy.value - gap, 0, 9, 2)})
-    assert bool(comparable(near, real)) is allowed
+    near = replace(real, **{field: Interval(getattr(real, field).value - gap, 0, 9, 2)})
+    verdict = comparable(near, real)
+    assert bool(verdict) is allowed
+    assert allowed or ("words" if field == "entropy" else "tokens") in verdict.reason
 
 
 def test_two_scorers_are_not_compared():
@@ -161,7 +170,7 @@ def test_two_scorers_are_not_compared():
 
 
 def test_refusals_say_value_expectation_and_remedy():
-    good = {"scorer": "s", "nats": [1, 2], "tokens": [1, 2], "characters": [3, 4]}
+    good = {"scorer": "s", "nats": [1, 2], "tokens": [1, 2], "characters": [3, 4], "entropies": [0, 1]}
     with pytest.raises(ValueError, match=r"got -2.0: pass -ln p"):
         Scores(**{**good, "nats": [1, -2]})
     with pytest.raises(ValueError, match=r"got 0.0: score its end token"):

@@ -17,6 +17,7 @@ from pipelines.masked_sampler import MaskedSampler
 from pipelines.masked_sampling import fill_in, on_a_grid
 from pipelines.masked_stage import MdlmTask
 from pipelines.pair_schedule import spans
+from pipelines.pictures import to_pil
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings, Variant
@@ -99,6 +100,27 @@ def test_words_are_filled_in_while_the_picture_stays(smoke: Path, sampler: Maske
     assert words.startswith("a ") and words.endswith(" star")
     with pytest.raises(PalimpsestError, match=r"the model reads 17 and an end token"):
         sampler.infill(x, "red " * 40, None, generators(["x"], 0), asked)
+
+
+def test_captions_and_infilling_heed_what_is_asked(smoke: Path, sampler: MaskedSampler, tmp_path: Path):
+    run, picture = load(smoke), tmp_path / "one.png"
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    to_pil(x)[0].save(picture)
+    usual = sampler.caption_settings(run.run.recipe.settings_for("mdlm"))
+    assert (usual.sampler, usual.steps, usual.temperature) == ("confidence", 18, 1.0)
+    plain = run.caption_file(picture, seed=1)
+    assert plain == run.caption_file(picture, seed=1, sampler="confidence", guidance=usual.guidance)
+    assert plain != run.caption_file(picture, seed=1, sampler="masked_ancestral", temperature=2.0)
+    box, words = (0.5, 0.0, 1.0, 1.0), "a red star"
+    made = [run.infill_file(picture, words, box, tmp_path / f"{i}.png", seed=2, **asked) for i, asked in
+            enumerate(({}, {"guidance": 1.0}, {"guidance": 6.0}))]  # fmt: skip
+    files = [(tmp_path / f"{i}.png").read_bytes() for i in range(3)]
+    assert all(one.endswith(words) for one in made) and files[0] == files[1] != files[2]
+    for wrong, message in (({"bound": 1.0}, "bound: no use to mdlm"), ({"model": "vqvae"}, "expected a masked model")):
+        with pytest.raises(PalimpsestError, match=message):
+            run.caption_file(picture, seed=0, **wrong)
+    with pytest.raises(PalimpsestError, match="count is 0, expected at least 1 pair"):
+        run.save_pairs(0, tmp_path, seed=0)
 
 
 def test_pairs_are_made_from_nothing(smoke: Path, tmp_path: Path):

@@ -24,7 +24,8 @@ from pipelines.sampling_options import MASKED_SAMPLERS, REMASKING_SAMPLERS
 from pipelines.text.config import TextSweepStage
 from pipelines.text.corpus import Corpus
 from pipelines.text.likelihood import cost
-from pipelines.text.sampler import TextSampler
+from pipelines.text.sampler import TextSampler, document_lengths
+from pipelines.text.scorer import Scorer
 from pipelines.text.sweep_report import sweep_sections
 from pipelines.text.train import TextTask
 from tests.conftest import finish, start, wait_for
@@ -116,6 +117,7 @@ def lines(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     text = recipe(folder, ("judge", "ar", "masked")).read_text(encoding="utf-8").replace("length = 32", "length = 96")
     path = tmp_path_factory.mktemp("lines") / "lines.toml"
     text = text.replace("count = 24\n", 'count = 24\nsamplers = ["masked_ancestral", "cached"]\nvariants = []\n')
+    text = text.replace("draws = 4\n", "draws = 4\nwindows = 6\n")
     path.write_text(text.replace('kind = "text"\n', 'kind = "text"\nseparator = "\\n"\n'), encoding="utf-8")
     finish("run", path, "--out", path.parent, "--data", folder)
     return path.parent / "lines"
@@ -138,7 +140,9 @@ def test_charts_hold_the_models_or_one_family_of_samplers(words: Path):
 
 def test_documents_are_written_one_at_a_time_and_masked_ones_as_long_as_real_ones(words: Path, lines: Path):
     found = json.loads((lines / "eval" / "report.json").read_text(encoding="utf-8"))["figures"]
-    assert "Each document is read on its own" in (lines / "eval" / "report.html").read_text(encoding="utf-8")
+    page = (lines / "eval" / "report.html").read_text(encoding="utf-8")
+    assert "Each document is read on its own" in page and "the first 6 windows of the text" in page
+    assert "6 windows of 96 tokens" in found["ar.text[test].perplexity"]["source"]
     texts = {"ar": "test", "masked": "test|given lengths"}  # where documents end costs the masked model nothing
     assert all(0.3 < found[f"{name}.text[{text}].bits_per_character"]["value"] < 6 for name, text in texts.items())
     assert "upper bound" not in found["masked.text[test|given lengths].perplexity"]["source"]
@@ -182,6 +186,27 @@ def test_letters_that_a_tokenizer_does_not_know_make_the_cost_no_bound(words: Pa
     sources = {text: report[f"masked.text[{text}].perplexity"]["source"] for text in ("test", "other.txt|wikitext")}
     assert "upper bound, " in sources["test"]
     assert "upper bound, unknown characters as one token, " in sources["other.txt|wikitext"]
+
+
+@pytest.mark.parametrize("folder", ["words", "lines"])
+def test_the_judge_prices_each_text_as_it_would_alone(folder: str, request: pytest.FixtureRequest):
+    run = reopen_run(request.getfixturevalue(folder))
+    judge = Scorer.load(run, "judge")
+    tokenizer, network = judge.model.tokenizer, judge.model.network
+    real = tokenizer.decode(Corpus.load(run, "judge").splits["test"].ids[:4000].numpy())
+    texts = [real[7 * i : 7 * i + 5 + i % 40].replace("\n", " ") + tokenizer.separator for i in range(70)]
+    scores, states = judge.read(texts)  # more than one batch, of unequal lengths
+    alone = [torch.from_numpy(tokenizer.encode(text).ids).long()[None] for text in texts]
+    assert scores.tokens == [ids.shape[1] for ids in alone] and scores.characters == list(map(len, texts))
+    with torch.no_grad():
+        costs = [next_token_nll(network, ids).sum().item() for ids in alone]
+    np.testing.assert_allclose(scores.nats, costs, rtol=1e-4)
+    open_texts = [text.removesuffix(tokenizer.separator) if tokenizer.separator else text for text in texts]
+    np.testing.assert_allclose(states, judge.read(open_texts)[1], rtol=1e-4, atol=1e-5)  # an end is never read
+    for parameter in network.parameters():
+        torch.nn.init.zeros_(parameter)  # knows nothing: every token costs ln V
+    scores, _ = judge.read(texts)
+    np.testing.assert_allclose(scores.nats, np.array(scores.tokens) * np.log(tokenizer.vocab_size), rtol=1e-5)
 
 
 def test_the_judge_is_not_among_what_the_report_compares(report):
@@ -309,7 +334,7 @@ def test_what_is_known_must_fit_the_tokens(words: Path, model: str):
 
 def test_texts_do_not_depend_on_how_many_are_written_at_once(words: Path, monkeypatch: pytest.MonkeyPatch):
     whole = load(words).texts(5, seed=3, model="masked", length=40)
-    monkeypatch.setattr("pipelines.generate.TEXTS", 2)
+    monkeypatch.setattr("pipelines.generate.AT_ONCE", 2)
     assert load(words).texts(5, seed=3, model="masked", length=40) == whole
 
 
@@ -318,6 +343,38 @@ def test_steps_follow_what_is_filled_in_at_a_time(words: Path):
     asked = {None: 16, 4: 2, 20: 10, 64: 4}  # beyond 32 tokens the text goes by blocks of 8
     assert {length: sampler.usual_settings(length).steps for length in asked} == asked
     assert sampler.usual_settings(32, 16).steps == 8
+
+
+def test_models_that_write_all_at_once_refuse_longer_texts_than_they_read(words: Path):
+    generate = load(words)
+    for model in ("uniform", "absorbing", "replacing"):
+        with pytest.raises(PalimpsestError, match=r"to have 40 tokens, but this model .* on 32 and writes"):
+            generate.texts(1, seed=0, model=model, length=40)
+    assert len(generate.texts(1, seed=0, model="ar", length=40)[0]) >= 40
+
+
+def test_first_hitting_reveals_one_token_a_call_unless_steps_are_asked_for(words: Path):
+    sampler = TextSampler.load(reopen_run(words), "masked")
+    usual = sampler.usual_settings(sampler=("first_hitting"))
+    assert usual.sampler == "first_hitting" and usual.steps == sampler.length
+    written = sampler.write(2, generators([""] * 2, 0), usual)
+    assert written.evaluations == sampler.length
+    assert sampler.usual_settings().steps == sampler.length // 2
+
+
+def test_greedy_draws_keep_the_order_of_confidence(words: Path):
+    """Cut to the likeliest token, every law is sure of itself: the order must come from the model's own."""
+    generate = load(words)
+    greedy = generate.texts(3, seed=0, model="masked", sampler="confidence", steps=32, top_k=1)
+    cold = generate.texts(3, seed=0, model="masked", sampler="confidence", steps=32, temperature=1e-4)
+    assert greedy == cold and len(set(greedy)) == 1
+
+
+def test_lengths_of_documents_leave_empty_ones_out():
+    ids = torch.tensor([9, 4, 9, 9, 5, 6, 9, 3])
+    found = document_lengths(ids, 9)
+    assert found is not None and found.tolist() == [2, 3]
+    assert document_lengths(ids, None) is None
 
 
 def test_a_model_refuses_another_tokenizer(words: Path, tmp_path: Path):
