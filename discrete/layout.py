@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -13,18 +14,29 @@ class Layout:
     """Lengths of the two spans and sizes of their vocabularies.
 
     Text token v keeps its id v in [0, text_vocab), specials inside; image code k has the id text_vocab + k; the mask is
-    text_vocab + image_vocab. Codes are laid out row by row.
+    text_vocab + image_vocab. Codes are laid out row by row; grids: how many square grids of them a picture has, each
+    below the one before it.
     """
 
     text_length: int
     image_length: int
     text_vocab: int
     image_vocab: int
+    grids: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("text_length", "image_length", "text_vocab", "image_vocab"):
+        for name in ("text_length", "image_length", "text_vocab", "image_vocab", "grids"):
             if getattr(self, name) < 1:
                 raise ValueError(f"layout.{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def side(self) -> int:
+        """Side of each grid of codes. Raises ValueError where they are not square."""
+        side = math.isqrt(self.image_length // self.grids)
+        if self.grids * side * side != self.image_length:
+            what = "a square grid" if self.grids == 1 else f"{self.grids} square grids"
+            raise ValueError(f"layout.image_length is {self.image_length}; the codes must form {what}")
+        return side
 
     @property
     def length(self) -> int:

@@ -65,17 +65,15 @@ class MaskedTransformer(nn.Module):
     sin: Tensor
 
     def __init__(self, config: MaskedTransformerConfig, layout: Layout) -> None:
-        """layout: the image span is a square grid, row by row; raises ValueError where it is not."""
+        """layout: the image span is made of square grids, row by row; raises ValueError where it is not."""
         super().__init__()
-        side = round(layout.image_length**0.5)
-        if side * side != layout.image_length:
-            raise ValueError(f"layout.image_length is {layout.image_length}; the codes must form a square grid")
+        side = layout.side
         self.config, self.layout = config, layout
         scale = config.dim**-0.5
         self.tokens = nn.Embedding(layout.mask_id + 1, config.dim)
         nn.init.normal_(self.tokens.weight, std=scale)
         self.text_positions = nn.Parameter(scale * torch.randn(layout.text_length, config.dim))
-        self.rows = nn.Parameter(scale * torch.randn(side, 1, config.dim))
+        self.rows = nn.Parameter(scale * torch.randn(layout.grids * side, 1, config.dim))
         self.columns = nn.Parameter(scale * torch.randn(1, side, config.dim))
         self.time = TimeEmbedding(config.dim) if config.time else None
         cond_dim = config.dim if config.time else None
@@ -85,7 +83,7 @@ class MaskedTransformer(nn.Module):
         )
         self.norm = nn.RMSNorm(config.dim, eps=1e-6)
         self.bias = nn.Parameter(torch.zeros(layout.mask_id))
-        cos, sin = _rotary(layout.text_length, side, config.dim // config.heads)
+        cos, sin = _rotary(layout, config.dim // config.heads)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
@@ -142,7 +140,8 @@ class MaskedTransformer(nn.Module):
         return Rotary(self.cos[:length], self.sin[:length])
 
 
-def _rotary(text_length: int, side: int, head_dim: int) -> Rotary:
-    """Tables of both spans, one after the other; between the spans the learned positions speak."""
-    text, image = rotary_1d(text_length, head_dim), rotary_2d(side, side, head_dim)
-    return Rotary(torch.cat([text.cos, image.cos]), torch.cat([text.sin, image.sin]))
+def _rotary(layout: Layout, head_dim: int) -> Rotary:
+    """Tables of the text and of each grid, one after the other; between them the learned positions speak."""
+    grid = rotary_2d(layout.side, layout.side, head_dim)
+    parts = [rotary_1d(layout.text_length, head_dim), *[grid] * layout.grids]
+    return Rotary(torch.cat([part.cos for part in parts]), torch.cat([part.sin for part in parts]))

@@ -184,10 +184,10 @@ class MaskedSampler:
             raise ValueError(
                 f"box {box}, expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1, as shares of the side"
             )
-        side = round(self.layout.image_length**0.5)
+        side = self.layout.side
         near, far = torch.arange(side) / side, (torch.arange(side) + 1) / side
         columns, rows = (near < right) & (far > left), (near < bottom) & (far > top)
-        return (rows[:, None] & columns).flatten().to(self.device)
+        return (rows[:, None] & columns).flatten().repeat(self.layout.grids).to(self.device)
 
     @torch.no_grad()
     def fill(
@@ -225,14 +225,13 @@ class MaskedSampler:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, h, w) of pictures (B, 3, H, W)."""
+        """Codes (B, grids h, w) of pictures (B, 3, H, W)."""
         return self.vqvae.codes(images.to(self.device))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
-        """Pictures of codes (B, h w)."""
-        side = round(codes.shape[1] ** 0.5)
-        return to_pil(self.vqvae.decode_codes(codes.unflatten(1, (side, side))))
+        """Pictures of codes (B, image_length)."""
+        return to_pil(self.vqvae.decode_codes(codes.unflatten(1, (-1, self.layout.side))))
 
     @property
     def device(self) -> torch.device:

@@ -48,7 +48,7 @@ class MdlmTask(Task):
     def _build(self) -> MaskedTransformer:
         network = MaskedTransformer(self.stage.model, self.layout)
         vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
-        network.initialise_codes(vqvae.quantizer.codebook.cpu(), step_generator(self.run.recipe.seed, 0, 0))
+        network.initialise_codes(vqvae.quantizer.codewords().detach().cpu(), step_generator(self.run.recipe.seed, 0, 0))
         return network
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:

@@ -65,13 +65,13 @@ def _reconstruct(e: Evaluation, stage: str, kind: str) -> tuple[Pictures, np.nda
 
 def _codebook(e: Evaluation, stage: str, codes: np.ndarray, source: str) -> Usage:
     """Note usage, perplexity and the k-means baseline of a VQ-VAE; return its chart."""
-    config = e.run.manifest(stage)["model"]
-    counts = count_codes(codes, config["quantizer"]["codes"])
+    config = load_vqvae(e.run, stage).config
+    counts = count_codes(codes, config.quantizer.codes)
     book = codebook(counts)
     e.figures[f"{stage}.usage"] = Figure(book.usage, book.tokens, source=f"{source}; a count over all tokens")
     e.figures[f"{stage}.perplexity"] = Figure(book.perplexity, book.tokens, source=f"{source}; a count over all tokens")
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
-    codes_and_patch = config["quantizer"]["codes"], config["factor"]
+    codes_and_patch = config.quantizer.codes, config.factor
     about = f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size"
     e.guarded(
         f"{stage}.patch_kmeans_psnr",

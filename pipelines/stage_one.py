@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
 from eval.features import quantise
-from eval.reconstruction import psnr
+from eval.reconstruction import codebook, count_codes, psnr
 from pipelines.artefact import load_weights, write_atomically
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import Stream, once
-from pipelines.hardware import device_of, seeded
+from pipelines.hardware import device_of, seeded, step_generator
 from pipelines.loop import train
 from pipelines.models import best_weights, plain
 from pipelines.pictures import side_by_side
@@ -22,16 +25,19 @@ from pipelines.progress import track
 from pipelines.runs import Run
 from pipelines.stage_config import BPEStage, VAEStage, VQVAEStage
 from pipelines.task import Batch, Task
-from tokenizer.loss import reconstruction_loss, vae_loss, vqvae_loss
+from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
-from tokenizer.quantize import code_counts, perplexity, usage
+from tokenizer.quantize import code_counts, perplexity
 from tokenizer.text import BPE
-from tokenizer.vae import VAE
+from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
 
 HELD_OUT = 256  # pictures behind a validation figure while training
 SHOWN = 16  # pictures in a grid while training
 REVIVAL_POOL = 2048  # encoder vectors from which dead codes are revived
+COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
+
+log = logging.getLogger("palimpsest")
 
 
 class ImageTask(Task):
@@ -61,17 +67,30 @@ class VAETask(ImageTask):
         super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
         self.stage = stage
         self.network = seeded(run.recipe.seed, lambda: VAE(stage.model))
+        self.warmth = 1.0
+
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
+        """Raise the weight of the KL term."""
+        self.warmth = min(1.0, (step + 1) / max(1.0, self.stage.model.kl_warmup * first))
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted negative ELBO of one draw."""
-        x = batch["image"]
-        x_hat, posterior = network(x, generator)
-        terms = vae_loss(x_hat, x, posterior, kind=self.stage.model.reconstruction, weight=self.stage.model.kl_weight)
-        return terms.total, {"reconstruction": terms.reconstruction.detach(), "kl": terms.kl.detach()}
+        x, config = batch["image"], self.stage.model
+        found: VAEOutput = network(x, generator)
+        weight = self.warmth * config.kl_weight
+        terms = found.loss(x, kind=config.reconstruction, weight=weight, free=config.free_bits)
+        scalars = {"reconstruction": terms.reconstruction.detach(), "kl": terms.kl.detach()}
+        return terms.total, scalars if found.log_scale is None else {**scalars, "scale": found.log_scale.detach().exp()}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR of the held-out pictures, decoded from the posterior mean."""
-        return {"psnr": mean_psnr(self.held_out, self._reconstruct(network, self.held_out))}
+        """PSNR of held-out pictures from the posterior mean, and the bound on their cost where there is one."""
+        found = {"psnr": mean_psnr(self.held_out, self._reconstruct(network, self.held_out))}
+        if self.stage.model.variance != "none":
+            x = self.held_out.to(device_of(network))
+            drawn: VAEOutput = network(x, step_generator(self.seed, 0, 0))
+            bound = drawn.loss(x, kind=self.stage.model.reconstruction, weight=1.0)
+            found["bits_per_dim"] = float(bound.total) / math.log(2)
+        return found
 
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Held-out pictures beside their reconstructions."""
@@ -94,6 +113,9 @@ class VQVAETask(ImageTask):
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
         config = self.stage.model
+        if not self._model().quantizer.starts_from_data:
+            self.quantise = True
+            return
         start = int(config.unquantised * first)
         self.quantise = step >= start
         if step == start:
@@ -121,21 +143,27 @@ class VQVAETask(ImageTask):
         if quantized is None:
             loss = reconstruction_loss(x_hat, x, config.reconstruction)
             return loss, {"reconstruction": loss.detach()}
-        terms = vqvae_loss(
-            x_hat, x, quantized.codebook, quantized.commitment, kind=config.reconstruction, beta=config.beta
-        )
+        terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
-        return terms.total, {**scalars, "batch_perplexity": quantized.perplexity}
+        counts = code_counts(quantized.codes, config.quantizer.codes)
+        return terms.total, {**scalars, "own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR, usage and perplexity on the held-out pictures."""
+        """PSNR and the health of the codebook on the held-out pictures; a codebook that collapses is warned of."""
         model: VQVAE = network  # type: ignore[assignment]
-        codes = model.codes(self.held_out.to(device_of(network)))
-        counts = code_counts(codes, self.stage.model.quantizer.codes)
+        codes = model.codes(self.held_out.to(device_of(network))).cpu().numpy()
+        found = codebook(count_codes(codes, model.quantizer.vocabulary))
+        if self.quantise and found.perplexity < max(1.5, COLLAPSED * min(model.quantizer.vocabulary, codes.size)):
+            log.warning(
+                "The codebook collapses: %d of %d codes occur in %d tokens, as if there were %.0f. Lower the learning "
+                "rate, revive more often (model.revive_every), or take another quantizer.",
+                len(np.unique(codes)), model.quantizer.vocabulary, codes.size, found.perplexity,
+            )  # fmt: skip
         return {
             "psnr": mean_psnr(self.held_out, self._reconstruct(network, self.held_out)),
-            "usage": float(usage(counts)),
-            "perplexity": float(perplexity(counts)),
+            "usage": found.usage,
+            "perplexity": found.perplexity,
+            "top_share": found.top_share,
         }
 
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple, assert_never
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizer.posterior import Gaussian
 
-Reconstruction = Literal["l1", "l2", "mixed"]
+Reconstruction = Literal["l1", "l2", "charbonnier", "mixed"]
+CHARBONNIER = 1e-3  # where its square turns into a line: an eighth of a level of 8 bits
+HALF_LEVEL = 1 / 255  # half the step between two levels of 8 bits in [-1, 1]
 
 
 class VAELoss(NamedTuple):
@@ -21,38 +24,79 @@ class VAELoss(NamedTuple):
 
 
 class VQVAELoss(NamedTuple):
-    """total is what is minimised; codebook and commitment are mean squared distances before their weights. All ()."""
+    """total is what is minimised; own is the quantiser's own term, commitment a distance before its weight. All ()."""
 
     total: Tensor
     reconstruction: Tensor
-    codebook: Tensor
+    own: Tensor
     commitment: Tensor
 
 
 def reconstruction_loss(x_hat: Tensor, x: Tensor, kind: Reconstruction) -> Tensor:
-    """Mean over all values of |d| (l1), d^2 (l2) or |d| + 2 d^2 (mixed), d = x_hat - x. Returns () float32."""
+    """Mean over all values of |d| (l1), d^2 (l2), sqrt(d^2 + 1e-6) (charbonnier) or |d| + 2 d^2 (mixed).
+
+    d = x_hat - x. Returns () float32.
+    """
     difference = x_hat.float() - x.float()
     match kind:
         case "l1":
             return difference.abs().mean()
         case "l2":
             return difference.square().mean()
+        case "charbonnier":
+            return (difference.square() + CHARBONNIER**2).sqrt().mean()
         case "mixed":
             return difference.abs().mean() + 2 * difference.square().mean()
         case _:
             assert_never(kind)
 
 
-def vae_loss(x_hat: Tensor, x: Tensor, posterior: Gaussian, *, kind: Reconstruction, weight: float) -> VAELoss:
-    """Negative evidence bound with a weight on the KL term (arXiv:1312.6114, eq. 3).
+def vae_loss(
+    x_hat: Tensor, x: Tensor, posterior: Gaussian, *, kind: Reconstruction, weight: float, free: float = 0.0
+) -> VAELoss:
+    """Reconstruction with a weighted KL term (arXiv:1312.6114, eq. 3, up to the reconstruction's scale).
 
         total = reconstruction + weight KL / (c h w)
 
     x_hat, x: (B, 3, H, W); posterior: (B, c, h, w). The KL counts per latent value, so the weight fits every size.
+    free: nats per value and channel that cost nothing (free bits, arXiv:1606.04934, app. C.8); `kl` is the whole.
     """
     reconstruction = reconstruction_loss(x_hat, x, kind)
-    kl = posterior.kl().mean() / posterior.mean[0].numel()
-    return VAELoss(reconstruction + weight * kl, reconstruction, kl)
+    kl = posterior.kl_per_channel()  # (c,)
+    return VAELoss(reconstruction + weight * kl.clamp_min(free).mean(), reconstruction, kl.mean())
+
+
+def elbo_loss(
+    x_hat: Tensor, x: Tensor, posterior: Gaussian, log_scale: Tensor, *, weight: float = 1.0, free: float = 0.0
+) -> VAELoss:
+    """Negative evidence bound in nats per colour value; at weight 1 and free 0 a bound on the images' own cost.
+
+        total = (-log p(x | z) + weight KL) / (3 H W)
+
+    reconstruction is -log p(x | z) per colour value under `levels_nll`; the rest is as in `vae_loss`.
+    """
+    values = x[0].numel()
+    reconstruction, kl = levels_nll(x_hat, x, log_scale).mean(), posterior.kl_per_channel()
+    paid = kl.clamp_min(free).mean() * posterior.mean[0].numel() / values
+    return VAELoss(reconstruction + weight * paid, reconstruction, kl.mean())
+
+
+def levels_nll(x_hat: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
+    """-log p of the 8-bit level of each value under a normal law around x_hat, discretised: the shape of x, in nats.
+
+        p(x) = Phi((x + 1/255 - x_hat) / scale) - Phi((x - 1/255 - x_hat) / scale),   the outermost levels open
+
+    so the 256 levels add up to 1, and bounds are bits per dimension of the images themselves (as arXiv:1701.05517,
+    eq. 2, has it for logistic laws). x in [-1, 1] at levels of 8 bits; float32.
+    """
+    x, x_hat = x.float(), x_hat.float()
+    scale = log_scale.float().exp()
+    low = torch.where(x < -1 + HALF_LEVEL, -torch.inf, (x - HALF_LEVEL - x_hat) / scale)
+    high = torch.where(x > 1 - HALF_LEVEL, torch.inf, (x + HALF_LEVEL - x_hat) / scale)
+    flip = low > 0  # on the side where both tails are small
+    low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
+    below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    return -(above + torch.log1p(-torch.exp((below - above).clamp_max(-1e-6))))
 
 
 def codebook_terms(vectors: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
@@ -67,11 +111,11 @@ def codebook_terms(vectors: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def vqvae_loss(
-    x_hat: Tensor, x: Tensor, codebook: Tensor, commitment: Tensor, *, kind: Reconstruction, beta: float
+    x_hat: Tensor, x: Tensor, own: Tensor, commitment: Tensor, *, kind: Reconstruction, beta: float
 ) -> VQVAELoss:
     """Loss of a VQ-VAE (arXiv:1711.00937, eq. 3): beta weighs the encoder's term, never the codebook's.
 
-    total = reconstruction + codebook + beta commitment;   x_hat, x: (B, 3, H, W), the terms of `codebook_terms`.
+    total = reconstruction + own + beta commitment;   x_hat, x: (B, 3, H, W); own, commitment: of `Quantized`.
     """
     reconstruction = reconstruction_loss(x_hat, x, kind)
-    return VQVAELoss(reconstruction + codebook + beta * commitment, reconstruction, codebook, commitment)
+    return VQVAELoss(reconstruction + own + beta * commitment, reconstruction, own, commitment)

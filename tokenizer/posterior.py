@@ -38,6 +38,11 @@ class Gaussian:
         terms = self.mean.square() + self.log_var.exp() - 1 - self.log_var
         return terms.flatten(1).sum(1) / 2
 
+    def kl_per_channel(self) -> Tensor:
+        """The same in nats per latent value, a mean over items and positions: (c,)."""
+        terms = self.mean.square() + self.log_var.exp() - 1 - self.log_var
+        return terms.mean((0, 2, 3)) / 2
+
 
 @dataclass
 class LatentMoments:

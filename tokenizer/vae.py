@@ -5,17 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from backbone.conv import Decoder, Encoder, check_sizes
 from backbone.noise import Randomness
-from tokenizer.loss import Reconstruction
+from tokenizer.loss import Reconstruction, VAELoss, elbo_loss, vae_loss
 from tokenizer.posterior import Gaussian
 
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes and loss of a VAE. factor: side of the pixel square that one latent position stands for."""
+    """Sizes and loss of a VAE. factor: side of the pixel square that one latent position stands for.
+
+    variance: none weighs `reconstruction` against the KL; fixed and learned make the loss the evidence bound of 8-bit
+    images under a normal law around the decoder's picture, whose scale is given or learned (sigma-VAE,
+    arXiv:2006.13202), and kl_weight 1 is then the bound itself.
+    """
 
     kind: Literal["vae"] = "vae"
     factor: int = 4
@@ -24,7 +30,11 @@ class VAEConfig:
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     reconstruction: Reconstruction = "mixed"
-    kl_weight: float = 2e-3  # times nats per latent value
+    kl_weight: float = 2e-3  # times nats per latent value, or of the KL in the bound
+    kl_warmup: float = 0.0  # share of the steps over which the weight rises from 0
+    free_bits: float = 0.0  # nats per latent value of each channel that cost nothing
+    variance: Literal["none", "fixed", "learned"] = "none"
+    scale: float = 0.1  # standard deviation of a colour value in [-1, 1]; where it is learned, its start
 
     def __post_init__(self) -> None:
         check_sizes(self.factor, self.channels, self.encoder_blocks, self.decoder_blocks)
@@ -32,13 +42,26 @@ class VAEConfig:
             raise ValueError(f"latent_channels is {self.latent_channels}, expected at least 1. Use 4 for small images.")
         if not 0 <= self.kl_weight < float("inf"):
             raise ValueError(f"kl_weight is {self.kl_weight}, expected 0 or a positive number. Try 2e-3.")
+        if not 0 <= self.kl_warmup <= 1:
+            raise ValueError(f"kl_warmup is {self.kl_warmup}, expected a share from 0 (none) to 1. Try 0.1.")
+        if not 0 <= self.free_bits < float("inf"):
+            raise ValueError(f"free_bits is {self.free_bits}, expected 0 nats (none) or more. Try 0.1.")
+        if not 0 < self.scale < float("inf"):
+            raise ValueError(f"scale is {self.scale}, expected a number above 0. Try 0.1.")
 
 
 class VAEOutput(NamedTuple):
-    """One pass: the reconstruction (B, 3, H, W) and the posterior it was drawn from."""
+    """One pass: the reconstruction (B, 3, H, W), the posterior it comes from, and the scale of the law around it."""
 
     x_hat: Tensor
     posterior: Gaussian
+    log_scale: Tensor | None  # (), where the configuration has a variance
+
+    def loss(self, x: Tensor, *, kind: Reconstruction, weight: float, free: float = 0.0) -> VAELoss:
+        """`elbo_loss` where there is a variance, else `vae_loss`; x: (B, 3, H, W)."""
+        if self.log_scale is None:
+            return vae_loss(self.x_hat, x, self.posterior, kind=kind, weight=weight, free=free)
+        return elbo_loss(self.x_hat, x, self.posterior, self.log_scale, weight=weight, free=free)
 
 
 class VAE(nn.Module):
@@ -49,6 +72,10 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = Encoder(config.factor, config.channels, config.encoder_blocks, 2 * config.latent_channels)
         self.decoder = Decoder(config.factor, config.channels, config.decoder_blocks, config.latent_channels)
+        self.log_scale: Tensor | None = None
+        if config.variance != "none":
+            start = torch.tensor(config.scale).log()
+            self.log_scale = nn.Parameter(start, requires_grad=config.variance == "learned")
 
     @property
     def downsample(self) -> int:
@@ -66,4 +93,4 @@ class VAE(nn.Module):
     def forward(self, x: Tensor, generator: Randomness) -> VAEOutput:
         """Encode, draw once and decode."""
         posterior = self.encode(x)
-        return VAEOutput(self.decode(posterior.sample(generator)), posterior)
+        return VAEOutput(self.decode(posterior.sample(generator)), posterior, self.log_scale)

@@ -1,7 +1,8 @@
 """VQ-VAE (arXiv:1711.00937): images to a grid of codes, and back.
 
-It trains in two phases: first without quantisation, until the encoder's vectors have a shape worth clustering; then the
-codebook starts from them by k-means. A codebook that starts at random collapses to a dozen codes within 300 steps.
+With a learned codebook it trains in two phases: first without quantisation, until the encoder's vectors have a shape
+worth clustering; then the codebook starts from them by k-means. One that starts at random collapses to a dozen codes
+within 300 steps. Quantisers without such a codebook act from the first step.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from backbone.conv import Decoder, Encoder, check_sizes
 from tokenizer.loss import Reconstruction
-from tokenizer.quantize import Quantized, QuantizerConfig, VectorQuantizer, channels_last
+from tokenizer.quantize import Quantized, QuantizerConfig, ResidualConfig, VQConfig, channels_last, quantizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +27,7 @@ class VQVAEConfig:
     channels: int = 96
     encoder_blocks: int = 2
     decoder_blocks: int = 3
-    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
     reconstruction: Reconstruction = "mixed"
     beta: float = 0.25  # weight of the commitment term
     unquantised: float = 0.05  # share of the steps before the codebook starts
@@ -39,13 +40,21 @@ class VQVAEConfig:
             raise ValueError(f"beta is {self.beta}, expected 0 or a positive number. Use 0.25.")
         if not 0 <= self.unquantised < 1:
             raise ValueError(f"unquantised is {self.unquantised}, expected 0 <= unquantised < 1. Use 0.05.")
-        if self.initial_vectors < self.quantizer.codes:
+        if self.initial_vectors < (codes := self._started_codes()):
             raise ValueError(
-                f"initial_vectors is {self.initial_vectors}, expected at least one per code ({self.quantizer.codes}). "
-                f"Use {48 * self.quantizer.codes}."
+                f"initial_vectors is {self.initial_vectors}, expected at least one for each of {codes} codes. "
+                f"Use {48 * codes}."
             )
         if self.revive_every < 1:
             raise ValueError(f"revive_every is {self.revive_every}, expected at least 1 step. Use 20.")
+
+    def _started_codes(self) -> int:
+        """How many codes start from the encoder's vectors at once."""
+        match self.quantizer:
+            case VQConfig(codes=codes) | ResidualConfig(level=VQConfig(codes=codes)):
+                return codes
+            case _:
+                return 0
 
 
 class VQVAEOutput(NamedTuple):
@@ -62,7 +71,7 @@ class VQVAE(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = Encoder(config.factor, config.channels, config.encoder_blocks, config.quantizer.dim)
-        self.quantizer = VectorQuantizer(config.quantizer)
+        self.quantizer = quantizer_of(config.quantizer)
         self.decoder = Decoder(config.factor, config.channels, config.decoder_blocks, config.quantizer.dim)
 
     @property
@@ -75,7 +84,7 @@ class VQVAE(nn.Module):
         return self.encoder(x).float()
 
     def codes(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1] -> codes (B, h, w) int64."""
+        """x: (B, 3, H, W) in [-1, 1] -> codes (B, rows h, w) int64, rows being the quantiser's."""
         return self.quantizer.codes(self.encode(x))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -83,7 +92,7 @@ class VQVAE(nn.Module):
         return self.decoder(z).float()
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """codes: (B, h, w) int64 -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
+        """codes: (B, rows h, w) int64 -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
         return self.decode(self.quantizer.lookup(codes))
 
     def forward(self, x: Tensor, quantise: bool = True) -> VQVAEOutput:

@@ -1,7 +1,11 @@
+import math
+
+import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from tokenizer.loss import codebook_terms, reconstruction_loss, vae_loss, vqvae_loss
+from tokenizer.loss import codebook_terms, elbo_loss, levels_nll, reconstruction_loss, vae_loss, vqvae_loss
 from tokenizer.posterior import Gaussian
 
 
@@ -10,6 +14,7 @@ def test_reconstruction_kinds_are_mean_norms_of_the_difference():
     assert reconstruction_loss(x_hat, x, "l1").item() == pytest.approx(0.5)
     assert reconstruction_loss(x_hat, x, "l2").item() == pytest.approx(0.25)
     assert reconstruction_loss(x_hat, x, "mixed").item() == pytest.approx(0.5 + 2 * 0.25)
+    assert reconstruction_loss(x_hat, x, "charbonnier").item() == pytest.approx(math.sqrt(0.25 + 1e-6))
 
 
 def test_reconstruction_is_measured_in_float32():
@@ -45,3 +50,56 @@ def test_beta_weighs_the_encoder_term_and_never_the_codebook_term():
     torch.testing.assert_close(encoder_beta, 0.25 * encoder)
     torch.testing.assert_close(codebook_beta, codebook)
     torch.testing.assert_close(codebook, -encoder)  # both are halves of one squared distance
+
+
+LEVELS = -1 + 2 * torch.arange(256, dtype=torch.float32) / 255
+
+
+@pytest.mark.parametrize("scale", [3e-3, 0.02, 0.3, 2.0])
+@pytest.mark.parametrize("x_hat", [-1.3, -1.0, 0.004, 0.7, 1.0])
+def test_the_levels_of_a_colour_have_the_probabilities_of_a_discretised_normal_law(x_hat: float, scale: float):
+    found = levels_nll(torch.full((256,), x_hat), LEVELS, torch.tensor(scale).log()).double().numpy()
+    edges = -1 + (2 * torch.arange(257, dtype=torch.float64) - 1).numpy() / 255
+    edges[0], edges[-1] = -math.inf, math.inf
+    law = stats.norm(x_hat, scale)
+    p = np.where(edges[:-1] > x_hat, -np.diff(law.sf(edges)), np.diff(law.cdf(edges)))  # of the smaller tails
+    likely = p > 1e-30
+    np.testing.assert_allclose(found[likely], -np.log(p[likely]), rtol=1e-3, atol=1e-3)
+    assert np.exp(-found).sum() == pytest.approx(1, abs=2e-3)
+
+
+def test_far_levels_cost_a_finite_number_and_pull_the_picture_towards_them():
+    x_hat = torch.tensor([-1.0, 1.0, 0.0], requires_grad=True)
+    nll = levels_nll(x_hat, torch.tensor([1.0, -1.0, LEVELS[200].item()]), torch.tensor(0.01).log())
+    nll.sum().backward()
+    assert torch.isfinite(nll).all() and torch.isfinite(x_hat.grad).all()
+    assert x_hat.grad.sign().tolist() == [-1, 1, -1]
+
+
+def test_the_bound_of_a_linear_gaussian_model_is_its_marginal_where_the_posterior_is_exact():
+    """x = w z + scale e, z ~ N(0, 1): E -log p(x | z) under q(z | x), plus KL, is -log N(x; 0, w^2 + scale^2)."""
+    w, scale, n = 0.3, 0.2, 400_000
+    x = LEVELS[[40, 100, 128, 200]]
+    precision = 1 + w**2 / scale**2
+    mean, log_var = x * w / scale**2 / precision, -math.log(precision)
+    z = mean + math.exp(log_var / 2) * torch.randn(n, 4, generator=torch.Generator().manual_seed(0))
+    nll = levels_nll(w * z, x.expand(n, 4), torch.tensor(scale).log()).double().mean(0)
+    kl = torch.cat([Gaussian(m.view(1, 1, 1, 1), torch.full((1, 1, 1, 1), log_var)).kl() for m in mean])
+    exact = -stats.norm(0, math.sqrt(w**2 + scale**2)).logpdf(x.numpy()) - math.log(2 / 255)  # levels are narrow
+    torch.testing.assert_close(nll + kl.double(), torch.tensor(exact, dtype=torch.float64), rtol=0, atol=5e-3)
+
+
+def test_the_bound_counts_every_latent_value_against_every_colour_value():
+    x, posterior = torch.zeros(2, 3, 8, 8), Gaussian(torch.full((2, 4, 2, 2), 1.0), torch.zeros(2, 4, 2, 2))
+    loss = elbo_loss(x, x, posterior, torch.tensor(0.1).log())
+    assert loss.total.item() == pytest.approx(loss.reconstruction.item() + 0.5 * 16 / 192)
+
+
+def test_free_bits_cost_nothing_and_leave_the_kl_as_it_is():
+    mean = torch.zeros(2, 3, 2, 2)
+    mean[:, 1], mean[:, 2] = 1.0, 2.0  # KL of 0, 1/2 and 2 nats a value
+    posterior, x = Gaussian(mean.requires_grad_(True), torch.zeros(2, 3, 2, 2)), torch.zeros(2, 3, 8, 8)
+    loss = vae_loss(x, x, posterior, kind="l1", weight=1.0, free=1.0)
+    assert loss.total.item() == pytest.approx((1 + 1 + 2) / 3) and loss.kl.item() == pytest.approx(2.5 / 3)
+    (gradient,) = torch.autograd.grad(loss.total, mean)
+    assert not gradient[:, 1].any() and gradient[:, 2].all()

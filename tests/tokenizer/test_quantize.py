@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from tokenizer.kmeans import kmeans, lloyd, nearest, patch_kmeans_psnr, plus_plus
-from tokenizer.quantize import QuantizerConfig, VectorQuantizer, code_counts, perplexity, usage
+from tokenizer.quantize import VectorQuantizer, VQConfig, code_counts, perplexity, usage
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -24,7 +24,7 @@ def clusters(count: int, each: int, dim: int = 4, seed: int = 0) -> tuple[torch.
 
 def quantizer(codes: int = 32, dim: int = 4, **options: float) -> VectorQuantizer:
     torch.manual_seed(0)
-    return VectorQuantizer(QuantizerConfig(codes=codes, dim=dim, **options))  # type: ignore[arg-type]
+    return VectorQuantizer(VQConfig(codes=codes, dim=dim, **options))  # type: ignore[arg-type]
 
 
 def grid(vectors: torch.Tensor) -> torch.Tensor:
@@ -71,7 +71,7 @@ def test_commitment_is_the_mean_squared_distance_to_the_codeword():
     result = layer(z)
     expected = (z - layer.lookup(result.codes)).square().mean()
     torch.testing.assert_close(result.commitment, expected)
-    torch.testing.assert_close(result.codebook, expected)
+    torch.testing.assert_close(result.own, expected)
 
 
 def test_evaluation_moves_nothing():
@@ -226,7 +226,7 @@ def test_kmeans_is_a_function_of_its_generator():
 )
 def test_a_value_out_of_range_is_named_with_a_remedy(field: str, value: float):
     with pytest.raises(ValueError, match=rf"{field} is {value}, expected .*\. Use "):
-        QuantizerConfig(**{field: value})  # type: ignore[arg-type]
+        VQConfig(**{field: value})  # type: ignore[arg-type]
 
 
 def life(layer: VectorQuantizer, rank: int, world: int) -> VectorQuantizer:

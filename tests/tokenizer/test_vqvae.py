@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenizer.loss import vqvae_loss
-from tokenizer.quantize import QuantizerConfig
+from tokenizer.quantize import VQConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
 
-QUANTIZER = QuantizerConfig(codes=16, dim=4)
+QUANTIZER = VQConfig(codes=16, dim=4)
 TINY = VQVAEConfig(channels=16, encoder_blocks=1, decoder_blocks=1, quantizer=QUANTIZER)
 
 
@@ -56,7 +56,7 @@ def test_training_on_one_batch_lowers_its_loss():
     losses = []
     for _ in range(40):
         x_hat, quantized = model(x)
-        loss = vqvae_loss(x_hat, x, quantized.codebook, quantized.commitment, kind="mixed", beta=0.25)
+        loss = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind="mixed", beta=0.25)
         optimiser.zero_grad()
         loss.total.backward()
         optimiser.step()

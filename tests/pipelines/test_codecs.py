@@ -1,0 +1,127 @@
+"""Every quantiser as a stage of a recipe: trained, judged in the report, and read by a masked model."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from pipelines.masked_sampler import MaskedSampler
+from pipelines.models import load_vae, load_vqvae
+from pipelines.runs import open_run
+from pipelines.sampling import generators
+from pipelines.sampling_options import Settings
+from pipelines.stage_one import VAETask, VQVAETask
+from pipelines.stages import run_stage
+
+pytestmark = pytest.mark.slow
+TRAINING = {"steps": 12, "batch": 8, "learning_rate": 3e-3, "compile": False, "bf16": False, "validate_every": 6}
+TOWERS = {"width": 32, "text_width": 32, "layers": 1, "text_layers": 1, "embed_dim": 16}
+CODEC = {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}
+QUANTIZERS = {
+    "residual": {"kind": "residual", "depth": 2, "level": {"codes": 12, "dim": 4}},
+    "vq": {"kind": "vq", "codes": 32, "dim": 4},
+    "turned": {"kind": "vq", "codes": 32, "dim": 4, "distance": "cosine", "learn": "gradient", "estimator": "rotation"},
+    "sim": {"kind": "sim", "codes": 32, "dim": 4},
+    "fsq": {"kind": "fsq", "levels": [4, 3, 3]},
+    "lfq": {"kind": "lfq", "bits": 5},
+}
+CODES = {"residual": 24, "vq": 32, "turned": 32, "sim": 32, "fsq": 36, "lfq": 32}
+
+
+def codec(quantizer):
+    model = {**CODEC, "initial_vectors": 256, "revive_every": 3, "quantizer": quantizer}
+    return {"kind": "vqvae", "model": model, "training": {**TRAINING, "ema": 0.9}}
+
+
+STAGES = {
+    "bpe": {"kind": "bpe", "vocab_size": 300},
+    "vae": {"kind": "vae", "model": CODEC, "training": TRAINING},
+    "bound": {
+        "kind": "vae",
+        "model": {**CODEC, "variance": "learned", "kl_weight": 1.0, "kl_warmup": 0.5, "free_bits": 0.02},
+        "training": {**TRAINING, "steps": 40},
+    },
+    "clip": {"kind": "clip", "needs": ["bpe"], "model": TOWERS, "training": TRAINING},
+    **{name: codec(quantizer) for name, quantizer in QUANTIZERS.items()},
+    "encode": {"kind": "encode", "needs": ["bound", "residual", "bpe", "clip"]},
+    "mdlm": {
+        "kind": "mdlm",
+        "needs": ["encode"],
+        "model": {"dim": 32, "layers": 1, "heads": 2},
+        "training": TRAINING,
+    },
+    "eval": {"kind": "eval", "needs": list(QUANTIZERS), "reconstructions": 8},
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A finished run with a VQ-VAE for each quantiser, and a masked model over the codes of the residual one."""
+    out = tmp_path_factory.mktemp("codecs")
+    recipe = {"name": "tiny", "data": {"kind": "scenes", "size": 16, "count": 40}, "stage": STAGES}
+    (out / "tiny.json").write_text(json.dumps({"recipe": recipe}))
+    run = open_run(out / "tiny.json", out=out, data=None)
+    for name in run.recipe.order():
+        run_stage(run, name)
+    return run
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
+    model = load_vqvae(run, name)
+    assert model.quantizer.vocabulary == CODES[name]
+    x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codes = model.codes(x)
+    assert codes.shape == (3, 4 * model.quantizer.rows, 4) and codes.max() < CODES[name]
+    assert model.decode_codes(codes).shape == x.shape
+    lines = [json.loads(line) for line in (run.stage_folder(name) / "log.jsonl").read_text().splitlines()]
+    (last,) = (line for line in lines if line["split"] == "validation" and line["step"] == 12)
+    assert 0 < last["usage"] <= 1 <= last["perplexity"] <= CODES[name] and 0 < last["top_share"] <= 1
+    figures = json.loads((run.stage_folder("eval") / "report.json").read_text())["figures"]
+    assert figures[f"{name}.psnr"]["value"] > 5 and figures[f"{name}.patch_kmeans_psnr"]["value"] > 5
+    assert figures[f"{name}.usage"]["n"] == 8 * 16 * model.quantizer.rows
+
+
+def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
+    lines = [json.loads(line) for line in (run.stage_folder("bound") / "log.jsonl").read_text().splitlines()]
+    bits = [line["bits_per_dim"] for line in lines if line["split"] == "validation"]
+    assert 0 < bits[-1] < bits[0]
+    model = load_vae(run, "bound")
+    assert model.log_scale is not None and model.log_scale.item() != pytest.approx(np.log(0.1))
+    task = VAETask(run, run.recipe.stage["bound"])
+    weights = []
+    for step in (0, 9, 19, 39):
+        task.before(step, 40, 40, torch.Generator())
+        weights.append(task.warmth)
+    assert weights == pytest.approx([0.05, 0.5, 1, 1])
+
+
+def test_a_masked_model_reads_and_writes_grids_that_stand_one_below_the_other(run):
+    sampler = MaskedSampler.load(run, "mdlm")
+    layout = sampler.layout
+    assert (layout.grids, layout.side, layout.image_length, layout.image_vocab) == (2, 4, 32, 24)
+    prompts = ["a red star on a sky background"] * 2
+    settings = Settings(sampler="masked_ancestral", steps=3, guidance=1.5)
+    pictures = sampler.pictures(prompts, generators(prompts, 0), settings)
+    assert [picture.size for picture in pictures] == [(16, 16)] * 2
+    x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    hidden = sampler.hidden_box((0.5, 0.0, 1.0, 1.0)).view(2, 4, 4)
+    assert hidden[:, :, 2:].all() and not hidden[:, :, :2].any()
+    picture, _ = sampler.infill(x, "a red star", (0.5, 0.0, 1.0, 1.0), generators(["x"], 0), settings)
+    assert picture.size == (16, 16)
+
+
+def test_a_codebook_that_collapses_is_warned_of(run, caplog):
+    task = VQVAETask(run, run.recipe.stage["vq"])
+    model = task.network.eval()
+    with torch.no_grad():
+        model.quantizer.codebook[1:] = 1e3  # all vectors fall to one code
+        found = task.validate(model)
+        assert found["perplexity"] == 1 and found["top_share"] == 1 and "collapses" not in caplog.text
+        task.quantise = True  # before the codebook has started that says nothing
+        with caplog.at_level(logging.WARNING):
+            task.validate(model)
+        assert "1 of 32 codes occur in" in caplog.text and "as if there were 1" in caplog.text
+    assert np.isfinite(found["psnr"])

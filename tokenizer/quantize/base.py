@@ -1,0 +1,107 @@
+"""What every quantiser is: vectors to codes and back, the gradient passed through, and its own terms of the loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple, assert_never
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Estimator = Literal["straight", "rotation"]
+
+
+class Quantized(NamedTuple):
+    """Result of one pass.
+
+    z: (B, d, h, w) codewords with the gradient passed through; codes: (B, rows h, w) int64; own: () what the quantiser
+    itself asks to minimise, weighted (a codebook term, or entropies); commitment: () before its weight beta.
+    """
+
+    z: Tensor
+    codes: Tensor
+    own: Tensor
+    commitment: Tensor
+
+
+class Quantizer(nn.Module, ABC):
+    """Vectors (B, dim, h, w) to codes (B, rows h, w) below `vocabulary`, and back.
+
+    rows: how many grids of codes stand for one of vectors, each below the one before it.
+    """
+
+    dim: int
+    vocabulary: int
+    rows: int = 1
+    starts_from_data: bool = False  # whether `initialise` and `revive` do anything
+
+    @abstractmethod
+    def forward(self, z: Tensor) -> Quantized:
+        """z: (B, d, h, w). In training mode a pass may also move the codebook."""
+
+    @abstractmethod
+    def codes(self, z: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, rows h, w) int64."""
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(B, rows h, w) int64 -> (B, d, h, w) float32."""
+
+    @abstractmethod
+    def codewords(self) -> Tensor:
+        """What each code adds to a vector: (vocabulary, d) float32."""
+
+    def initialise(self, vectors: Tensor, generator: torch.Generator) -> None:
+        """Start from the vectors (n, d) of all ranks."""
+        del vectors, generator
+
+    def revive(self, vectors: Tensor, generator: torch.Generator) -> int:
+        """Move dead codes to badly served vectors (n, d) of all ranks; return how many."""
+        del vectors, generator
+        return 0
+
+
+def passed_through(vectors: Tensor, codewords: Tensor, estimator: Estimator) -> Tensor:
+    """The codewords (..., d), with a gradient to the vectors (..., d).
+
+    straight: the gradient of a codeword is that of its vector (arXiv:1711.00937, sec. 3.2); rotation: turned and scaled
+    as the vector is to reach its codeword (arXiv:2410.06424, eq. 4), so that it also says which way the vectors of a
+    region should spread.
+    """
+    match estimator:
+        case "straight":
+            return vectors + (codewords - vectors).detach()
+        case "rotation":
+            size, goal = (one.detach().norm(dim=-1, keepdim=True).clamp_min(1e-6) for one in (vectors, codewords))
+            e, q = vectors.detach() / size, codewords.detach() / goal
+            r = F.normalize(e + q, dim=-1)
+            dot = (vectors * r).sum(-1, keepdim=True), (vectors * e).sum(-1, keepdim=True)
+            return (vectors - 2 * dot[0] * r + 2 * dot[1] * q) * (goal / size)
+        case _:
+            assert_never(estimator)
+
+
+def channels_last(z: Tensor) -> Tensor:
+    """(B, d, h, w) -> (B, h, w, d)."""
+    return z.permute(0, 2, 3, 1)
+
+
+def channels_first(vectors: Tensor) -> Tensor:
+    """(B, h, w, d) -> (B, d, h, w)."""
+    return vectors.permute(0, 3, 1, 2)
+
+
+def code_counts(codes: Tensor, size: int) -> Tensor:
+    """How often each code occurs: (size,) float64."""
+    return torch.bincount(codes.flatten(), minlength=size).double()
+
+
+def usage(counts: Tensor) -> Tensor:
+    """Share of the codes that occur at all: ()."""
+    return (counts > 0).double().mean()
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Exponential of the entropy of the codes' frequencies, between 1 and the number of codes: ()."""
+    return torch.distributions.Categorical(probs=counts).entropy().exp()

@@ -1,0 +1,204 @@
+"""Vector quantisers with a codebook: one that is learned, code by code, and one that a linear map moves as a whole.
+
+Unusual: with moving averages nothing here is a parameter. Cluster sizes, sums and the codebook are buffers, so a
+checkpoint holds the whole state; all of it is float32 under autocast, and the counts of a step are added up over the
+ranks before they are used.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tokenizer.kmeans import kmeans, nearest, plus_plus, totals
+from tokenizer.loss import codebook_terms
+from tokenizer.quantize.base import Estimator, Quantized, Quantizer, channels_first, channels_last, passed_through
+from tokenizer.quantize.ranks import broadcast, gathered, summed
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQConfig:
+    """Size of a learned codebook and how it moves.
+
+    learn: by moving averages (arXiv:1711.00937, app. A.1), or by the gradient of the codebook term. distance: cosine
+    compares directions, and the decoder sees unit vectors (arXiv:2110.04627, sec. 3.2).
+    """
+
+    kind: Literal["vq"] = "vq"
+    codes: int = 512
+    dim: int = 8
+    learn: Literal["ema", "gradient"] = "ema"
+    distance: Literal["euclidean", "cosine"] = "euclidean"
+    estimator: Estimator = "straight"
+    decay: float = 0.98  # of the moving averages, per step
+    dead_share: float = 0.02  # a code is dead below this share of the mean cluster size
+    rounds: int = 10  # of Lloyd's algorithm at initialisation
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codes, self.dim)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay is {self.decay}, expected 0 <= decay < 1. Use 0.98 for short runs, 0.99 for long.")
+        if not 0 <= self.dead_share < 1:
+            raise ValueError(f"dead_share is {self.dead_share}, expected 0 <= dead_share < 1. Use 0.02.")
+        if self.rounds < 0:
+            raise ValueError(f"rounds is {self.rounds}, expected 0 or more. Use 10.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimVQConfig:
+    """A frozen random codebook behind a learned linear map, which leaves no code behind (SimVQ, arXiv:2411.02038)."""
+
+    kind: Literal["sim"] = "sim"
+    codes: int = 512
+    dim: int = 8
+    estimator: Estimator = "rotation"
+
+    def __post_init__(self) -> None:
+        check_codebook(self.codes, self.dim)
+
+
+def check_codebook(codes: int, dim: int) -> None:
+    """Raise ValueError for sizes that no codebook can have."""
+    if codes < 2:
+        raise ValueError(f"codes is {codes}, expected at least 2. Use 512 for small images.")
+    if dim < 1:
+        raise ValueError(f"dim is {dim}, expected at least 1. Use 8.")
+
+
+class VectorQuantizer(Quantizer):
+    """Nearest codeword for each vector. In training mode each pass also moves the averages."""
+
+    codebook: Tensor
+    cluster_size: Tensor
+    sums: Tensor
+    starts_from_data = True
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
+        codebook = self.direction(torch.randn(config.codes, config.dim) / config.dim**0.5)
+        self.register_buffer("cluster_size", torch.ones(config.codes))
+        if config.learn == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("sums", codebook.clone())
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: (B, d, h, w)."""
+        vectors = self.direction(channels_last(z).float())  # (B, h, w, d)
+        codewords, codes = self.assign(vectors)
+        own, commitment = codebook_terms(vectors, codewords)
+        passed = passed_through(vectors, codewords, self.config.estimator)
+        return Quantized(channels_first(passed), codes, own, commitment)
+
+    def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
+        """Codewords (B, h, w, d) and codes (B, h, w) of vectors, which move the averages in training mode."""
+        book = self.codewords()
+        codes = nearest(vectors.flatten(0, 2), book)[0].view(vectors.shape[:3])
+        codewords = F.embedding(codes, book)
+        if self.training:
+            self.update(vectors.detach().flatten(0, 2), codes.flatten())
+        return codewords, codes
+
+    def codes(self, z: Tensor) -> Tensor:
+        """Nearest codes: (B, d, h, w) -> (B, h, w) int64."""
+        vectors = self.direction(channels_last(z).float())
+        return nearest(vectors.flatten(0, 2), self.codewords())[0].view(vectors.shape[:3])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codewords of codes: (B, h, w) int64 -> (B, d, h, w) float32."""
+        return channels_first(F.embedding(codes, self.codewords()))
+
+    def codewords(self) -> Tensor:
+        """The codebook, (codes, d)."""
+        return self.direction(self.codebook) if self.config.learn == "gradient" else self.codebook
+
+    def direction(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., d) as they are compared: of unit length where directions are."""
+        return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
+
+    @torch.no_grad()
+    def update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Move the averages by one step, over the vectors (n, d) and codes (n,) of all ranks (eq. 6 to 8).
+
+        N <- g N + (1 - g) n;   m <- g m + (1 - g) sum;   e = m / N, with N smoothed so that no code divides by zero
+        """
+        finite = vectors.isfinite().all(1)  # a batch that blew up must not reach the averages
+        counts, sums = totals(vectors[finite], codes[finite], self.config.codes)
+        self.cluster_size.lerp_(summed(counts), 1 - self.config.decay)
+        if self.config.learn == "gradient":
+            return
+        self.sums.lerp_(summed(sums), 1 - self.config.decay)
+        total, eps = self.cluster_size.sum(), 1e-5
+        smoothed = (self.cluster_size + eps) / (total + self.config.codes * eps) * total
+        self.codebook.copy_(self.direction(self.sums / smoothed[:, None]))
+
+    @torch.no_grad()
+    def initialise(self, vectors: Tensor, generator: torch.Generator) -> None:
+        """Start the codebook at k-means centres of the vectors (n, d) of all ranks; rank 0's hold everywhere."""
+        vectors = gathered(self.direction(vectors.float()))
+        centres = kmeans(vectors, self.config.codes, generator, self.config.rounds)
+        self.place(torch.arange(self.config.codes, device=centres.device), broadcast(centres))
+
+    @torch.no_grad()
+    def revive(self, vectors: Tensor, generator: torch.Generator) -> int:
+        """Move dead codes to badly served vectors (n, d) of all ranks; return how many.
+
+        k-means++ given the living codes: each drawn in proportion to its squared distance to the nearest one, those
+        just placed included, so that two never go to the same gap.
+        """
+        alive = self.cluster_size >= self.config.dead_share * self.cluster_size.mean()
+        dead = torch.nonzero(~alive).flatten()
+        if len(dead):
+            vectors = gathered(self.direction(vectors.float()))
+            _, distances = nearest(vectors, self.codewords()[alive])
+            self.place(dead, broadcast(plus_plus(vectors, len(dead), generator, distances)))
+        return len(dead)
+
+    @torch.no_grad()
+    def place(self, rows: Tensor, codewords: Tensor) -> None:
+        """Put codewords (m, d) into rows (m,), with moving averages that forget what stood there."""
+        codewords = self.direction(codewords)
+        self.codebook[rows] = codewords
+        self.cluster_size[rows] = 1.0
+        if self.config.learn == "ema":
+            self.sums[rows] = codewords
+
+
+class SimVQ(Quantizer):
+    """Nearest of the codewords C W, the rows of C being frozen, so that a step for one code moves all of them."""
+
+    frozen: Tensor
+
+    def __init__(self, config: SimVQConfig) -> None:
+        super().__init__()
+        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
+        self.register_buffer("frozen", torch.randn(config.codes, config.dim) / config.dim**0.5)
+        self.map = nn.Linear(config.dim, config.dim, bias=False)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """z: (B, d, h, w)."""
+        vectors, codes = channels_last(z).float(), self.codes(z)
+        codewords = F.embedding(codes, self.codewords())
+        own, commitment = codebook_terms(vectors, codewords)
+        passed = passed_through(vectors, codewords, self.config.estimator)
+        return Quantized(channels_first(passed), codes, own, commitment)
+
+    def codes(self, z: Tensor) -> Tensor:
+        """Nearest codes: (B, d, h, w) -> (B, h, w) int64."""
+        vectors = channels_last(z).float()
+        return nearest(vectors.flatten(0, 2), self.codewords())[0].view(vectors.shape[:3])
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codewords of codes: (B, h, w) int64 -> (B, d, h, w) float32."""
+        return channels_first(F.embedding(codes, self.codewords()))
+
+    def codewords(self) -> Tensor:
+        """The frozen codebook behind the map, (codes, d)."""
+        with torch.autocast(self.frozen.device.type, enabled=False):
+            return self.map(self.frozen)
