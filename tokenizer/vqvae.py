@@ -98,8 +98,9 @@ class VQVAE(nn.Module):
     def forward(self, x: Tensor, quantise: bool = True) -> VQVAEOutput:
         """Encode, quantise unless it is too early for that, and decode."""
         z = self.encode(x)
-        if not quantise:
-            return VQVAEOutput(self.decode(z), None)
+        if not quantise:  # all parameters take part, as training on several devices needs
+            idle = sum((parameter.sum() for parameter in self.quantizer.parameters()), z.new_zeros(()))
+            return VQVAEOutput(self.decode(z + 0 * idle), None)
         quantized = self.quantizer(z)
         return VQVAEOutput(self.decode(quantized.z), quantized)
 

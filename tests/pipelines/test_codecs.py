@@ -113,6 +113,13 @@ def test_a_masked_model_reads_and_writes_grids_that_stand_one_below_the_other(ru
     assert picture.size == (16, 16)
 
 
+@pytest.mark.parametrize("name", ["turned", "sim", "residual"])
+def test_every_parameter_takes_part_before_the_codes_do(run, name):
+    network = VQVAETask(run, run.recipe.stage[name]).network
+    network(torch.rand(2, 3, 16, 16) * 2 - 1, quantise=False).x_hat.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_a_codebook_that_collapses_is_warned_of(run, caplog):
     task = VQVAETask(run, run.recipe.stage["vq"])
     model = task.network.eval()
