@@ -211,7 +211,7 @@ def _write_batch(writer: SplitWriter, split: str, batch: dict[str, Any], encoder
     x = batch["image"].to(device_of(encoders.vae))
     posterior = encoders.vae.encode(x)
     moments = torch.stack([posterior.mean, posterior.log_var], 1).half().cpu().numpy()  # (B, 2, c, h, w)
-    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, h, w)
+    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, grids h, w)
     text = encoders.bpe.encode(batch["caption"])
     for i, key in enumerate(batch["key"]):
         writer.add(

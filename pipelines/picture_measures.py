@@ -12,6 +12,7 @@ from eval.blocks import (
     Section,
     Table,
     Usage,
+    missing,
 )
 from eval.features import quantise
 from eval.interval import mean_interval
@@ -65,7 +66,8 @@ def _reconstruct(e: Evaluation, stage: str, kind: str) -> tuple[Pictures, np.nda
 
 def _codebook(e: Evaluation, stage: str, codes: np.ndarray, source: str) -> Usage:
     """Note usage, perplexity and the k-means baseline of a VQ-VAE; return its chart."""
-    config = load_vqvae(e.run, stage).config
+    model = load_vqvae(e.run, stage)
+    config = model.config
     counts = count_codes(codes, config.quantizer.codes)
     book = codebook(counts)
     e.figures[f"{stage}.usage"] = Figure(book.usage, book.tokens, source=f"{source}; a count over all tokens")
@@ -73,11 +75,15 @@ def _codebook(e: Evaluation, stage: str, codes: np.ndarray, source: str) -> Usag
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
     codes_and_patch = config.quantizer.codes, config.factor
     about = f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size"
-    e.guarded(
-        f"{stage}.patch_kmeans_psnr",
-        lambda: mean_interval(patch_kmeans_psnr(train, test, *codes_and_patch, seed=e.seed).numpy()),
-        about,
-    )
+    if model.quantizer.rows == 1:
+        e.guarded(
+            f"{stage}.patch_kmeans_psnr",
+            lambda: mean_interval(patch_kmeans_psnr(train, test, *codes_and_patch, seed=e.seed).numpy()),
+            about,
+        )
+    else:
+        reason = f"{model.quantizer.rows} codes stand for a patch, and k-means on patches gives one"
+        e.figures[f"{stage}.patch_kmeans_psnr"] = missing(reason)
     return Usage(
         f"{stage}: use of the codebook",
         counts.tolist(),

@@ -108,13 +108,12 @@ class VQVAETask(ImageTask):
         super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
         self.stage = stage
         self.network = seeded(run.recipe.seed, lambda: VQVAE(stage.model))
-        self.quantise = False
+        self.quantise = not self._model().quantizer.starts_from_data
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
         config = self.stage.model
         if not self._model().quantizer.starts_from_data:
-            self.quantise = True
             return
         start = int(config.unquantised * first)
         self.quantise = step >= start

@@ -11,6 +11,8 @@ from backbone.noise import uniform
 CHUNK = 1 << 16
 """Vectors compared with all centres at once: bounds the memory of a nearest-neighbour search."""
 
+MOST_CENTRES = 1 << 13
+
 
 @torch.no_grad()
 def nearest(vectors: Tensor, centres: Tensor) -> tuple[Tensor, Tensor]:
@@ -84,6 +86,8 @@ def patch_kmeans_psnr(
     train, test: (n, 3, H, W) in [-1, 1] (peak to peak 2), sides multiples of patch. At most 65,536 training patches
     are drawn.
     """
+    if codes > MOST_CENTRES:
+        raise ValueError(f"k-means with {codes:,} centres takes too long, at most {MOST_CENTRES:,} are found")
     generator = torch.Generator().manual_seed(seed)
     patches = _patches(train, patch)
     if len(patches) > CHUNK:

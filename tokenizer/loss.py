@@ -12,6 +12,7 @@ from tokenizer.posterior import Gaussian
 
 Reconstruction = Literal["l1", "l2", "charbonnier", "mixed"]
 CHARBONNIER = 1e-3  # where its square turns into a line: an eighth of a level of 8 bits
+SCALES = (1e-3, 10.0)  # of the law around a picture: a quarter of a level of 8 bits, and five times their range
 HALF_LEVEL = 1 / 255  # half the step between two levels of 8 bits in [-1, 1]
 
 
@@ -87,16 +88,17 @@ def levels_nll(x_hat: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
         p(x) = Phi((x + 1/255 - x_hat) / scale) - Phi((x - 1/255 - x_hat) / scale),   the outermost levels open
 
     so the 256 levels add up to 1, and bounds are bits per dimension of the images themselves (as arXiv:1701.05517,
-    eq. 2, has it for logistic laws). x in [-1, 1] at levels of 8 bits; float32.
+    eq. 2, has it for logistic laws). x in [-1, 1] at levels of 8 bits; scales are held within SCALES. In float64, since
+    the gradient of the tails cancels; returned in float32.
     """
-    x, x_hat = x.float(), x_hat.float()
-    scale = log_scale.float().exp()
+    x, x_hat = x.double(), x_hat.double()
+    scale = log_scale.double().exp().clamp(*SCALES)
     low = torch.where(x < -1 + HALF_LEVEL, -torch.inf, (x - HALF_LEVEL - x_hat) / scale)
     high = torch.where(x > 1 - HALF_LEVEL, torch.inf, (x + HALF_LEVEL - x_hat) / scale)
     flip = low > 0  # on the side where both tails are small
     low, high = torch.where(flip, -high, low), torch.where(flip, -low, high)
     below, above = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-    return -(above + torch.log1p(-torch.exp((below - above).clamp_max(-1e-6))))
+    return -(above + torch.log1p(-torch.exp((below - above).clamp_max(-1e-12)))).float()
 
 
 def codebook_terms(vectors: Tensor, codewords: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbone.conv import Decoder, Encoder, check_sizes
 from backbone.noise import Randomness
-from tokenizer.loss import Reconstruction, VAELoss, elbo_loss, vae_loss
+from tokenizer.loss import SCALES, Reconstruction, VAELoss, elbo_loss, vae_loss
 from tokenizer.posterior import Gaussian
 
 
@@ -46,8 +46,8 @@ class VAEConfig:
             raise ValueError(f"kl_warmup is {self.kl_warmup}, expected a share from 0 (none) to 1. Try 0.1.")
         if not 0 <= self.free_bits < float("inf"):
             raise ValueError(f"free_bits is {self.free_bits}, expected 0 nats (none) or more. Try 0.1.")
-        if not 0 < self.scale < float("inf"):
-            raise ValueError(f"scale is {self.scale}, expected a number above 0. Try 0.1.")
+        if not SCALES[0] <= self.scale <= SCALES[1]:
+            raise ValueError(f"scale is {self.scale}, expected {SCALES[0]:g} to {SCALES[1]:g}. Try 0.1.")
 
 
 class VAEOutput(NamedTuple):

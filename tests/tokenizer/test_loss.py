@@ -68,12 +68,19 @@ def test_the_levels_of_a_colour_have_the_probabilities_of_a_discretised_normal_l
     assert np.exp(-found).sum() == pytest.approx(1, abs=2e-3)
 
 
-def test_far_levels_cost_a_finite_number_and_pull_the_picture_towards_them():
-    x_hat = torch.tensor([-1.0, 1.0, 0.0], requires_grad=True)
-    nll = levels_nll(x_hat, torch.tensor([1.0, -1.0, LEVELS[200].item()]), torch.tensor(0.01).log())
-    nll.sum().backward()
-    assert torch.isfinite(nll).all() and torch.isfinite(x_hat.grad).all()
-    assert x_hat.grad.sign().tolist() == [-1, 1, -1]
+@pytest.mark.parametrize("z", [5.0, 30.0, 300.0, 3000.0])
+def test_far_levels_cost_what_their_tail_does_and_pull_by_its_slope(z: float):
+    """Far out, -log p is that of the nearer edge of the level: z^2 / 2 + log z + log sqrt(2 pi), of slope z + 1 / z."""
+    scale, level = 2e-3, LEVELS[100]
+    x_hat = (level + 1 / 255 + z * scale).double().requires_grad_(True)
+    log_scale = torch.tensor(math.log(scale), dtype=torch.float64, requires_grad=True)
+    nll = levels_nll(x_hat, level, log_scale)
+    nll.backward()
+    exact = z**2 / 2 + math.log(z) + 0.5 * math.log(2 * math.pi)
+    assert nll.item() == pytest.approx(exact, rel=2e-2 if z < 10 else 1e-3)
+    slope = z + 1 / z
+    assert x_hat.grad.item() * scale == pytest.approx(slope, rel=1e-2)
+    assert log_scale.grad.item() == pytest.approx(-slope * z, rel=1e-2)
 
 
 def test_the_bound_of_a_linear_gaussian_model_is_its_marginal_where_the_posterior_is_exact():

@@ -129,7 +129,18 @@ def test_rotation_of_opposite_and_of_zero_vectors_is_finite():
     out = passed_through(e, torch.tensor([[-2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), "rotation")
     out.sum().backward()
     assert torch.isfinite(out).all() and torch.isfinite(e.grad).all()
-    torch.testing.assert_close(out[0].detach(), torch.tensor([-2.0, 0.0]))
+    torch.testing.assert_close(out.detach(), torch.tensor([[-2.0, 0.0], [1.0, 0.0], [0.0, 0.0]]), rtol=0, atol=1e-5)
+    assert e.grad.abs().max() < 10
+
+
+@each
+def test_vectors_that_are_no_numbers_give_codes_that_are(config: QuantizerConfig):
+    torch.manual_seed(0)
+    layer, z = quantizer_of(config).train(), vectors(dim=config.dim)
+    z[0] = torch.nan
+    codes = layer(z).codes
+    assert 0 <= codes.min() and codes.max() < layer.vocabulary
+    assert torch.isfinite(layer.codewords()).all()
 
 
 def test_straight_through_gradients_are_those_of_the_surrogate_by_finite_differences():
@@ -233,7 +244,7 @@ def test_a_mapped_codebook_equals_the_oracles(estimator: str):
     torch.testing.assert_close(layer.map.weight.grad, theirs.code_transform.weight.grad, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3, 4), (16,), (7, 6, 5)])
+@pytest.mark.parametrize("levels", [(8, 5, 5, 5), (3, 4), (16,), (7, 6, 5), (512,), (511, 3)])
 def test_finite_scalars_equal_the_oracles(levels: tuple[int, ...]):
     layer, theirs = FSQ(FSQConfig(levels=levels)), oracle.FSQ(levels=list(levels))
     z, theirs_z = (4 * vectors(1, len(levels), 40) for _ in range(2))
@@ -318,8 +329,10 @@ def test_codebooks_start_from_the_data_and_revive(config: QuantizerConfig):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: FSQConfig(levels=(8, 2)), r"levels is \(8, 2\), expected at least 3"),
-        (lambda: FSQConfig(levels=(4096, 4096, 3)), "50,331,648 codes, expected at most"),
+        (lambda: FSQConfig(levels=(8, 2)), r"levels is \(8, 2\), expected 3 to 512"),
+        (lambda: FSQConfig(levels=(1024,)), r"levels is \(1024,\), expected 3 to 512"),
+        (lambda: FSQConfig(levels=(512, 512, 512)), "134,217,728 codes, expected at most"),
+        (lambda: LFQConfig(diversity=math.nan), "diversity nan"),
         (lambda: LFQConfig(bits=30), "bits is 30, expected 1 to 24"),
         (lambda: LFQConfig(group=20), "group is 20, expected 1 to 14"),
         (lambda: LFQConfig(temperature=0.0), r"temperature 0\.0, expected"),

@@ -77,7 +77,8 @@ def passed_through(vectors: Tensor, codewords: Tensor, estimator: Estimator) -> 
             e, q = vectors.detach() / size, codewords.detach() / goal
             r = F.normalize(e + q, dim=-1)
             dot = (vectors * r).sum(-1, keepdim=True), (vectors * e).sum(-1, keepdim=True)
-            return (vectors - 2 * dot[0] * r + 2 * dot[1] * q) * (goal / size)
+            turned = (vectors - 2 * dot[0] * r + 2 * dot[1] * q) * (goal / size)
+            return torch.where(size > 1e-6, turned, vectors + (codewords - vectors).detach())  # a zero has no direction
         case _:
             assert_never(estimator)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from tokenizer.quantize.base import Quantized, Quantizer, channels_first, channels_last
 
 LARGEST = 1 << 24  # codes
+FINEST = 512  # levels of a feature
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,12 @@ class FSQConfig:
     levels: tuple[int, ...] = (8, 5, 5, 5)
 
     def __post_init__(self) -> None:
-        if not self.levels or min(self.levels) < 3:
-            raise ValueError(f"levels is {self.levels}, expected at least 3 of each feature. Use (8, 5, 5, 5).")
+        if not self.levels or min(self.levels) < 3 or max(self.levels) > FINEST:
+            raise ValueError(f"levels is {self.levels}, expected 3 to {FINEST} of each feature. Use (8, 5, 5, 5).")
         if self.codes > LARGEST:
-            raise ValueError(f"levels {self.levels} make {self.codes:,} codes, expected at most {LARGEST:,}.")
+            raise ValueError(
+                f"levels {self.levels} make {self.codes:,} codes, expected at most {LARGEST:,}. Use fewer features."
+            )
 
     @property
     def dim(self) -> int:
@@ -63,7 +66,9 @@ class LFQConfig:
             raise ValueError(
                 f"group is {self.group}, expected 1 to 14 bits, of which all combinations are kept. Use 10."
             )
-        if not min(self.entropy_weight, self.diversity) >= 0 or not self.temperature > 0:
+        if not all(0 <= weight < math.inf for weight in (self.entropy_weight, self.diversity)) or not (
+            0 < self.temperature < math.inf
+        ):
             raise ValueError(
                 f"entropy_weight is {self.entropy_weight}, diversity {self.diversity} and temperature "
                 f"{self.temperature}, expected 0 or more, and a temperature above 0. Use 0.1, 1 and 0.01."
@@ -123,7 +128,7 @@ class FSQ(Quantizer):
         return torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
 
     def _number(self, rounded: Tensor) -> Tensor:
-        return ((rounded.long() + self._half) * self.basis).sum(-1)
+        return ((rounded.nan_to_num().long() + self._half) * self.basis).sum(-1)
 
     def _values(self, codes: Tensor) -> Tensor:
         digits = codes[..., None] // self.basis % self.sizes
