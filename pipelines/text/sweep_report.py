@@ -96,9 +96,9 @@ def _label(row: Measured) -> str:
     return " ".join([row["curve"], *(f"{value:g}" for value in (*bounds, *cuts))])
 
 
-def _steps(row: Measured) -> str:
+def _steps(row: Measured) -> int | None:
     """How many steps were taken; nothing where the settings do not say it."""
-    return "" if row["sampler"] in (REAL, "one_by_one", "entropy_bound") else str(row["steps"])
+    return None if row["sampler"] in (REAL, "one_by_one", "entropy_bound") else row["steps"]
 
 
 def _taken(row: Measured) -> str:
