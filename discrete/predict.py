@@ -62,23 +62,18 @@ def sharpened(logits: Tensor, *, temperature: float = 1.0, top_k: int = 0, top_p
     return logits
 
 
-def denoiser(
-    logits: Logits,
-    *,
-    mask_id: int,
-    allowed: Tensor | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-) -> Denoise:
-    """Turn (guided) logits into a Denoise: range of each position, `sharpened`, then SUBS.
-
-    allowed: (L, V + 1) bool, `Layout.allowed`.
-    """
+def sharpener(*, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> Sharpen | None:
+    """`sharpened` with these values, or None where they leave all laws as they are. Raises ValueError at once."""
     options = {"temperature": temperature, "top_k": top_k, "top_p": top_p}
-    sharpened(torch.zeros(1), **options)  # refuse wrong values at once
-    plain = temperature == 1 and top_k == 0 and top_p == 1
-    sharpen = None if plain else partial(sharpened, **options)
+    sharpened(torch.zeros(1), **options)  # refuse wrong values
+    return None if temperature == 1 and top_k == 0 and top_p == 1 else partial(sharpened, **options)
+
+
+def denoiser(logits: Logits, *, mask_id: int, allowed: Tensor | None = None, sharpen: Sharpen | None = None) -> Denoise:
+    """Turn (guided) logits into a Denoise: range of each position, sharpen, then SUBS.
+
+    allowed: (L, V + 1) bool, `Layout.allowed`; sharpen: of `sharpener`.
+    """
 
     def denoise(x_t: Tensor, t: Tensor) -> Tensor:
         raw = logits(x_t, t)

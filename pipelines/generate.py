@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from PIL import Image
 
 from pipelines.artefact import digest, file_hash, write_atomically, write_json
+from pipelines.asked import OF_GUIDANCE, changed, check_heeded, given, unbiased
 from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
 from pipelines.data.stream import some
@@ -31,7 +32,7 @@ from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
-from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings, heeded, refuse_idle
+from pipelines.sampling_options import Settings
 from pipelines.stage_config import PICTURE_MODELS
 from pipelines.text.sampler import TextSampler
 from pipelines.text.settings import check_settings
@@ -259,52 +260,11 @@ class Pipeline:
 
 log = logging.getLogger("palimpsest")
 AT_ONCE = 64  # texts or pairs
-SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
-MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
-LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
-OF_LATENT = {"sampler", "steps", "guidance"} | LATENT_OPTIONS
-OF_GUIDANCE = {"guidance", "caption_guidance", "interval"}  # without a condition there is none
-
-
-def check_heeded(model: str, settings: Settings, changes: Mapping[str, Any], unused: Collection[str] = ()) -> None:
-    """Raise PalimpsestError for changes to a masked model that its sampler, or what is asked of it, does not heed."""
-    known = heeded(settings.sampler) - set(unused)
-    refuse_idle(given(changes), known, f"{model}, which samples with {settings.sampler!r}")
-
-
-def given(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the changes that change something."""
-    return {key: value for key, value in changes.items() if value is not None}
-
-
-def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[str, Any]) -> Settings:
-    """Return settings with some fields of theirs, or of the options of a kind of model, instead; None changes nothing.
-
-    Raises PalimpsestError for a name that is no setting, or an option of the other kind.
-    """
-    wanted = given(changes)
-    if unknown := [key for key in wanted if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
-        known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS))
-        raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
-    fitting, other = (SETTINGS | MASKED_OPTIONS, "latent") if kind == "masked" else (OF_LATENT, "masked")
-    if wrong := [key for key in wanted if key not in fitting]:
-        raise PalimpsestError(
-            f"{', '.join(wrong)}: a {kind} model knows no such thing; leave it out, or name a {other} model with "
-            "--model"
-        )
-    options = {key: wanted.pop(key) for key in list(wanted) if key not in SETTINGS}
-    return dataclasses.replace(base, **wanted, **{kind: dataclasses.replace(getattr(base, kind), **options)})
 
 
 def load(run: Path | str) -> Pipeline:
     """Open a finished run for sampling: `load("runs/scenes").sample(["a red star on a sky background"], seed=0)`."""
     return Pipeline(reopen_run(Path(run)))
-
-
-def unbiased(settings: Settings, steps: int) -> Settings:
-    """Return settings that draw from the model's own law: texts alone are cheap enough for the ancestral sampler."""
-    plain = {"guidance": 1.0, "temperature": 1.0, "choice_temperature": 0.0, "masked": MaskedOptions()}
-    return dataclasses.replace(settings, sampler="masked_ancestral", steps=steps, **plain)
 
 
 def below(run: Run, model: str) -> dict[str, Any]:

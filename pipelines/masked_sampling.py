@@ -5,14 +5,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from backbone.noise import Randomness
 from discrete import sample
-from discrete.predict import Logits, Sharpen, denoiser, sharpened
+from discrete.predict import Logits, Sharpen, denoiser, sharpener
 from discrete.sample import Remasking, looped
 from discrete.sample.block import Sampler
 from discrete.sample.draw import unmade
@@ -23,7 +22,6 @@ from pipelines.sampling_options import GRID_SAMPLERS, Settings, check_masked
 
 GAP = re.compile(r"\[mask(?::(\d+))?\]", re.IGNORECASE)  # in a prompt: one token that is to be filled in, or so many
 ORDERED = ("confidence", "entropy_bound")  # rank by the model's own law, whatever sharpens the draws
-PLAIN = Settings(sampler="masked_ancestral", steps=1, guidance=1.0)
 REVEAL: dict[str, Schedule] = {"linear": Linear(), "cosine": Cosine(), "square": Polynomial(power=2)}
 
 
@@ -55,8 +53,7 @@ def fill_in(
             "give one bool for each token"
         )
     schedule = REVEAL.get(settings.masked.schedule, schedule)
-    sharp = {} if settings.sampler in ORDERED else sharpening(settings)
-    denoise = denoiser(logits, mask_id=mask_id, allowed=allowed, **sharp)
+    denoise = denoiser(logits, mask_id=mask_id, allowed=allowed, sharpen=of_denoiser(settings))
     options, common = settings.masked, {"mask_id": mask_id, "generator": generator, "known": known}
     size = options.block or (0 if window is None else block_within(window))
     if settings.sampler in GRID_SAMPLERS:
@@ -73,7 +70,7 @@ def fill_in(
             f"{', '.join(GRID_SAMPLERS)}"
         )
     if settings.sampler == "entropy_bound":
-        return sample.entropy_bound(denoise, schedule, x, options.bound, sharpen=sharpener(settings), **common)
+        return sample.entropy_bound(denoise, schedule, x, options.bound, sharpen=of_draws(settings), **common)
     if settings.sampler == "first_hitting":
         opened = unmade(x, known, mask_id).sum(-1)  # (B,)
         at_once = (opened / settings.steps).ceil().long().clamp_min(1)
@@ -81,16 +78,15 @@ def fill_in(
     raise AssertionError(settings.sampler)
 
 
-def sharpening(settings: Settings) -> dict[str, Any]:
-    """Arguments of `sharpened`: the settings' temperature, top-k and top-p."""
-    options = settings.masked
-    return {"temperature": settings.temperature, "top_k": options.top_k, "top_p": options.top_p}
-
-
-def sharpener(settings: Settings) -> Sharpen | None:
+def of_draws(settings: Settings) -> Sharpen | None:
     """What the settings do to the logits that are drawn from; None where they leave them as they are."""
-    options = sharpening(settings)
-    return None if options == sharpening(PLAIN) else partial(sharpened, **options)
+    options = settings.masked
+    return sharpener(temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
+
+
+def of_denoiser(settings: Settings) -> Sharpen | None:
+    """What they do to all laws that the sampler sees: nothing where it sharpens its draws by itself."""
+    return None if settings.sampler in ORDERED else of_draws(settings)
 
 
 def block_within(window: int) -> int:
@@ -115,12 +111,12 @@ def remembers(settings: Settings, *, timed: bool) -> bool:
 def on_a_grid(settings: Settings) -> tuple[Sampler, Tensor]:
     """A sampler that takes a grid of times, and its grid of `steps` steps. Raises PalimpsestError for another.
 
-    One of ORDERED sharpens by itself, the others' denoiser has to.
+    One of ORDERED sharpens by itself, for the others the denoiser does (`of_denoiser`).
     """
     options, times = settings.masked, uniform_times(settings.steps)
     match settings.sampler:
         case "confidence":
-            own = {"temperature": settings.choice_temperature, "sharpen": sharpener(settings)}
+            own = {"temperature": settings.choice_temperature, "sharpen": of_draws(settings)}
             return partial(sample.confidence, **own), times
         case "remask_cap" | "remask_rescale" | "remask_confidence" | "remask_loop":
             if settings.sampler == "remask_loop":

@@ -24,6 +24,8 @@ from pipelines.measures import Evaluation, Generated, Set, read_generated, read_
 from pipelines.models import load_vae, load_vqvae
 from pipelines.pictures import from_uint8
 from tokenizer.kmeans import patch_kmeans_psnr
+from tokenizer.vae import VAE
+from tokenizer.vqvae import VQVAE
 
 BATCH = 128
 
@@ -34,12 +36,13 @@ def reconstructions(e: Evaluation) -> None:
     shown: list[Gallery | Table | Usage] = []
     for kind in ("vae", "vqvae"):
         for stage in e.run.recipe.of_kind(e.name, kind):
-            again, codes = _reconstruct(e, stage, kind)
+            model = load_vae(e.run, stage) if kind == "vae" else load_vqvae(e.run, stage)
+            again, codes = _reconstruct(e, model)
             source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
             e.note(f"{stage}.psnr", mean_interval(psnr(e.real.pictures, again)), source)
             e.guarded(f"{stage}.ssim", lambda shown=again: mean_interval(ssim(e.real.pictures, shown)), source)
-            if codes is not None:
-                shown.append(_codebook(e, stage, codes, source))
+            if isinstance(model, VQVAE) and codes is not None:
+                shown.append(_codebook(e, stage, model, codes, source))
             if e.judges.scene is not None and e.real.labelled:
                 for attribute, interval in scene_figures(e.judges, again, e.real.labels, seed=e.seed).items():
                     e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
@@ -50,23 +53,21 @@ def reconstructions(e: Evaluation) -> None:
     e.sections.append(Section("Reconstructions", shown))
 
 
-def _reconstruct(e: Evaluation, stage: str, kind: str) -> tuple[Pictures, np.ndarray | None]:
+def _reconstruct(e: Evaluation, model: VAE | VQVAE) -> tuple[Pictures, np.ndarray | None]:
     """Return reconstructions and, from a VQ-VAE, the codes."""
     pictures, codes = [], []
-    model = load_vae(e.run, stage) if kind == "vae" else load_vqvae(e.run, stage)
     for start in range(0, len(e.real), BATCH):
         x = from_uint8(e.real.pictures[start : start + BATCH]).to(device_of(model))
-        if kind == "vae":
-            pictures.append(quantise(model.decode(model.encode(x).mean)))  # type: ignore[union-attr]
+        if isinstance(model, VAE):
+            pictures.append(quantise(model.decode(model.encode(x).mean)))
         else:
-            codes.append(model.codes(x))  # type: ignore[union-attr]
-            pictures.append(quantise(model.decode_codes(codes[-1])))  # type: ignore[union-attr]
+            codes.append(model.codes(x))
+            pictures.append(quantise(model.decode_codes(codes[-1])))
     return np.concatenate(pictures), torch.cat(codes).cpu().numpy() if codes else None
 
 
-def _codebook(e: Evaluation, stage: str, codes: np.ndarray, source: str) -> Usage:
+def _codebook(e: Evaluation, stage: str, model: VQVAE, codes: np.ndarray, source: str) -> Usage:
     """Note usage, perplexity and the k-means baseline of a VQ-VAE; return its chart."""
-    model = load_vqvae(e.run, stage)
     config = model.config
     counts = count_codes(codes, config.quantizer.codes)
     book = codebook(counts)

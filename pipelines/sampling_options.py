@@ -24,12 +24,8 @@ NOISY_SAMPLERS = (
 LATENT_SAMPLERS = ODE_SAMPLERS + NOISY_SAMPLERS
 SIGNAL_SAMPLERS = ("euler_maruyama", "predictor_corrector", "annealed_langevin")  # those that cannot start at alpha = 0
 REMASKING_SAMPLERS = ("remask_cap", "remask_rescale", "remask_confidence", "remask_loop")
-GRID_SAMPLERS = ("confidence", "masked_ancestral", "cached", *REMASKING_SAMPLERS)
-BY_TOKEN_SAMPLERS = (
-    "masked_ancestral",
-    "cached",
-    *REMASKING_SAMPLERS,
-)  # each token has a coin, and may have its own time
+BY_TOKEN_SAMPLERS = ("masked_ancestral", "cached", *REMASKING_SAMPLERS)  # a coin for each token, at its own time
+GRID_SAMPLERS = ("confidence", *BY_TOKEN_SAMPLERS)
 MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Reveal = Literal["own", "linear", "cosine", "square"]

@@ -35,13 +35,15 @@ class Gaussian:
 
     def kl(self) -> Tensor:
         """KL(q || N(0, 1)) in nats, summed over each item: (B,) (arXiv:1312.6114, app. B)."""
-        terms = self.mean.square() + self.log_var.exp() - 1 - self.log_var
-        return terms.flatten(1).sum(1) / 2
+        return self._kl().flatten(1).sum(1)
 
     def kl_per_channel(self) -> Tensor:
         """The same in nats per latent value, a mean over items and positions: (c,)."""
-        terms = self.mean.square() + self.log_var.exp() - 1 - self.log_var
-        return terms.mean((0, 2, 3)) / 2
+        return self._kl().mean((0, 2, 3))
+
+    def _kl(self) -> Tensor:
+        """Of each latent value, (B, c, h, w)."""
+        return (self.mean.square() + self.log_var.exp() - 1 - self.log_var) / 2
 
 
 @dataclass

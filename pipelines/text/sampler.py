@@ -22,7 +22,7 @@ from discrete.uniform import uniform_ancestral, uniform_start
 from latent.grid import uniform as uniform_times
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
-from pipelines.masked_sampling import GAP, ORDERED, block_within, fill_in, on_a_grid, remembers, sharpener
+from pipelines.masked_sampling import GAP, block_within, fill_in, of_denoiser, of_draws, on_a_grid, remembers
 from pipelines.models import load_text_model
 from pipelines.runs import Run, stage_of
 from pipelines.sampling_options import Settings
@@ -214,8 +214,7 @@ class TextSampler:
         """Block-causal diffusion, at `steps` steps for each block."""
         hidden = torch.where(known, x, self.network.mask_id)
         sampler, times = on_a_grid(settings)
-        sharpen = None if settings.sampler in ORDERED else sharpener(settings)
-        options = {"generator": generators, "known": known, "sharpen": sharpen}
+        options = {"generator": generators, "known": known, "sharpen": of_denoiser(settings)}
         return block_causal(self.network, Linear(), hidden, times, sampler=sampler, size=size, **options)
 
 
@@ -229,7 +228,7 @@ def _continued(
             "An autoregressive model writes behind a prompt alone, as long in every row: what is known here has gaps, "
             "or ends at different places. Take a masked model."
         )
-    return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=sharpener(settings))
+    return continue_text(network, x[:, :start], x.shape[1], generator=generators, sharpen=of_draws(settings))
 
 
 def _replaced(

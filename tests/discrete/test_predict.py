@@ -4,7 +4,7 @@ import torch
 from scipy.special import softmax
 
 from discrete.layout import Layout
-from discrete.predict import denoiser, sharpened, subs
+from discrete.predict import denoiser, sharpened, sharpener, subs
 
 MASK = 6
 
@@ -54,13 +54,13 @@ def test_allowed_ranges_hold_and_temperature_sharpens():
     x_t = layout.masked(8)
     p = denoiser(lambda *_: logits, mask_id=MASK, allowed=layout.allowed())(x_t, torch.tensor(1.0)).exp()
     assert (p[:, :4, 2:] == 0).all() and (p[:, 4:, :2] == 0).all() and (p[..., MASK] == 0).all()
-    sharp = denoiser(lambda *_: logits, mask_id=MASK, temperature=0.5)(x_t, torch.tensor(1.0))
+    sharp = denoiser(lambda *_: logits, mask_id=MASK, sharpen=sharpener(temperature=0.5))(x_t, torch.tensor(1.0))
     torch.testing.assert_close(sharp, subs(logits / 0.5, x_t, MASK))
 
 
 def test_temperature_of_zero_is_refused():
     with pytest.raises(ValueError, match="temperature is 0"):
-        denoiser(lambda x, t: x, mask_id=MASK, temperature=0)
+        sharpener(temperature=0)
 
 
 def by_hand(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
@@ -146,7 +146,7 @@ def test_sharpened_keeps_the_dtype(dtype: torch.dtype):
      ({"top_p": 0.0}, r"top_p 0\.0"), ({"top_p": 1.2}, r"top_p 1\.2")],
 )  # fmt: skip
 def test_values_out_of_range_are_named_at_once(options: dict, sentence: str):
-    for build in (lambda: sharpened(torch.zeros(3), **options), lambda: denoiser(lambda x, t: x, mask_id=3, **options)):
+    for build in (lambda: sharpened(torch.zeros(3), **options), lambda: sharpener(**options)):
         with pytest.raises(ValueError, match=sentence):
             build()
 
@@ -155,5 +155,6 @@ def test_a_denoiser_sharpens_the_allowed_tokens_without_the_mask():
     logits = torch.zeros(1, 1, MASK + 1)
     logits[..., MASK], logits[..., 0], logits[..., 1] = 9.0, 8.0, 1.0
     allowed = torch.tensor([[False] + [True] * MASK])
-    p = denoiser(lambda *_: logits, mask_id=MASK, allowed=allowed, top_k=1)(torch.full((1, 1), MASK), torch.tensor(1.0))
+    denoise = denoiser(lambda *_: logits, mask_id=MASK, allowed=allowed, sharpen=sharpener(top_k=1))
+    p = denoise(torch.full((1, 1), MASK), torch.tensor(1.0))
     assert p.exp()[0, 0].tolist() == [0, 1, 0, 0, 0, 0, 0]

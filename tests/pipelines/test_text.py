@@ -355,7 +355,7 @@ def test_models_that_write_all_at_once_refuse_longer_texts_than_they_read(words:
 
 def test_first_hitting_reveals_one_token_a_call_unless_steps_are_asked_for(words: Path):
     sampler = TextSampler.load(reopen_run(words), "masked")
-    usual = sampler.usual_settings(sampler=("first_hitting"))
+    usual = sampler.usual_settings(sampler="first_hitting")
     assert usual.sampler == "first_hitting" and usual.steps == sampler.length
     written = sampler.write(2, generators([""] * 2, 0), usual)
     assert written.evaluations == sampler.length

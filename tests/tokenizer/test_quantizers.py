@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from eval.reconstruction import codebook
 from tokenizer.quantize import (
     FSQ,
     LFQ,
@@ -21,7 +22,6 @@ from tokenizer.quantize import (
     VQConfig,
     code_counts,
     quantizer_of,
-    usage,
 )
 from tokenizer.quantize.base import passed_through
 
@@ -322,7 +322,7 @@ def test_codebooks_start_from_the_data_and_revive(config: QuantizerConfig):
     damaged = error()
     assert layer.revive(data, g) == sum(len(book.cluster_size) // 2 for book in books)
     assert started < error() < damaged  # placed by k-means++, without the rounds that follow it at the start
-    assert usage(code_counts(layer.codes(z), layer.vocabulary)) > 0.95
+    assert codebook(code_counts(layer.codes(z), layer.vocabulary)).usage > 0.95
     assert layer.revive(data, g) == 0
 
 

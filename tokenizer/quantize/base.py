@@ -98,11 +98,6 @@ def code_counts(codes: Tensor, size: int) -> Tensor:
     return torch.bincount(codes.flatten(), minlength=size).double()
 
 
-def usage(counts: Tensor) -> Tensor:
-    """Share of the codes that occur at all: ()."""
-    return (counts > 0).double().mean()
-
-
 def perplexity(counts: Tensor) -> Tensor:
     """Exponential of the entropy of the codes' frequencies, between 1 and the number of codes: ()."""
     return torch.distributions.Categorical(probs=counts).entropy().exp()

@@ -69,38 +69,27 @@ def check_codebook(codes: int, dim: int) -> None:
         raise ValueError(f"dim is {dim}, expected at least 1. Use 8.")
 
 
-class VectorQuantizer(Quantizer):
-    """Nearest codeword for each vector. In training mode each pass also moves the averages."""
+class Codebook(Quantizer):
+    """Nearest codeword for each vector; `codewords` says where they are."""
 
-    codebook: Tensor
-    cluster_size: Tensor
-    sums: Tensor
-    starts_from_data = True
-
-    def __init__(self, config: VQConfig) -> None:
+    def __init__(self, config: VQConfig | SimVQConfig) -> None:
         super().__init__()
-        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
-        codebook = self.direction(torch.randn(config.codes, config.dim) / config.dim**0.5)
-        self.register_buffer("cluster_size", torch.ones(config.codes))
-        if config.learn == "gradient":
-            self.codebook = nn.Parameter(codebook)
-        else:
-            self.register_buffer("codebook", codebook)
-            self.register_buffer("sums", codebook.clone())
+        self.dim, self.vocabulary = config.dim, config.codes
+        self.estimator: Estimator = config.estimator
 
     def forward(self, z: Tensor) -> Quantized:
         """z: (B, d, h, w)."""
         vectors = self.direction(channels_last(z).float())  # (B, h, w, d)
         codewords, codes = self.assign(vectors)
         own, commitment = codebook_terms(vectors, codewords)
-        passed = passed_through(vectors, codewords, self.config.estimator)
+        passed = passed_through(vectors, codewords, self.estimator)
         return Quantized(channels_first(passed), codes, own, commitment)
 
     def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Codewords (B, h, w, d) and codes (B, h, w) of vectors, which move the averages in training mode."""
+        """Codewords (B, h, w, d) and codes (B, h, w) of vectors, from which the codebook learns in training mode."""
         book = self.codewords()
         codes = nearest(vectors.flatten(0, 2), book)[0].view(vectors.shape[:3])
-        codewords = F.embedding(codes, book)
+        codewords = F.embedding(codes, book)  # as they are before the codebook moves
         if self.training:
             self.update(vectors.detach().flatten(0, 2), codes.flatten())
         return codewords, codes
@@ -113,6 +102,34 @@ class VectorQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         """Codewords of codes: (B, h, w) int64 -> (B, d, h, w) float32."""
         return channels_first(F.embedding(codes, self.codewords()))
+
+    def direction(self, vectors: Tensor) -> Tensor:
+        """Vectors (..., d) as they are compared."""
+        return vectors
+
+    def update(self, vectors: Tensor, codes: Tensor) -> None:
+        """Learn from vectors (n, d) and their codes (n,) beside any gradient."""
+        del vectors, codes
+
+
+class VectorQuantizer(Codebook):
+    """A codebook that is learned code by code, from the data on."""
+
+    codebook: Tensor
+    cluster_size: Tensor
+    sums: Tensor
+    starts_from_data = True
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__(config)
+        self.config = config
+        codebook = self.direction(torch.randn(config.codes, config.dim) / config.dim**0.5)
+        self.register_buffer("cluster_size", torch.ones(config.codes))
+        if config.learn == "gradient":
+            self.codebook = nn.Parameter(codebook)
+        else:
+            self.register_buffer("codebook", codebook)
+            self.register_buffer("sums", codebook.clone())
 
     def codewords(self) -> Tensor:
         """The codebook, (codes, d)."""
@@ -170,33 +187,15 @@ class VectorQuantizer(Quantizer):
             self.sums[rows] = codewords
 
 
-class SimVQ(Quantizer):
-    """Nearest of the codewords C W, the rows of C being frozen, so that a step for one code moves all of them."""
+class SimVQ(Codebook):
+    """The codewords C W, the rows of C being frozen, so that a step for one code moves all of them."""
 
     frozen: Tensor
 
     def __init__(self, config: SimVQConfig) -> None:
-        super().__init__()
-        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
+        super().__init__(config)
         self.register_buffer("frozen", torch.randn(config.codes, config.dim) / config.dim**0.5)
         self.map = nn.Linear(config.dim, config.dim, bias=False)
-
-    def forward(self, z: Tensor) -> Quantized:
-        """z: (B, d, h, w)."""
-        vectors, codes = channels_last(z).float(), self.codes(z)
-        codewords = F.embedding(codes, self.codewords())
-        own, commitment = codebook_terms(vectors, codewords)
-        passed = passed_through(vectors, codewords, self.config.estimator)
-        return Quantized(channels_first(passed), codes, own, commitment)
-
-    def codes(self, z: Tensor) -> Tensor:
-        """Nearest codes: (B, d, h, w) -> (B, h, w) int64."""
-        vectors = channels_last(z).float()
-        return nearest(vectors.flatten(0, 2), self.codewords())[0].view(vectors.shape[:3])
-
-    def lookup(self, codes: Tensor) -> Tensor:
-        """Codewords of codes: (B, h, w) int64 -> (B, d, h, w) float32."""
-        return channels_first(F.embedding(codes, self.codewords()))
 
     def codewords(self) -> Tensor:
         """The frozen codebook behind the map, (codes, d)."""

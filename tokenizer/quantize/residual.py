@@ -102,7 +102,7 @@ class ResidualVQ(Quantizer):
         return count
 
     def _levels(self) -> list[VectorQuantizer]:
-        return list(self.levels)  # type: ignore[arg-type]
+        return [level for level in self.levels if isinstance(level, VectorQuantizer)]
 
     def _joined(self, grids: list[Tensor]) -> Tensor:
         """The grids (B, h, w) of the levels, each below the one before: (B, depth h, w)."""
