@@ -1,8 +1,4 @@
-"""Convolutional encoder and decoder whose blocks all run at the low resolution, and the parts of a U-Net.
-
-Unusual: the image is folded into channels at once (space-to-depth) and unfolded at the very end, because normalisation
-and activation at full resolution would cost more than all convolutions together.
-"""
+"""Convolutional parts of autoencoders and of U-Nets."""
 
 from __future__ import annotations
 
@@ -87,42 +83,6 @@ class Head(nn.Sequential):
         super().__init__(nn.GroupNorm(groups, channels), nn.SiLU(), nn.Conv2d(channels, outputs, 3, padding=1))
 
 
-class Encoder(nn.Module):
-    """Images to features at 1/factor of their size: (B, inputs, H, W) -> (B, outputs, H/factor, W/factor)."""
-
-    def __init__(self, factor: int, channels: int, blocks: int, outputs: int, *, inputs: int = 3) -> None:
-        super().__init__()
-        self.factor = factor
-        self.layers = nn.Sequential(
-            nn.PixelUnshuffle(factor),  # (B, inputs factor^2, h, w)
-            nn.Conv2d(inputs * factor**2, channels, 3, padding=1),
-            *(ResBlock(channels) for _ in range(blocks)),
-            Head(channels, outputs),
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Raise ValueError when the factor does not divide both sides."""
-        check_divides(x, self.factor)
-        return self.layers(x)
-
-
-class Decoder(nn.Module):
-    """Features back to images: (B, inputs, h, w) -> (B, outputs, h factor, w factor)."""
-
-    def __init__(self, factor: int, channels: int, blocks: int, inputs: int, *, outputs: int = 3) -> None:
-        super().__init__()
-        self.layers = nn.Sequential(
-            nn.Conv2d(inputs, channels, 3, padding=1),
-            *(ResBlock(channels) for _ in range(blocks)),
-            Head(channels, outputs * factor**2),
-            nn.PixelShuffle(factor),  # (B, outputs, H, W)
-        )
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Outputs are not clamped."""
-        return self.layers(z)
-
-
 def check_divides(x: Tensor, factor: int) -> None:
     """Raise ValueError unless height and width of x (..., H, W) are positive multiples of the factor."""
     height, width = x.shape[-2:]
@@ -131,19 +91,6 @@ def check_divides(x: Tensor, factor: int) -> None:
         raise ValueError(
             f"images or latents of {height} x {width} do not fit: both sides must be multiples of factor = {factor}. "
             f"Resize or crop them, for example to {fit}."
-        )
-
-
-def check_sizes(factor: int, channels: int, encoder_blocks: int, decoder_blocks: int) -> None:
-    """Raise ValueError for sizes that no encoder and decoder can have."""
-    if factor < 1:
-        raise ValueError(f"factor is {factor}, expected at least 1. Use 4 for images of 32 pixels, 8 for larger ones.")
-    if channels < 16 or channels % 8:
-        raise ValueError(f"channels is {channels}, expected a multiple of 8 (groups) from 16 up. Try 96.")
-    if min(encoder_blocks, decoder_blocks) < 0:
-        raise ValueError(
-            f"encoder_blocks and decoder_blocks are {encoder_blocks} and {decoder_blocks}, expected 0 or more. "
-            "Try 2 and 3."
         )
 
 

@@ -74,7 +74,7 @@ def _codebook(e: Evaluation, stage: str, model: VQVAE, codes: np.ndarray, source
     e.figures[f"{stage}.usage"] = Figure(book.usage, book.tokens, source=f"{source}; a count over all tokens")
     e.figures[f"{stage}.perplexity"] = Figure(book.perplexity, book.tokens, source=f"{source}; a count over all tokens")
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
-    codes_and_patch = config.quantizer.codes, config.factor
+    codes_and_patch = config.quantizer.codes, model.downsample
     about = f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size"
     if model.quantizer.rows == 1:
         e.guarded(

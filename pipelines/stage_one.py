@@ -211,7 +211,7 @@ def train_vqvae(run: Run, name: str, stage: VQVAEStage) -> dict[str, Any]:
     """Train the VQ-VAE."""
     task = VQVAETask(run, stage)
     facts = train(task, stage.training, run.stage_folder(name), seed=run.recipe.seed, name=name)
-    return {**facts, "model": plain(stage.model), "downsample": stage.model.factor, "size": task.size}
+    return {**facts, "model": plain(stage.model), "downsample": stage.model.network.factor, "size": task.size}
 
 
 def mean_psnr(x: Tensor, x_hat: Tensor) -> float:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from backbone.conv import Decoder, Encoder, check_sizes
+from backbone.codec import CodecConfig, decoder_of, encoder_of
+from backbone.folded import FoldedConfig
 from backbone.noise import Randomness
 from tokenizer.loss import SCALES, Reconstruction, VAELoss, elbo_loss, vae_loss
 from tokenizer.posterior import Gaussian
@@ -16,7 +17,7 @@ from tokenizer.posterior import Gaussian
 
 @dataclass(frozen=True, kw_only=True)
 class VAEConfig:
-    """Sizes and loss of a VAE. factor: side of the pixel square that one latent position stands for.
+    """Networks and loss of a VAE.
 
     variance: none weighs `reconstruction` against the KL; fixed and learned make the loss the evidence bound of 8-bit
     images under a normal law around the decoder's picture, whose scale is given or learned (sigma-VAE,
@@ -24,11 +25,8 @@ class VAEConfig:
     """
 
     kind: Literal["vae"] = "vae"
-    factor: int = 4
-    channels: int = 96
+    network: CodecConfig = field(default_factory=FoldedConfig)
     latent_channels: int = 4
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
     reconstruction: Reconstruction = "mixed"
     kl_weight: float = 2e-3  # times nats per latent value, or of the KL in the bound
     kl_warmup: float = 0.0  # share of the steps over which the weight rises from 0
@@ -37,7 +35,6 @@ class VAEConfig:
     scale: float = 0.1  # standard deviation of a colour value in [-1, 1]; where it is learned, its start
 
     def __post_init__(self) -> None:
-        check_sizes(self.factor, self.channels, self.encoder_blocks, self.decoder_blocks)
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels is {self.latent_channels}, expected at least 1. Use 4 for small images.")
         if not 0 <= self.kl_weight < float("inf"):
@@ -70,8 +67,8 @@ class VAE(nn.Module):
     def __init__(self, config: VAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.factor, config.channels, config.encoder_blocks, 2 * config.latent_channels)
-        self.decoder = Decoder(config.factor, config.channels, config.decoder_blocks, config.latent_channels)
+        self.encoder = encoder_of(config.network, 2 * config.latent_channels)
+        self.decoder = decoder_of(config.network, config.latent_channels)
         self.log_scale: Tensor | None = None
         if config.variance != "none":
             start = torch.tensor(config.scale).log()
@@ -80,7 +77,7 @@ class VAE(nn.Module):
     @property
     def downsample(self) -> int:
         """Pixels per latent position along one side."""
-        return self.config.factor
+        return self.config.network.factor
 
     def encode(self, x: Tensor) -> Gaussian:
         """x: (B, 3, H, W) in [-1, 1]. Raise ValueError when the factor does not divide both sides."""

@@ -13,20 +13,18 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from backbone.conv import Decoder, Encoder, check_sizes
+from backbone.codec import CodecConfig, decoder_of, encoder_of
+from backbone.folded import FoldedConfig
 from tokenizer.loss import Reconstruction
 from tokenizer.quantize import Quantized, QuantizerConfig, ResidualConfig, VQConfig, channels_last, quantizer_of
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQVAEConfig:
-    """Sizes, loss and phases of a VQ-VAE. factor: side of the pixel square that one code stands for."""
+    """Networks, loss and phases of a VQ-VAE."""
 
     kind: Literal["vqvae"] = "vqvae"
-    factor: int = 4
-    channels: int = 96
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
+    network: CodecConfig = field(default_factory=FoldedConfig)
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
     reconstruction: Reconstruction = "mixed"
     beta: float = 0.25  # weight of the commitment term
@@ -35,7 +33,6 @@ class VQVAEConfig:
     revive_every: int = 20  # steps
 
     def __post_init__(self) -> None:
-        check_sizes(self.factor, self.channels, self.encoder_blocks, self.decoder_blocks)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta is {self.beta}, expected 0 or a positive number. Use 0.25.")
         if not 0 <= self.unquantised < 1:
@@ -70,14 +67,14 @@ class VQVAE(nn.Module):
     def __init__(self, config: VQVAEConfig) -> None:
         super().__init__()
         self.config = config
-        self.encoder = Encoder(config.factor, config.channels, config.encoder_blocks, config.quantizer.dim)
+        self.encoder = encoder_of(config.network, config.quantizer.dim)
         self.quantizer = quantizer_of(config.quantizer)
-        self.decoder = Decoder(config.factor, config.channels, config.decoder_blocks, config.quantizer.dim)
+        self.decoder = decoder_of(config.network, config.quantizer.dim)
 
     @property
     def downsample(self) -> int:
         """Pixels per code along one side."""
-        return self.config.factor
+        return self.config.network.factor
 
     def encode(self, x: Tensor) -> Tensor:
         """x: (B, 3, H, W) in [-1, 1] -> (B, d, h, w) float32, not quantised. Raise ValueError on odd sizes."""

@@ -26,12 +26,13 @@ TOWERS = {"width": 4, "heads": 4, "text_width": 16, "text_layers": 1, "embed_dim
 MODEL = {"kind": "dit", "dim": 16, "layers": 1, "heads": 2, "text_dim": 16, "text_heads": 2, "cond_dim": 16}
 MATCH = {"dim": 16, "layers": 1, "heads": 2, "cond_dim": 16, "embed_dim": 16, "bank": 20}
 VP = {"kind": "vp"}
+SMALL_NETWORK = {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}
 STAGES = {
     "bpe": {"kind": "bpe", "length": 18},
-    "vae": {"kind": "vae", "model": {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}, "training": SMALL},
+    "vae": {"kind": "vae", "model": {"network": SMALL_NETWORK}, "training": SMALL},
     "vqvae": {
         "kind": "vqvae",
-        "model": {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1, "initial_vectors": 64,
+        "model": {"network": SMALL_NETWORK, "initial_vectors": 64,
                   "quantizer": {"codes": 8}},
         "training": SMALL,
     },

@@ -18,7 +18,7 @@ from pipelines.stages import run_stage
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 12, "batch": 8, "learning_rate": 3e-3, "compile": False, "bf16": False, "validate_every": 6}
 TOWERS = {"width": 32, "text_width": 32, "layers": 1, "text_layers": 1, "embed_dim": 16}
-CODEC = {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}
+CODEC = {"network": {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}}
 QUANTIZERS = {
     "residual": {"kind": "residual", "depth": 2, "level": {"codes": 12, "dim": 4}},
     "vq": {"kind": "vq", "codes": 32, "dim": 4},

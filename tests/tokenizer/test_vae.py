@@ -3,11 +3,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backbone.folded import FoldedConfig
 from tokenizer.loss import vae_loss
 from tokenizer.posterior import LOG_VAR_RANGE, Gaussian, LatentMoments
 from tokenizer.vae import VAE, VAEConfig
 
-TINY = VAEConfig(channels=16, encoder_blocks=1, decoder_blocks=1)
+TINY = VAEConfig(network=FoldedConfig(channels=16, encoder_blocks=1, decoder_blocks=1))
+
+
+def plain(factor: int) -> FoldedConfig:
+    return FoldedConfig(factor=factor, channels=16, encoder_blocks=0, decoder_blocks=0)
 
 
 def generator(seed: int = 0) -> torch.Generator:
@@ -67,7 +72,7 @@ def test_extreme_features_give_a_finite_float32_posterior(dtype: torch.dtype):
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 2, 4, 8]), st.integers(1, 6))
 def test_latents_are_smaller_by_the_factor_and_decode_to_the_same_size(h: int, w: int, factor: int, channels: int):
-    model = VAE(VAEConfig(factor=factor, channels=16, latent_channels=channels, encoder_blocks=0, decoder_blocks=0))
+    model = VAE(VAEConfig(network=plain(factor), latent_channels=channels))
     x = torch.zeros(1, 3, h * factor, w * factor)
     output = model(x, generator())
     assert output.posterior.mean.shape == output.posterior.log_var.shape == (1, channels, h, w)
@@ -107,9 +112,7 @@ def test_moments_over_batches_equal_those_of_many_samples():
     torch.testing.assert_close(std, z.double().std((0, 2, 3)), rtol=0.02, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("factor", 0), ("channels", 12), ("latent_channels", 0), ("kl_weight", -1.0)]
-)
+@pytest.mark.parametrize(("field", "value"), [("latent_channels", 0), ("kl_weight", -1.0)])
 def test_a_value_out_of_range_is_named_with_a_remedy(field: str, value: float):
     with pytest.raises(ValueError, match=rf"{field} is {value}, expected .*\. (Use|Try) "):
         VAEConfig(**{field: value})  # type: ignore[arg-type]

@@ -3,12 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backbone.folded import FoldedConfig
 from tokenizer.loss import vqvae_loss
 from tokenizer.quantize import VQConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
 
 QUANTIZER = VQConfig(codes=16, dim=4)
-TINY = VQVAEConfig(channels=16, encoder_blocks=1, decoder_blocks=1, quantizer=QUANTIZER)
+TINY = VQVAEConfig(network=FoldedConfig(channels=16, encoder_blocks=1, decoder_blocks=1), quantizer=QUANTIZER)
 
 
 def images(count: int = 4, seed: int = 0) -> torch.Tensor:
@@ -18,7 +19,8 @@ def images(count: int = 4, seed: int = 0) -> torch.Tensor:
 @settings(max_examples=12, deadline=None)
 @given(st.integers(1, 5), st.integers(1, 5), st.sampled_from([1, 2, 4, 8]))
 def test_codes_are_a_grid_smaller_by_the_factor_and_decode_to_the_same_size(h: int, w: int, factor: int):
-    config = VQVAEConfig(factor=factor, channels=16, encoder_blocks=0, decoder_blocks=0, quantizer=QUANTIZER)
+    network = FoldedConfig(factor=factor, channels=16, encoder_blocks=0, decoder_blocks=0)
+    config = VQVAEConfig(network=network, quantizer=QUANTIZER)
     model, x = VQVAE(config), torch.zeros(2, 3, h * factor, w * factor)
     codes = model.codes(x)
     assert codes.shape == (2, h, w) and codes.dtype == torch.int64
