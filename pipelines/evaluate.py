@@ -34,7 +34,7 @@ from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
 KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
-NOT_CURVES = ("step", "seconds", "split", "gradient_norm")
+NOT_CURVES = ("step", "seconds", "split", "keys", "gradient_norm", "rival_gradient_norm")
 BY_TIME = re.compile(r"(\w+)_t([\d.-]+)")  # a figure of validation at some times: name_t0.00-0.25
 NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data scenes` have them"
 

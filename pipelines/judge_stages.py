@@ -39,6 +39,8 @@ from tokenizer.text import BPE
 class ContrastiveTask(ImageTask):
     """Text and image towers by contrast; equal captions are positives of each other."""
 
+    divisible = False
+
     def __init__(self, run: Run, sizes: TowerSizes, training: Training, bpe: BPE, seed: int) -> None:
         super().__init__(run, training.batch, shuffle_seed=seed)
         self.bpe = bpe

@@ -15,28 +15,31 @@ import math
 import os
 import shutil
 import signal
-import statistics
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
 from pipelines.artefact import PLAN, save_weights, write_atomically
+from pipelines.descent import Descent, Taken
 from pipelines.errors import PalimpsestError
-from pipelines.hardware import autocast, can_compile, prefetch, step_generator, to_device
+from pipelines.hardware import can_compile, prefetch, step_generator
 from pipelines.optimizer import optimizers_of, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
+from pipelines.rehearsal import rehearse
 from pipelines.state import BEST, State
 from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
 
-REHEARSAL = (8, 8.0)  # steps and seconds, at least, that are timed to turn minutes into a number of steps
 PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
-BAD_STEPS = 10  # consecutive steps with a loss that is not finite before a run gives up
+LOG = "log.jsonl"  # curves and skipped samples, a line each
+BAD_STEPS = 10  # steps in a row with a loss that is not finite before a run gives up
+NAMED = 8  # samples that a warning names
 
 log = logging.getLogger("palimpsest")
 
@@ -60,14 +63,24 @@ class Loop:
             raise PalimpsestError(
                 f"stage.{name}.training.keep is 'best', but its kind validates by no figure: leave it out"
             )
+        if training.accumulate > 1 and not task.divisible:
+            raise PalimpsestError(
+                f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
+                "batch with each other: leave it out"
+            )
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
         self.device = self.accelerator.device
         task.network.to(self.device)
+        optimizers = optimizers_of(task.network, training)
+        if task.rival is not None:
+            task.rival.to(self.device)
+            own = task.rival_training(training)
+            optimizers += optimizers_of(task.rival, own, factor=own.learning_rate / training.learning_rate)
         if training.compile and can_compile():
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
         average = copy.deepcopy(task.network).requires_grad_(False) if training.ema else None
-        self.state = State(task.network, average, optimizers_of(task.network, training))
+        self.state = State(task.network, average, optimizers, task.rival)
         self.stop = False
 
     def run(self) -> dict[str, Any]:
@@ -79,7 +92,7 @@ class Loop:
             self._trim_log()
         self.plan = self._plan()
         steps = self.plan.at(self.state.step)
-        self.prepared, *self.optimizers = self.accelerator.prepare(self.task.network, *self.state.optimizers)
+        self.descent = Descent(self.task, self.training, self.state, self.accelerator)
         previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
         self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step)
         try:
@@ -100,60 +113,64 @@ class Loop:
         batches = prefetch(self.task.batches(self.state.cursor, rank, world))
         while self.state.step < self.plan.at(self.state.step):
             batch, cursor = next(batches)
-            loss, scalars = self._step(batch, rank)
-            bad = 0 if math.isfinite(loss) else bad + 1
-            if bad >= BAD_STEPS:
-                raise PalimpsestError(
-                    f"{self.name}: the loss was not finite for {bad} steps in a row (step {self.state.step}). "
-                    f"Lower stage.{self.name}.training.learning_rate, or set bf16 = false."
-                )
+            taken = self._step(batch, rank)
+            bad = bad + 1 if taken.left_out else 0
+            if taken.left_out:
+                self._left_out(taken.suspects, bad)
             self.state.step, self.state.cursor = self.state.step + 1, cursor
             self.state.seconds = time.monotonic() - begun
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
-            shown.advance(1, f"loss {loss:.4f}  {rate:.0f} {self.task.unit}/s")
+            shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s")
             if world == 1:  # ranks have clocks of their own
                 self.plan.hold_against(self.state.step, self.state.seconds)
                 shown.total = self.plan.at(self.state.step)
-            self._watch(loss, scalars)
+            self._watch(taken)
 
-    def _step(self, batch: Batch, rank: int) -> tuple[float, dict[str, Tensor]]:
-        """One optimiser step; returns the loss and the scalars to plot. A loss that is not finite changes nothing."""
-        state, training = self.state, self.training
+    def _step(self, batch: Batch, rank: int) -> Taken:
+        """One optimiser step, with what stands around it."""
+        state, steps = self.state, self.plan.at(self.state.step)
         generator = step_generator(self.seed, rank, state.step)
-        self.task.before(state.step, self.plan.first, self.plan.at(state.step), generator)
-        set_rate(self.optimizers, learning_rate(training, state.step, self.plan.at(state.step)))
-        buffers = [buffer.clone() for buffer in state.network.buffers()]  # a forward pass moves codebooks and norms
-        with autocast(self.device, training.bf16):
-            loss, scalars = self.task.loss(self.prepared, to_device(batch, self.device), generator)
-        value = float(loss.detach())
-        self.task.network.zero_grad(set_to_none=True)
-        if self._anywhere(not math.isfinite(value)):
-            return self._skip(buffers)
-        self.accelerator.backward(loss)
-        norm = self.accelerator.clip_grad_norm_(self.prepared.parameters(), training.clip)
-        if norm is not None and not torch.isfinite(norm):
-            return self._skip(buffers)
-        for optimizer in self.optimizers:
-            optimizer.step()
+        self.task.playing = self.task.rival is not None and state.step >= self.task.rival_start * self.plan.first
+        self.task.before(state.step, self.plan.first, steps, generator)
+        set_rate(self.descent.optimizers, learning_rate(self.training, state.step, steps))
+        taken = self.descent.step(batch, generator)
+        if taken.left_out:
+            return taken
+        self.task.after(state.step)
         if state.average is not None:
-            update_average(state.average, state.network, decay_at(training.ema or 0.0, state.step))
-        return value, {**scalars, "gradient_norm": norm} if isinstance(norm, Tensor) else scalars
+            update_average(state.average, state.network, decay_at(self.training.ema or 0.0, state.step))
+        return taken
 
-    def _skip(self, buffers: list[Tensor]) -> tuple[float, dict[str, Tensor]]:
-        """Leave the network as it was before the step: its weights did not move, its buffers go back."""
-        self.state.skipped += 1
-        for buffer, kept in zip(self.state.network.buffers(), buffers, strict=True):
-            buffer.copy_(kept)
-        return math.nan, {}
+    def _left_out(self, keys: Sequence[str], in_a_row: int) -> None:
+        """Count a step that was left out and name its samples; give up where that happens too often."""
+        state, steps = self.state, self.plan.at(self.state.step)
+        state.skipped += 1
+        if keys:
+            named = ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
+            log.warning("%s: step %d is left out, its loss is not finite. Samples: %s", self.name, state.step, named)
+            self._write({"step": state.step + 1, "split": "left_out", "keys": keys})
+        remedy = (
+            f"Look at the samples named in {self.folder / LOG}, lower stage.{self.name}.training.learning_rate, or "
+            "set bf16 = false."
+        )
+        if in_a_row >= BAD_STEPS:
+            raise PalimpsestError(
+                f"{self.name}: the loss was not finite for {in_a_row} steps in a row (step {state.step}). {remedy}"
+            )
+        if state.skipped > max(BAD_STEPS, self.training.max_skipped * steps):
+            raise PalimpsestError(
+                f"{self.name}: {state.skipped} of {state.step + 1} steps had a loss that is not finite, more than "
+                f"{self.training.max_skipped:.1%} of {steps} (training.max_skipped). {remedy}"
+            )
 
-    def _watch(self, loss: float, scalars: dict[str, Tensor]) -> None:
+    def _watch(self, taken: Taken) -> None:
         """Plot, validate, draw and save when it is time to."""
         step, training = self.state.step, self.training
         steps = self.plan.at(step)
         last = step == steps
         if step % 20 == 0 or last:
-            self._log("train", {"loss": loss, **{key: float(value) for key, value in scalars.items()}})
-        stop = self._anywhere(self.stop or orphaned())
+            self._log("train", {"loss": taken.loss, **{key: float(value) for key, value in taken.scalars.items()}})
+        stop = self.descent.anywhere(self.stop or orphaned())
         if self.accelerator.is_main_process:
             if step % training.validate_every == 0 or last:
                 self._validate()
@@ -166,13 +183,6 @@ class Loop:
             raise Interrupted(
                 f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
             )
-
-    def _anywhere(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank: all ranks must skip a step, or stop, together."""
-        if self.accelerator.num_processes == 1:
-            return flag
-        total: Any = self.accelerator.reduce(torch.tensor(float(flag), device=self.device))
-        return bool(total > 0)
 
     def _draw(self, step: int) -> None:
         """Keep sample pictures of the averaged network. What they are drawn with may be wrong; training goes on."""
@@ -215,13 +225,17 @@ class Loop:
         for name, value in scalars.items():
             self.writer.add_scalar(f"{name}/{split}", value, self.state.step)
         finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
-        line = {"step": self.state.step, "seconds": round(self.state.seconds, 1), "split": split, **finite}
-        with (self.folder / "log.jsonl").open("a", encoding="utf-8") as handle:
-            handle.write(json.dumps(line) + "\n")
+        self._write({"step": self.state.step, "seconds": round(self.state.seconds, 1), "split": split, **finite})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        """Append a line to log.jsonl."""
+        if self.accelerator.is_main_process:
+            with (self.folder / LOG).open("a", encoding="utf-8") as handle:
+                handle.write(json.dumps(line) + "\n")
 
     def _trim_log(self) -> None:
         """Drop curve points that lie behind the checkpoint: those steps are taken again."""
-        path = self.folder / "log.jsonl"
+        path = self.folder / LOG
         if path.exists():
             kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
             text = "".join(line + "\n" for line in kept)
@@ -234,33 +248,13 @@ class Loop:
             if training.steps:
                 Plan(path, training.steps).save()
             else:
-                steps, left = self._rehearse(60 * RESERVE * (training.minutes or 0))
-                Plan(path, steps, left).save()
+                begun, budget = time.monotonic(), 60 * RESERVE * (training.minutes or 0)
+                seconds = rehearse(self.task, training, self.device, budget, self.accelerator.num_processes)
+                left = max(budget - (time.monotonic() - begun), 20 * seconds)
+                watched = left if self.task.rival is None else None  # a rival makes later steps longer than early ones
+                Plan(path, int(left / seconds), watched).save()
         self.accelerator.wait_for_everyone()
         return Plan.load(path)
-
-    def _rehearse(self, budget: float) -> tuple[int, float]:
-        """Time a few steps that change nothing; return (steps that fit, seconds left) of `budget` seconds."""
-        begun = time.monotonic()
-        kept = copy.deepcopy(self.task.network.state_dict())
-        batches = self.task.batches(0, 0, self.accelerator.num_processes)
-        optimizers = optimizers_of(self.task.network, self.training)
-        set_rate(optimizers, 0.0)
-        times: list[float] = []
-        while len(times) < REHEARSAL[0] + 2 or (sum(times[2:]) < REHEARSAL[1] and sum(times) < 0.1 * budget):
-            started, step = time.monotonic(), len(times)
-            batch, _ = next(batches)
-            with autocast(self.device, self.training.bf16):
-                loss, _ = self.task.loss(self.task.network, to_device(batch, self.device), step_generator(0, 0, step))
-            loss.backward()
-            for optimizer in optimizers:
-                optimizer.step()
-            self.task.network.zero_grad(set_to_none=True)
-            times.append(time.monotonic() - started)
-        self.task.network.load_state_dict(kept)
-        seconds = statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours
-        left = max(budget - (time.monotonic() - begun), 20 * seconds)
-        return int(left / seconds), left
 
     def _ask_to_stop(self, number: int, frame: object) -> None:
         del number, frame

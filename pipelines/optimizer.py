@@ -12,8 +12,10 @@ from pipelines.task import Training
 MOMENTUM = 0.95
 
 
-def optimizers_of(network: nn.Module, training: Training) -> list[torch.optim.Optimizer]:
+def optimizers_of(network: nn.Module, training: Training, factor: float = 1.0) -> list[torch.optim.Optimizer]:
     """Return the optimisers of a network's parameters, each of which is stepped once a step.
+
+    factor: of the learning rates that `set_rate` gives them.
 
     adamw moves all of them. muon moves the matrices of linear maps by their orthogonalised momentum (Muon,
     https://kellerjordan.github.io/posts/muon), as far as AdamW would (arXiv:2502.16982, sec. 2.2), so that one learning
@@ -30,20 +32,27 @@ def optimizers_of(network: nn.Module, training: Training) -> list[torch.optim.Op
         weight_decay=training.weight_decay,
         fused=True,
     )
-    if not matrices:
-        return [adamw]
-    muon = torch.optim.Muon(
+    optimizers: list[torch.optim.Optimizer] = [adamw]
+    if matrices:
+        optimizers.append(_muon(matrices, training))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["factor"] = factor
+    return optimizers
+
+
+def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
+    return torch.optim.Muon(
         matrices,
         lr=training.learning_rate,
         momentum=MOMENTUM,
         weight_decay=training.weight_decay,
         adjust_lr_fn="match_rms_adamw",
     )
-    return [adamw, muon]
 
 
 def set_rate(optimizers: Iterable[torch.optim.Optimizer], rate: float) -> None:
     """Give all parameters a learning rate."""
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("factor", 1.0)  # checkpoints of older versions have none

@@ -198,7 +198,8 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     plain = dump_recipe(recipe)["stage"][name]
     training = plain.get("training") or {}
     chosen = ("validate_every",) if training.get("keep") != "best" else ()  # where it does not choose the weights
-    for key in ("save_seconds", "compile", "minutes", "picture_every", *chosen):  # plan.json fixes the steps
+    idle = ("save_seconds", "compile", "minutes", "picture_every", "max_skipped")  # plan.json fixes the steps
+    for key in (*idle, *chosen):
         training.pop(key, None)
     (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory
     if plain["kind"] in ("encode", "generate"):

@@ -22,6 +22,7 @@ class State:
     network: nn.Module
     average: nn.Module | None
     optimizers: list[torch.optim.Optimizer]
+    rival: nn.Module | None = None
     step: int = 0
     cursor: int = 0
     seconds: float = 0.0
@@ -40,6 +41,7 @@ class State:
             "best": self.best,
             "network": self.network.state_dict(),
             "average": None if self.average is None else self.average.state_dict(),
+            "rival": None if self.rival is None else self.rival.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
         if path.exists():
@@ -59,6 +61,8 @@ class State:
             self.network.load_state_dict(values["network"])
             if self.average is not None:
                 self.average.load_state_dict(values["average"])
+            if self.rival is not None:
+                self.rival.load_state_dict(values["rival"])
             states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
             for optimizer, kept in zip(self.optimizers, states, strict=True):
                 optimizer.load_state_dict(kept)

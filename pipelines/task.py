@@ -27,6 +27,7 @@ class Training:
     steps: int | None = None
     minutes: float | None = None
     batch: int = 32  # items per step, over all processes
+    accumulate: int = 1  # micro-batches that a step is made of on each device
     optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the matrices of transformers (pipelines/optimizer.py)
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
@@ -39,6 +40,7 @@ class Training:
     save_seconds: float = 60.0
     validate_every: int = 250
     picture_every: int = 500
+    max_skipped: float = 0.01  # share of the steps that may have a loss that is not finite (10 steps at least)
     keep: Literal["last", "best"] = "last"  # best: the weights that validated best, of tasks that name a criterion
 
     def __post_init__(self) -> None:
@@ -51,6 +53,7 @@ class Training:
             "steps",
             "minutes",
             "batch",
+            "accumulate",
             "learning_rate",
             "clip",
             "save_seconds",
@@ -60,14 +63,28 @@ class Training:
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"training.{name} = {value}, expected a number above 0")
+        if not 0 <= self.max_skipped < 1:
+            raise ValueError(f"training.max_skipped = {self.max_skipped}, expected a share below 1, such as 0.01")
+        if self.batch % self.accumulate:
+            raise ValueError(
+                f"training.accumulate = {self.accumulate}, expected a number that divides batch = {self.batch}"
+            )
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")
 
 
 class Task(ABC):
-    """What a stage brings to the loop: a network, its batches and its loss."""
+    """What a stage brings to the loop: a network, its batches and its loss.
+
+    rival: a second network that trains against the first, from the share `rival_start` of the steps on; `playing` says
+    whether it does. divisible: whether the loss is a mean over items, so that a step can be made of micro-batches.
+    """
 
     network: nn.Module
+    rival: nn.Module | None = None
+    rival_start: float = 0.0
+    playing: bool = False
+    divisible: bool = True
     unit: str = "images"
     criterion: str = ""  # the figure of `validate` by which weights are chosen, lower being better
 
@@ -78,6 +95,18 @@ class Task(ABC):
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss () to descend and further scalars to plot."""
+
+    def rival_loss(self, rival: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the rival's loss () on what `loss` has just made, with further scalars to plot."""
+        raise NotImplementedError
+
+    def rival_training(self, training: Training) -> Training:
+        """Return the settings of the rival's optimiser."""
+        return training
+
+    def after(self, step: int) -> None:
+        """Do what a stage needs behind a step that was taken (moving averages settle here)."""
+        del step
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Do what a stage needs ahead of a step (codebooks start and revive here).

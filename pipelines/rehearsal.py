@@ -1,0 +1,62 @@
+"""How long a step takes: a few that change nothing are timed, to turn a budget into a number of steps."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pipelines.hardware import autocast, step_generator, to_device
+from pipelines.optimizer import optimizers_of, set_rate
+from pipelines.task import Task, Training
+
+LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
+
+
+def rehearse(task: Task, training: Training, device: torch.device, budget: float, world: int) -> float:
+    """Return the seconds of a step, a mean over the phases with and without a rival.
+
+    budget: seconds of the whole training, of which at most a tenth goes by here for each phase.
+    """
+    players = [task.network, *([] if task.rival is None else [task.rival])]
+    kept = [value.detach().clone() for value in _values(players)]
+    shares = {False: 1.0} if task.rival is None else {False: task.rival_start, True: 1 - task.rival_start}
+    seconds = sum(share * _timed(task, training, device, budget, world, playing=playing)
+                  for playing, share in shares.items() if share)  # fmt: skip
+    with torch.no_grad():
+        for value, before in zip(_values(players), kept, strict=True):
+            value.copy_(before)
+    return seconds
+
+
+def _values(players: Sequence[nn.Module]) -> Iterator[Tensor]:
+    """All that a step may move."""
+    return (value for player in players for value in (*player.parameters(), *player.buffers()))
+
+
+def _timed(task: Task, training: Training, device: torch.device, budget: float, world: int, *, playing: bool) -> float:
+    """Return the median seconds of a step at rate 0."""
+    task.playing = playing
+    batches = task.batches(0, 0, world)
+    optimizers = [optimizer for player in (task.network, task.rival) if player is not None
+                  for optimizer in optimizers_of(player, training)]  # fmt: skip
+    set_rate(optimizers, 0.0)
+    times: list[float] = []
+    while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):
+        started, generator = time.monotonic(), step_generator(0, 0, len(times))
+        batch, _ = next(batches)
+        with autocast(device, training.bf16):
+            loss, _ = task.loss(task.network, to_device(batch, device), generator)
+        loss.backward()
+        if playing and task.rival is not None:
+            with autocast(device, training.bf16):
+                own, _ = task.rival_loss(task.rival, generator)
+            own.backward()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        times.append(time.monotonic() - started)
+    return statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours
