@@ -194,7 +194,29 @@ def study_import(
     print(import_study(votes, key, out))
 
 
-VERBS: dict[str, Callable[..., None]] = {"run": run, "train": train, "encode": encode, "eval": evaluate}
+def export(
+    run: Annotated[Path, tyro.conf.Positional], stage: Words, folder: Annotated[Path, tyro.conf.Positional]
+) -> None:
+    """Write a trained autoencoder (networks of kind pyramid) as a folder that diffusers reads.
+
+    Args:
+        run: folder of a finished run, such as runs/scenes.
+        stage: one of kind vae or vqvae.
+        folder: where to; must not exist yet, or be empty.
+    """
+    from pipelines.exchange import export as export_stage
+    from pipelines.runs import reopen_run
+
+    print(export_stage(reopen_run(run), stage, folder))
+
+
+VERBS: dict[str, Callable[..., None]] = {
+    "run": run,
+    "train": train,
+    "encode": encode,
+    "eval": evaluate,
+    "export": export,
+}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "sample": (
         "Draw pictures, write texts, caption or infill a picture, make pairs, from a finished run.",

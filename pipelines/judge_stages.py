@@ -26,11 +26,11 @@ from eval.scene_augment import augment
 from pipelines.artefact import load_weights
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of, seeded
+from pipelines.image_task import ImageTask
 from pipelines.loop import train
 from pipelines.models import best_weights, plain
 from pipelines.runs import Run
 from pipelines.stage_config import ClipStage, JudgeStage, SceneJudgeStage
-from pipelines.stage_one import ImageTask
 from pipelines.task import Batch, Training
 from tokenizer.embed import TOKENIZER
 from tokenizer.text import BPE

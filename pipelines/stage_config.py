@@ -65,22 +65,54 @@ class BPEStage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VAEStage(Stage):
+class AutoencoderStage(Stage):
+    """An autoencoder that is trained here, taken from the local folder `pretrained`, or trained on from there.
+
+    Such a folder is one of diffusers' (config.json and safetensors), or one that `palimpsest export` wrote.
+    """
+
+    training: Training | None = None
+    pretrained: str | None = None
+
+    def __post_init__(self) -> None:
+        """Ask for one of the ways, and for networks from one place."""
+        if self.training is None and self.pretrained is None:
+            raise ValueError("an autoencoder needs [training], pretrained = FOLDER, or both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAEStage(AutoencoderStage):
     """Continuous autoencoder."""
 
     kind: Literal["vae"] = "vae"
     model: VAEConfig = field(default_factory=VAEConfig)
-    training: Training
+
+    def __post_init__(self) -> None:
+        """Refuse networks that the folder decides."""
+        super().__post_init__()
+        default = VAEConfig()
+        if self.pretrained and (self.model.network, self.model.latent_channels) != (
+            default.network,
+            default.latent_channels,
+        ):
+            raise ValueError("model.network and model.latent_channels come from `pretrained`: leave them out")
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQVAEStage(Stage):
+class VQVAEStage(AutoencoderStage):
     """Discrete autoencoder."""
 
     kind: Literal["vqvae"] = "vqvae"
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
-    training: Training
+
     revive_until: float = 0.8  # share of the training after which the codebook is left in peace
+
+    def __post_init__(self) -> None:
+        """Refuse networks that the folder decides."""
+        super().__post_init__()
+        default = VQVAEConfig()
+        if self.pretrained and (self.model.network, self.model.quantizer) != (default.network, default.quantizer):
+            raise ValueError("model.network and model.quantizer come from `pretrained`: leave them out")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,17 +13,19 @@ from torch import Tensor, nn
 
 from eval.features import quantise
 from eval.reconstruction import codebook, count_codes, psnr
-from pipelines.artefact import load_weights, write_atomically
-from pipelines.data.decode import image_and_caption
-from pipelines.data.stream import Stream, once
+from pipelines.artefact import load_weights, save_weights, write_atomically
+from pipelines.data.stream import once
+from pipelines.exchange import start_vae, start_vqvae
 from pipelines.hardware import device_of, seeded, step_generator
+from pipelines.image_task import ImageTask
 from pipelines.loop import train
 from pipelines.models import best_weights, plain
 from pipelines.pictures import side_by_side
 from pipelines.progress import track
 from pipelines.runs import Run
-from pipelines.stage_config import BPEStage, VAEStage, VQVAEStage
-from pipelines.task import Batch, Task
+from pipelines.stage_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
+from pipelines.task import Batch
+from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
 from tokenizer.quantize import code_counts, perplexity
@@ -32,7 +33,7 @@ from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
 
-HELD_OUT = 256  # pictures behind a validation figure while training
+READ = 128  # pictures that are encoded at once
 SHOWN = 16  # pictures in a grid while training
 REVIVAL_POOL = 2048  # encoder vectors from which dead codes are revived
 COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
@@ -40,34 +41,18 @@ COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is
 log = logging.getLogger("palimpsest")
 
 
-class ImageTask(Task):
-    """What all stages that read pictures share: the streams and the held-out batch."""
-
-    def __init__(self, run: Run, batch: int, *, shuffle_seed: int) -> None:
-        self.run, self.batch, self.seed = run, batch, shuffle_seed
-        self.size = run.recipe.size
-        self.decode = image_and_caption(self.size)
-        self.train_split = run.open("train")
-        self.samples = next(once(run.held_out(), self.decode, batch=HELD_OUT))
-        self.held_out: Tensor = self.samples["image"]  # (N, 3, H, W)
-
-    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
-        """Shuffled training pictures, from `cursor`."""
-        return self.stream(self.batch, self.seed, rank, world).batches(cursor)
-
-    def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
-        """Return the shuffled training split."""
-        return Stream(split=self.train_split, seed=seed, batch=batch, decode=self.decode, rank=rank, world=world)
-
-
 class VAETask(ImageTask):
     """Reconstruction and KL."""
 
-    def __init__(self, run: Run, stage: VAEStage) -> None:
-        super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
+    def __init__(self, run: Run, stage: VAEStage, network: VAE | None = None) -> None:
+        super().__init__(run, stage.training.batch if stage.training else READ, shuffle_seed=run.recipe.seed)
         self.stage = stage
-        self.network = seeded(run.recipe.seed, lambda: VAE(stage.model))
+        self.network = network or seeded(run.recipe.seed, lambda: VAE(stage.model))
         self.warmth = 1.0
+
+    def model(self) -> VAE:
+        """The network."""
+        return self.network  # type: ignore[return-value]
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Raise the weight of the KL term."""
@@ -104,32 +89,34 @@ class VAETask(ImageTask):
 class VQVAETask(ImageTask):
     """Reconstruction and commitment; the codebook starts from the data and its dead codes come back to life."""
 
-    def __init__(self, run: Run, stage: VQVAEStage) -> None:
-        super().__init__(run, stage.training.batch, shuffle_seed=run.recipe.seed)
+    def __init__(self, run: Run, stage: VQVAEStage, network: VQVAE | None = None) -> None:
+        super().__init__(run, stage.training.batch if stage.training else READ, shuffle_seed=run.recipe.seed)
         self.stage = stage
-        self.network = seeded(run.recipe.seed, lambda: VQVAE(stage.model))
-        self.quantise = not self._model().quantizer.starts_from_data
+        self.network = network or seeded(run.recipe.seed, lambda: VQVAE(stage.model))
+        self.started = network is not None  # its codebook stands already
+        self.quantise = self.started or not self.model().quantizer.starts_from_data
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
         """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
         config = self.stage.model
-        if not self._model().quantizer.starts_from_data:
+        if not self.model().quantizer.starts_from_data:
             return
-        start = int(config.unquantised * first)
+        start = -1 if self.started else int(config.unquantised * first)
         self.quantise = step >= start
         if step == start:
-            self._model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
+            self.model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
         elif self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
-            self._model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
+            self.model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
 
-    def _model(self) -> VQVAE:
+    def model(self) -> VQVAE:
+        """The network."""
         return self.network  # type: ignore[return-value]
 
     def _vectors(self, count: int, offset: int = 0) -> Tensor:
         """Encoder vectors (count, d) of training pictures; which ones depends on `offset` alone."""
         found: list[Tensor] = []
         for batch, _ in self.stream(64, self.seed + 1).batches(64 * offset):
-            found.append(self._model().vectors(batch["image"].to(device_of(self.network))))
+            found.append(self.model().vectors(batch["image"].to(device_of(self.network))))
             if sum(map(len, found)) >= count:
                 break
         return torch.cat(found)[:count]
@@ -144,7 +131,7 @@ class VQVAETask(ImageTask):
             return loss, {"reconstruction": loss.detach()}
         terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
-        counts = code_counts(quantized.codes, config.quantizer.codes)
+        counts = code_counts(quantized.codes, self.model().quantizer.vocabulary)
         return terms.total, {**scalars, "own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -186,32 +173,45 @@ def train_bpe(run: Run, name: str, stage: BPEStage) -> dict[str, Any]:
 
 
 def train_vae(run: Run, name: str, stage: VAEStage) -> dict[str, Any]:
-    """Train the VAE, then take the statistics of its latents over the training split."""
-    task, folder = VAETask(run, stage), run.stage_folder(name)
-    facts = train(task, stage.training, folder, seed=run.recipe.seed, name=name)
-    load_weights(task.network, best_weights(folder))
+    """Train the VAE and take the statistics of its latents over the training split, or take a pretrained one as it is.
+
+    The latter brings the statistics that stage two is to scale its latents by.
+    """
+    network, scaling = start_vae(stage) or (None, None)
+    task = VAETask(run, stage, network)
+    facts = _trained(task, stage, run, name)
+    if stage.training is not None or scaling is None:
+        scaling = _scaling(task, name)
+    return {**facts, "latent_mean": list(scaling.mean), "latent_std": list(scaling.std)}
+
+
+def _trained(task: VAETask | VQVAETask, stage: AutoencoderStage, run: Run, name: str) -> dict[str, Any]:
+    """Train where the stage asks for it, and load what is to be used; returns the facts."""
+    folder, facts = run.stage_folder(name), {"pretrained": stage.pretrained} if stage.pretrained else {}
+    if stage.training is None:
+        save_weights(folder / "model.safetensors", task.network.state_dict())
+    else:
+        facts |= train(task, stage.training, folder, seed=run.recipe.seed, name=name)
+        load_weights(task.network, best_weights(folder))
+    config = task.model().config
+    return {**facts, "model": plain(config), "downsample": config.network.factor, "size": task.size}
+
+
+def _scaling(task: VAETask, name: str) -> Scaling:
+    """Return the statistics of the latents over the training split."""
     model: VAE = task.network.eval()  # type: ignore[assignment]
     moments = LatentMoments()
     with torch.no_grad():
-        batches = once(task.train_split, task.decode, batch=128)
-        for batch in track(batches, f"{name} statistics", len(task.train_split), weight=128):
+        batches = once(task.train_split, task.decode, batch=READ)
+        for batch in track(batches, f"{name} statistics", len(task.train_split), weight=READ):
             moments.update(model.encode(batch["image"].to(device_of(model))))
     mean, std = moments.result()
-    return {
-        **facts,
-        "model": plain(stage.model),
-        "latent_mean": mean.tolist(),
-        "latent_std": std.tolist(),
-        "downsample": model.downsample,
-        "size": task.size,
-    }
+    return Scaling(tuple(mean.tolist()), tuple(std.tolist()))
 
 
 def train_vqvae(run: Run, name: str, stage: VQVAEStage) -> dict[str, Any]:
-    """Train the VQ-VAE."""
-    task = VQVAETask(run, stage)
-    facts = train(task, stage.training, run.stage_folder(name), seed=run.recipe.seed, name=name)
-    return {**facts, "model": plain(stage.model), "downsample": stage.model.network.factor, "size": task.size}
+    """Train the VQ-VAE, or take a pretrained one as it is."""
+    return _trained(VQVAETask(run, stage, start_vqvae(stage)), stage, run, name)
 
 
 def mean_psnr(x: Tensor, x_hat: Tensor) -> float:

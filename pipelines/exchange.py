@@ -1,0 +1,41 @@
+"""Autoencoders from and to the folders that diffusers reads: `pretrained = FOLDER` in a recipe, `palimpsest export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pipelines.errors import PalimpsestError
+from pipelines.models import load_vae, load_vqvae
+from pipelines.runs import Run, stage_of
+from pipelines.stage_config import VAEStage, VQVAEStage
+from tokenizer.exchange import Scaling, read_vae, read_vqvae, write_vae, write_vqvae
+from tokenizer.vae import VAE
+from tokenizer.vqvae import VQVAE
+
+
+def start_vae(stage: VAEStage) -> tuple[VAE, Scaling] | None:
+    """Return what the folder that a stage starts from holds, if any. Raises ForeignFolderError as reading does."""
+    return read_vae(Path(stage.pretrained), stage.model) if stage.pretrained else None
+
+
+def start_vqvae(stage: VQVAEStage) -> VQVAE | None:
+    """Return what the folder that a stage starts from holds, if any. Raises ForeignFolderError as reading does."""
+    return read_vqvae(Path(stage.pretrained), stage.model) if stage.pretrained else None
+
+
+def export(run: Run, name: str, folder: Path) -> str:
+    """Write a finished autoencoder in the layout of diffusers; returns what was written, in words."""
+    if folder.exists() and any(folder.iterdir()):
+        raise PalimpsestError(f"{folder} is not empty: give a new folder, or empty this one.")
+    stage, manifest = stage_of(run, name), run.manifest(name)
+    match stage:
+        case VAEStage():
+            scaling = Scaling(tuple(manifest["latent_mean"]), tuple(manifest["latent_std"]))
+            write_vae(load_vae(run, name), folder, scaling, run.recipe.size)
+            kind = "AutoencoderKL"
+        case VQVAEStage():
+            write_vqvae(load_vqvae(run, name), folder, run.recipe.size)
+            kind = "VQModel"
+        case _:
+            raise PalimpsestError(f"stage {name!r} is of kind {stage.kind!r}, expected vae or vqvae.")
+    return f"{folder}: {name} as diffusers.{kind}; read it with {kind}.from_pretrained({str(folder)!r})"

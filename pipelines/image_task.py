@@ -1,0 +1,34 @@
+"""What all stages that read pictures share: the streams and the held-out batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from pipelines.data.decode import image_and_caption
+from pipelines.data.stream import Stream, once
+from pipelines.runs import Run
+from pipelines.task import Batch, Task
+
+HELD_OUT = 256  # pictures behind a validation figure while training
+
+
+class ImageTask(Task):
+    """A task of pictures."""
+
+    def __init__(self, run: Run, batch: int, *, shuffle_seed: int) -> None:
+        self.run, self.batch, self.seed = run, batch, shuffle_seed
+        self.size = run.recipe.size
+        self.decode = image_and_caption(self.size)
+        self.train_split = run.open("train")
+        self.samples = next(once(run.held_out(), self.decode, batch=HELD_OUT))
+        self.held_out: Tensor = self.samples["image"]  # (N, 3, H, W)
+
+    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
+        """Shuffled training pictures, from `cursor`."""
+        return self.stream(self.batch, self.seed, rank, world).batches(cursor)
+
+    def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
+        """Return the shuffled training split."""
+        return Stream(split=self.train_split, seed=seed, batch=batch, decode=self.decode, rank=rank, world=world)
