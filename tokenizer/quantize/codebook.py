@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tokenizer.kmeans import kmeans, nearest, plus_plus, totals
 from tokenizer.loss import codebook_terms
 from tokenizer.quantize.base import Estimator, Quantized, Quantizer, channels_first, channels_last, passed_through
-from tokenizer.quantize.ranks import broadcast, gathered, summed
+from tokenizer.ranks import broadcast, gathered, summed
 
 
 @dataclass(frozen=True, kw_only=True)
