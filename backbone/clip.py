@@ -146,10 +146,24 @@ def image_features(model: Any, images: Tensor) -> Tensor:
     size = (size, size) if isinstance(size, int) else tuple(size)
     if images.shape[-2:] != size:
         images = F.interpolate(images, size, mode="bicubic", align_corners=False, antialias=True).clamp(-1, 1)
-    mean, std = (images.new_tensor(model.visual.preprocess_cfg[name])[:, None, None] for name in ("mean", "std"))
-    pixels = (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)  # faster convolutions
     with _attention(images.device):
-        return model.encode_image(pixels)
+        return model.encode_image(_pixels(model.visual, images))
+
+
+def image_maps(visual: Any, images: Tensor) -> list[Tensor]:
+    """Feature maps of an image tower, (B, C, h, w) each: a ResNet's stem and stages, a transformer's blocks.
+
+    visual: `model.visual`; images: (B, 3, H, W) in [-1, 1] of the tower's size.
+    """
+    with _attention(images.device):
+        found = visual.forward_intermediates(_pixels(visual, images), intermediates_only=True)
+    return found["image_intermediates"]
+
+
+def _pixels(visual: Any, images: Tensor) -> Tensor:
+    """Images in [-1, 1] as the tower takes them."""
+    mean, std = (images.new_tensor(visual.preprocess_cfg[name])[:, None, None] for name in ("mean", "std"))
+    return (((images + 1) / 2 - mean) / std).contiguous(memory_format=torch.channels_last)  # faster convolutions
 
 
 def _attention(device: torch.device) -> AbstractContextManager[object]:
