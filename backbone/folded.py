@@ -61,13 +61,15 @@ class FoldedDecoder(nn.Module):
     def __init__(self, config: FoldedConfig, inputs: int, *, outputs: int = 3) -> None:
         super().__init__()
         head = Head(config.channels, outputs * config.factor**2)
+        last = head[2]
+        assert isinstance(last, nn.Conv2d)
         self.layers = nn.Sequential(
             nn.Conv2d(inputs, config.channels, 3, padding=1),
             *(ResBlock(config.channels) for _ in range(config.decoder_blocks)),
             head,
             nn.PixelShuffle(config.factor),  # (B, outputs, H, W)
         )
-        self.last = (head[2],)  # a tuple, so that its weights are not listed twice
+        self.last: tuple[nn.Conv2d] = (last,)  # a tuple, so that its weights are not listed twice
 
     def forward(self, z: Tensor) -> Tensor:
         """Outputs are not clamped."""

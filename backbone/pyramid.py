@@ -196,7 +196,7 @@ class PyramidDecoder(nn.Module):
         )
         self.conv_norm_out = WideGroupNorm(config.groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
-        self.last = (self.conv_out,)  # a tuple, so that its weights are not listed twice
+        self.last: tuple[nn.Conv2d] = (self.conv_out,)  # a tuple, so that its weights are not listed twice
 
     def forward(self, z: Tensor) -> Tensor:
         """Outputs are not clamped."""

@@ -27,6 +27,8 @@ from pipelines.stage_config import (
     MdlmStage,
     ScenesData,
     UpscaleStage,
+    VAEStage,
+    VQVAEStage,
 )
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage
 
@@ -56,6 +58,8 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_guides(recipe, name, stage)
             _check_heeded(recipe, name, stage)
             _check_timeless(recipe, name, stage)
+        case VAEStage() | VQVAEStage():
+            _check_autoencoder(recipe, name, stage)
         case UpscaleStage():
             _check_base(recipe, name, stage)
         case SweepStage():
@@ -234,6 +238,25 @@ def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:
         raise ValueError(
             f"stage.{name}.guidance is {stage.guidance:g}, but its teacher was trained with caption_dropout = 0 and "
             "has no unconditional branch: write guidance = 1, or train the teacher with 0.1"
+        )
+
+
+def _check_autoencoder(recipe: Recipe, name: str, stage: VAEStage | VQVAEStage) -> None:
+    """Refuse pictures that the networks cannot fold or judge, and a distance of features without a tower."""
+    if not stage.pretrained and recipe.size % (factor := stage.downsample):
+        raise ValueError(
+            f"data.size is {recipe.size}, but stage.{name} folds squares of {factor} pixels: expected a multiple of "
+            f"{factor}, such as {max(1, recipe.size // factor) * factor}"
+        )
+    if stage.adversarial and recipe.size < (least := stage.adversarial.critic.smallest):
+        raise ValueError(
+            f"data.size is {recipe.size}, but the critic of stage.{name} needs {least} pixels: lower adversarial.critic"
+            ".layers"
+        )
+    if stage.perceptual and not stage.perceptual.trunk and not recipe.of_kind(name, "clip"):
+        raise ValueError(
+            f"stage.{name}.perceptual has no files and no tower: name a stage of kind clip in stage.{name}.needs, or "
+            "give trunk and heads of LPIPS"
         )
 
 

@@ -20,11 +20,13 @@ from latent.mmdit import MMDiTConfig
 from latent.predict import Prediction, check
 from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
 from latent.unet import UNetConfig
+from pipelines.adversary import AdversarialConfig
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.sampling_options import ODE_SAMPLERS, LatentOptions
 from pipelines.stage import Stage
 from pipelines.task import Training
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
+from tokenizer.perceptual import PerceptualConfig
 from tokenizer.vae import VAEConfig
 from tokenizer.vqvae import VQVAEConfig
 
@@ -73,11 +75,16 @@ class AutoencoderStage(Stage):
 
     training: Training | None = None
     pretrained: str | None = None
+    perceptual: PerceptualConfig | None = None  # a distance of features beside that of colours
+    adversarial: AdversarialConfig | None = None  # a critic that trains against it
 
     def __post_init__(self) -> None:
-        """Ask for one of the ways, and for networks from one place."""
+        """Ask for one of the ways, and for losses only where there is training."""
         if self.training is None and self.pretrained is None:
             raise ValueError("an autoencoder needs [training], pretrained = FOLDER, or both")
+        for table in ("perceptual", "adversarial"):
+            if self.training is None and getattr(self, table) is not None:
+                raise ValueError(f"[{table}] does nothing without [training]: leave it out, or train on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +93,11 @@ class VAEStage(AutoencoderStage):
 
     kind: Literal["vae"] = "vae"
     model: VAEConfig = field(default_factory=VAEConfig)
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per latent position along one side."""
+        return self.model.network.factor
 
     def __post_init__(self) -> None:
         """Refuse networks that the folder decides."""
@@ -106,6 +118,11 @@ class VQVAEStage(AutoencoderStage):
     model: VQVAEConfig = field(default_factory=VQVAEConfig)
 
     revive_until: float = 0.8  # share of the training after which the codebook is left in peace
+
+    @property
+    def downsample(self) -> int:
+        """Pixels per code along one side."""
+        return self.model.network.factor
 
     def __post_init__(self) -> None:
         """Refuse networks that the folder decides."""

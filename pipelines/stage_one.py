@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from eval.features import quantise
-from eval.reconstruction import codebook, count_codes, psnr
+from eval.reconstruction import codebook, count_codes
 from pipelines.artefact import load_weights, save_weights, write_atomically
+from pipelines.autoencoder_task import READ, AutoencoderTask
 from pipelines.data.stream import once
 from pipelines.exchange import start_vae, start_vqvae
 from pipelines.hardware import device_of, seeded, step_generator
-from pipelines.image_task import ImageTask
 from pipelines.loop import train
 from pipelines.models import best_weights, plain
-from pipelines.pictures import side_by_side
 from pipelines.progress import track
 from pipelines.runs import Run
 from pipelines.stage_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
@@ -33,21 +30,18 @@ from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
 
-READ = 128  # pictures that are encoded at once
-SHOWN = 16  # pictures in a grid while training
 REVIVAL_POOL = 2048  # encoder vectors from which dead codes are revived
 COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
 
 log = logging.getLogger("palimpsest")
 
 
-class VAETask(ImageTask):
+class VAETask(AutoencoderTask):
     """Reconstruction and KL."""
 
-    def __init__(self, run: Run, stage: VAEStage, network: VAE | None = None) -> None:
-        super().__init__(run, stage.training.batch if stage.training else READ, shuffle_seed=run.recipe.seed)
+    def __init__(self, run: Run, name: str, stage: VAEStage, network: VAE | None = None) -> None:
+        super().__init__(run, name, stage, network or seeded(run.recipe.seed, lambda: VAE(stage.model)))
         self.stage = stage
-        self.network = network or seeded(run.recipe.seed, lambda: VAE(stage.model))
         self.warmth = 1.0
 
     def model(self) -> VAE:
@@ -59,17 +53,20 @@ class VAETask(ImageTask):
         self.warmth = min(1.0, (step + 1) / max(1.0, self.stage.model.kl_warmup * first))
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted negative ELBO of one draw."""
+        """Weighted negative ELBO of one draw, and how the picture looks."""
         x, config = batch["image"], self.stage.model
         found: VAEOutput = network(x, generator)
         weight = self.warmth * config.kl_weight
         terms = found.loss(x, kind=config.reconstruction, weight=weight, free=config.free_bits)
         scalars = {"reconstruction": terms.reconstruction.detach(), "kl": terms.kl.detach()}
-        return terms.total, scalars if found.log_scale is None else {**scalars, "scale": found.log_scale.detach().exp()}
+        if found.log_scale is not None:
+            scalars["scale"] = found.log_scale.detach().exp()
+        cost, looks = self.looks(found.x_hat, x, terms.reconstruction)
+        return terms.total + cost, {**scalars, **looks}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR of held-out pictures from the posterior mean, and the bound on their cost where there is one."""
-        found = {"psnr": mean_psnr(self.held_out, self._reconstruct(network, self.held_out))}
+        found = super().validate(network)
         if self.stage.model.variance != "none":
             x = self.held_out.to(device_of(network))
             drawn: VAEOutput = network(x, step_generator(self.seed, 0, 0))
@@ -77,22 +74,18 @@ class VAETask(ImageTask):
             found["bits_per_dim"] = float(bound.total) / math.log(2)
         return found
 
-    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
-        """Held-out pictures beside their reconstructions."""
-        return {"reconstruction": side_by_side(self.held_out, self._reconstruct(network, self.held_out[:SHOWN]))}
-
-    def _reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
+    def reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
+        """From the posterior mean."""
         model: VAE = network  # type: ignore[assignment]
         return model.decode(model.encode(x.to(device_of(network))).mean).cpu()
 
 
-class VQVAETask(ImageTask):
+class VQVAETask(AutoencoderTask):
     """Reconstruction and commitment; the codebook starts from the data and its dead codes come back to life."""
 
-    def __init__(self, run: Run, stage: VQVAEStage, network: VQVAE | None = None) -> None:
-        super().__init__(run, stage.training.batch if stage.training else READ, shuffle_seed=run.recipe.seed)
+    def __init__(self, run: Run, name: str, stage: VQVAEStage, network: VQVAE | None = None) -> None:
+        super().__init__(run, name, stage, network or seeded(run.recipe.seed, lambda: VQVAE(stage.model)))
         self.stage = stage
-        self.network = network or seeded(run.recipe.seed, lambda: VQVAE(stage.model))
         self.started = network is not None  # its codebook stands already
         self.quantise = self.started or not self.model().quantizer.starts_from_data
 
@@ -128,11 +121,14 @@ class VQVAETask(ImageTask):
         x_hat, quantized = network(x, quantise=self.quantise)
         if quantized is None:
             loss = reconstruction_loss(x_hat, x, config.reconstruction)
-            return loss, {"reconstruction": loss.detach()}
+            cost, looks = self.looks(x_hat, x, loss)
+            return loss + cost, {"reconstruction": loss.detach(), **looks}
         terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
         counts = code_counts(quantized.codes, self.model().quantizer.vocabulary)
-        return terms.total, {**scalars, "own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
+        scalars |= {"own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
+        cost, looks = self.looks(x_hat, x, terms.reconstruction)
+        return terms.total + cost, {**scalars, **looks}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR and the health of the codebook on the held-out pictures; a codebook that collapses is warned of."""
@@ -145,18 +141,11 @@ class VQVAETask(ImageTask):
                 "rate, revive more often (model.revive_every), or take another quantizer.",
                 len(np.unique(codes)), model.quantizer.vocabulary, codes.size, found.perplexity,
             )  # fmt: skip
-        return {
-            "psnr": mean_psnr(self.held_out, self._reconstruct(network, self.held_out)),
-            "usage": found.usage,
-            "perplexity": found.perplexity,
-            "top_share": found.top_share,
-        }
+        health = {"usage": found.usage, "perplexity": found.perplexity, "top_share": found.top_share}
+        return {**super().validate(network), **health}
 
-    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
-        """Held-out pictures beside their reconstructions."""
-        return {"reconstruction": side_by_side(self.held_out, self._reconstruct(network, self.held_out[:SHOWN]))}
-
-    def _reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
+    def reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
+        """From the codes."""
         model: VQVAE = network  # type: ignore[assignment]
         return model.decode_codes(model.codes(x.to(device_of(network)))).cpu()
 
@@ -178,7 +167,7 @@ def train_vae(run: Run, name: str, stage: VAEStage) -> dict[str, Any]:
     The latter brings the statistics that stage two is to scale its latents by.
     """
     network, scaling = start_vae(stage) or (None, None)
-    task = VAETask(run, stage, network)
+    task = VAETask(run, name, stage, network)
     facts = _trained(task, stage, run, name)
     if stage.training is not None or scaling is None:
         scaling = _scaling(task, name)
@@ -211,9 +200,4 @@ def _scaling(task: VAETask, name: str) -> Scaling:
 
 def train_vqvae(run: Run, name: str, stage: VQVAEStage) -> dict[str, Any]:
     """Train the VQ-VAE, or take a pretrained one as it is."""
-    return _trained(VQVAETask(run, stage, start_vqvae(stage)), stage, run, name)
-
-
-def mean_psnr(x: Tensor, x_hat: Tensor) -> float:
-    """Mean over pictures of the PSNR in dB, both (B, 3, H, W) in [-1, 1]."""
-    return float(psnr(quantise(x), quantise(x_hat)).mean())
+    return _trained(VQVAETask(run, name, stage, start_vqvae(stage)), stage, run, name)

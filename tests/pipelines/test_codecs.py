@@ -93,7 +93,7 @@ def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
     assert 0 < bits[-1] < bits[0]
     model = load_vae(run, "bound")
     assert model.log_scale is not None and model.log_scale.item() != pytest.approx(np.log(0.1))
-    task = VAETask(run, run.recipe.stage["bound"])
+    task = VAETask(run, "bound", run.recipe.stage["bound"])
     weights = []
     for step in (0, 9, 19, 39):
         task.before(step, 40, 40, torch.Generator())
@@ -118,13 +118,13 @@ def test_a_masked_model_reads_and_writes_grids_that_stand_one_below_the_other(ru
 
 @pytest.mark.parametrize("name", ["turned", "sim", "residual"])
 def test_every_parameter_takes_part_before_the_codes_do(run, name):
-    network = VQVAETask(run, run.recipe.stage[name]).network
+    network = VQVAETask(run, name, run.recipe.stage[name]).network
     network(torch.rand(2, 3, 16, 16) * 2 - 1, quantise=False).x_hat.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
 
 
 def test_a_codebook_that_collapses_is_warned_of(run, caplog):
-    task = VQVAETask(run, run.recipe.stage["vq"])
+    task = VQVAETask(run, "vq", run.recipe.stage["vq"])
     model = task.network.eval()
     with torch.no_grad():
         model.quantizer.codebook[1:] = 1e3  # all vectors fall to one code
