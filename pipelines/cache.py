@@ -168,10 +168,10 @@ def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     vae = run.need(name, "vae")[1]
     layout = Layout(
         text_length=encoders.bpe.length,
-        image_length=encoders.vqvae.quantizer.rows * (size // encoders.vqvae.downsample) ** 2,
+        image_length=encoders.vqvae.quantizer.grids * (size // encoders.vqvae.downsample) ** 2,
         text_vocab=encoders.bpe.vocab_size,
         image_vocab=encoders.vqvae.config.quantizer.codes,
-        grids=encoders.vqvae.quantizer.rows,
+        grids=encoders.vqvae.quantizer.grids,
     )
     return {
         "latent_mean": vae["latent_mean"],

@@ -76,14 +76,14 @@ def _codebook(e: Evaluation, stage: str, model: VQVAE, codes: np.ndarray, source
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
     codes_and_patch = config.quantizer.codes, model.downsample
     about = f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size"
-    if model.quantizer.rows == 1:
+    if model.quantizer.grids == 1:
         e.guarded(
             f"{stage}.patch_kmeans_psnr",
             lambda: mean_interval(patch_kmeans_psnr(train, test, *codes_and_patch, seed=e.seed).numpy()),
             about,
         )
     else:
-        reason = f"{model.quantizer.rows} codes stand for a patch, and k-means on patches gives one"
+        reason = f"{model.quantizer.grids} codes stand for a patch, and k-means on patches gives one"
         e.figures[f"{stage}.patch_kmeans_psnr"] = missing(reason)
     return Usage(
         f"{stage}: use of the codebook",

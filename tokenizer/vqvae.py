@@ -81,7 +81,7 @@ class VQVAE(nn.Module):
         return self.encoder(x).float()
 
     def codes(self, x: Tensor) -> Tensor:
-        """x: (B, 3, H, W) in [-1, 1] -> codes (B, rows h, w) int64, rows being the quantiser's."""
+        """x: (B, 3, H, W) in [-1, 1] -> codes (B, grids h, w) int64, grids being the quantiser's."""
         return self.quantizer.codes(self.encode(x))
 
     def decode(self, z: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class VQVAE(nn.Module):
         return self.decoder(z).float()
 
     def decode_codes(self, codes: Tensor) -> Tensor:
-        """codes: (B, rows h, w) int64 -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
+        """codes: (B, grids h, w) int64 -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
         return self.decode(self.quantizer.lookup(codes))
 
     def forward(self, x: Tensor, quantise: bool = True) -> VQVAEOutput:

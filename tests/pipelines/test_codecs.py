@@ -74,7 +74,7 @@ def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     assert model.quantizer.vocabulary == CODES[name]
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = model.codes(x)
-    assert codes.shape == (3, 4 * model.quantizer.rows, 4) and codes.max() < CODES[name]
+    assert codes.shape == (3, 4 * model.quantizer.grids, 4) and codes.max() < CODES[name]
     assert model.decode_codes(codes).shape == x.shape
     lines = [json.loads(line) for line in (run.stage_folder(name) / "log.jsonl").read_text().splitlines()]
     (last,) = (line for line in lines if line["split"] == "validation" and line["step"] == 12)
@@ -84,7 +84,7 @@ def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     assert "2 codes stand for a patch" in baseline["reason"] if name == "residual" else baseline["value"] > 5
     psnr = [line["psnr"] for line in lines if line["split"] == "validation"]
     assert np.isfinite(figures[f"{name}.psnr"]["value"]) and psnr[-1] > psnr[0]
-    assert figures[f"{name}.usage"]["n"] == 8 * 16 * model.quantizer.rows
+    assert figures[f"{name}.usage"]["n"] == 8 * 16 * model.quantizer.grids
 
 
 def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):

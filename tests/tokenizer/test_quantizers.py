@@ -62,12 +62,12 @@ def test_a_code_stands_for_what_the_pass_gives(config: QuantizerConfig):
     layer, z = quantizer_of(config).eval(), vectors(dim=config.dim)
     result = layer(z)
     assert layer.vocabulary == config.codes and layer.dim == config.dim
-    assert result.codes.shape == (4, 3 * layer.rows, 5) and result.codes.dtype == torch.int64
+    assert result.codes.shape == (4, 3 * layer.grids, 5) and result.codes.dtype == torch.int64
     assert 0 <= result.codes.min() and result.codes.max() < layer.vocabulary
     assert torch.equal(layer.codes(z), result.codes)
     torch.testing.assert_close(layer.lookup(result.codes), result.z)
     assert layer.codewords().shape == (layer.vocabulary, layer.dim)
-    if layer.rows == 1:
+    if layer.grids == 1:
         torch.testing.assert_close(layer.codewords()[result.codes].permute(0, 3, 1, 2), result.z)
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(layer.codes(z), result.codes)
@@ -78,7 +78,7 @@ def test_what_was_decoded_encodes_to_the_same_codes(config: QuantizerConfig):
     torch.manual_seed(0)
     layer = quantizer_of(config).eval()
     codes = layer.codes(vectors(dim=config.dim))
-    if layer.rows == 1 and not isinstance(layer, FSQ):  # whose features go through a tanh first
+    if layer.grids == 1 and not isinstance(layer, FSQ):  # whose features go through a tanh first
         assert torch.equal(layer.codes(layer.lookup(codes)), codes)
 
 

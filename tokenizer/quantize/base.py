@@ -15,7 +15,7 @@ Estimator = Literal["straight", "rotation"]
 class Quantized(NamedTuple):
     """Result of one pass.
 
-    z: (B, d, h, w) codewords with the gradient passed through; codes: (B, rows h, w) int64; own: () what the quantiser
+    z: (B, d, h, w) codewords with the gradient passed through; codes: (B, grids h, w) int64; own: () what the quantiser
     itself asks to minimise, weighted (a codebook term, or entropies); commitment: () before its weight beta.
     """
 
@@ -26,14 +26,14 @@ class Quantized(NamedTuple):
 
 
 class Quantizer(nn.Module, ABC):
-    """Vectors (B, dim, h, w) to codes (B, rows h, w) below `vocabulary`, and back.
+    """Vectors (B, dim, h, w) to codes (B, grids h, w) below `vocabulary`, and back.
 
-    rows: how many grids of codes stand for one of vectors, each below the one before it.
+    grids: how many grids of codes stand for one of vectors, each below the one before it.
     """
 
     dim: int
     vocabulary: int
-    rows: int = 1
+    grids: int = 1
     starts_from_data: bool = False  # whether `initialise` and `revive` do anything
 
     @abstractmethod
@@ -42,11 +42,11 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def codes(self, z: Tensor) -> Tensor:
-        """(B, d, h, w) -> (B, rows h, w) int64."""
+        """(B, d, h, w) -> (B, grids h, w) int64."""
 
     @abstractmethod
     def lookup(self, codes: Tensor) -> Tensor:
-        """(B, rows h, w) int64 -> (B, d, h, w) float32."""
+        """(B, grids h, w) int64 -> (B, d, h, w) float32."""
 
     @abstractmethod
     def codewords(self) -> Tensor:

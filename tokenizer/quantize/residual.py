@@ -48,7 +48,7 @@ class ResidualVQ(Quantizer):
 
     def __init__(self, config: ResidualConfig) -> None:
         super().__init__()
-        self.config, self.dim, self.vocabulary, self.rows = config, config.dim, config.codes, config.depth
+        self.config, self.dim, self.vocabulary, self.grids = config, config.dim, config.codes, config.depth
         self.levels = nn.ModuleList(VectorQuantizer(config.level) for _ in range(config.depth))
 
     def forward(self, z: Tensor) -> Quantized:
@@ -65,7 +65,7 @@ class ResidualVQ(Quantizer):
         return Quantized(channels_first(passed), self._joined(grids), own, commitment)
 
     def codes(self, z: Tensor) -> Tensor:
-        """(B, d, h, w) -> (B, depth h, w) int64."""
+        """(B, d, h, w) -> (B, grids h, w) int64."""
         left, grids = z.float(), list[Tensor]()
         for level in self._levels():
             grids.append(level.codes(left))
@@ -73,7 +73,7 @@ class ResidualVQ(Quantizer):
         return self._joined(grids)
 
     def lookup(self, codes: Tensor) -> Tensor:
-        """The sum over the levels: (B, depth h, w) int64 -> (B, d, h, w) float32.
+        """The sum over the levels: (B, grids h, w) int64 -> (B, d, h, w) float32.
 
         A code of another level counts as that of its own with the same number.
         """
@@ -105,7 +105,7 @@ class ResidualVQ(Quantizer):
         return [level for level in self.levels if isinstance(level, VectorQuantizer)]
 
     def _joined(self, grids: list[Tensor]) -> Tensor:
-        """The grids (B, h, w) of the levels, each below the one before: (B, depth h, w)."""
+        """The grids (B, h, w) of the levels, each below the one before: (B, grids h, w)."""
         return torch.cat([grid + number * self.config.level.codes for number, grid in enumerate(grids)], 1)
 
 
