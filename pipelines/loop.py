@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
 
@@ -68,7 +69,8 @@ class Loop:
                 f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
                 "batch with each other: leave it out"
             )
-        self.accelerator = Accelerator(cpu=not torch.cuda.is_available())
+        apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
+        self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])
         self.device = self.accelerator.device
         task.network.to(self.device)
         optimizers = optimizers_of(task.network, training)
@@ -131,7 +133,7 @@ class Loop:
         state, steps = self.state, self.plan.at(self.state.step)
         generator = step_generator(self.seed, rank, state.step)
         self.task.playing = self.task.rival is not None and state.step >= self.task.rival_start * self.plan.first
-        self.task.before(state.step, self.plan.first, steps, generator)
+        state.follow(self.task.before(state.step, self.plan.first, steps, generator))
         set_rate(self.descent.optimizers, learning_rate(self.training, state.step, steps))
         taken = self.descent.step(batch, generator)
         if taken.left_out:

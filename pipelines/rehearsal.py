@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from pipelines.hardware import autocast, step_generator, to_device
 from pipelines.optimizer import optimizers_of, set_rate
 from pipelines.task import Task, Training
+from tokenizer.ranks import alone
 
 LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
 
@@ -48,11 +49,11 @@ def _timed(task: Task, training: Training, device: torch.device, budget: float, 
     while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):
         started, generator = time.monotonic(), step_generator(0, 0, len(times))
         batch, _ = next(batches)
-        with autocast(device, training.bf16):
+        with autocast(device, training.bf16), alone():  # other ranks wait
             loss, _ = task.loss(task.network, to_device(batch, device), generator)
         loss.backward()
         if playing and task.rival is not None:
-            with autocast(device, training.bf16):
+            with autocast(device, training.bf16), alone():
                 own, _ = task.rival_loss(task.rival, generator)
             own.backward()
         for optimizer in optimizers:

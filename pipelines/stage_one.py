@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from pipelines.task import Batch
 from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
-from tokenizer.quantize import code_counts, perplexity
+from tokenizer.quantize import Moved, code_counts, perplexity
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
@@ -48,9 +49,10 @@ class VAETask(AutoencoderTask):
         """The network."""
         return self.network  # type: ignore[return-value]
 
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
         """Raise the weight of the KL term."""
         self.warmth = min(1.0, (step + 1) / max(1.0, self.stage.model.kl_warmup * first))
+        return ()
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted negative ELBO of one draw, and how the picture looks."""
@@ -89,17 +91,24 @@ class VQVAETask(AutoencoderTask):
         self.started = network is not None  # its codebook stands already
         self.quantise = self.started or not self.model().quantizer.starts_from_data
 
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
         """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
         config = self.stage.model
         if not self.model().quantizer.starts_from_data:
-            return
+            return ()
         start = -1 if self.started else int(config.unquantised * first)
         self.quantise = step >= start
         if step == start:
-            self.model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
-        elif self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
-            self.model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
+            return self.model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
+        if self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
+            return self.model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
+        return ()
+
+    def after(self, step: int) -> None:
+        """Let the codebook learn from the passes of the step."""
+        super().after(step)
+        if self.quantise:
+            self.model().quantizer.settle()
 
     def model(self) -> VQVAE:
         """The network."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipelines.artefact import load_state, save_state
 from pipelines.errors import PalimpsestError
+from tokenizer.quantize import Moved
 
 BEST = ".best-{}.safetensors"  # the weights that validated best so far, by their step
 
@@ -29,6 +31,19 @@ class State:
     skipped: int = 0
     best: tuple[int, float] | None = None  # the step that validated best, and its figure
     last_save: float = field(default_factory=time.monotonic)
+
+    @torch.no_grad()
+    def follow(self, moved: Sequence[Moved]) -> None:
+        """Take rows that were moved by hand over into the average, and forget the optimisers' moments of them."""
+        average = self.network if self.average is None else self.average
+        averages: dict[Tensor, Tensor] = dict(zip(self.network.parameters(), average.parameters(), strict=True))
+        for codebook, rows in moved:
+            if codebook in averages:  # buffers are copied with every step
+                averages[codebook][rows] = codebook[rows]
+            for optimizer in self.optimizers:
+                for moment in optimizer.state.get(codebook, {}).values():
+                    if isinstance(moment, Tensor) and moment.shape == codebook.shape:
+                        moment[rows] = 0
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint and keep the one before it, in case the disk tears."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from backbone.block import Block
 from latent.mmdit import JointBlock
 from latent.unet import Stage
+from tokenizer.quantize import Moved
 
 Batch = dict[str, Any]
 HELD_OUT = 256  # items that validate a model of stage two
@@ -104,16 +105,17 @@ class Task(ABC):
         """Return the settings of the rival's optimiser."""
         return training
 
-    def after(self, step: int) -> None:
-        """Do what a stage needs behind a step that was taken (moving averages settle here)."""
-        del step
-
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> None:
-        """Do what a stage needs ahead of a step (codebooks start and revive here).
+    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
+        """Do what a stage needs ahead of a step (codebooks start and revive here); return what it moved by hand.
 
         first: the number of steps as it was first planned, which phases start by; steps: as it is planned now.
         """
         del step, first, steps, generator
+        return ()
+
+    def after(self, step: int) -> None:
+        """Do what a stage needs behind a step that was not skipped (codebooks learn from its passes here)."""
+        del step
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Return figures on held-out data at fixed times and noise."""

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizer.posterior import Gaussian
+from tokenizer.ranks import averaged
 
 Reconstruction = Literal["l1", "l2", "charbonnier", "mixed"]
 CHARBONNIER = 1e-3  # where its square turns into a line: an eighth of a level of 8 bits
@@ -60,11 +61,12 @@ def vae_loss(
         total = reconstruction + weight KL / (c h w)
 
     x_hat, x: (B, 3, H, W); posterior: (B, c, h, w). The KL counts per latent value, so the weight fits every size.
-    free: nats per value and channel that cost nothing (free bits, arXiv:1606.04934, app. C.8); `kl` is the whole.
+    free: nats per value and channel, in the mean over all ranks, that cost nothing (free bits, arXiv:1606.04934,
+    app. C.8); `kl` is the whole, of this rank.
     """
     reconstruction = reconstruction_loss(x_hat, x, kind)
     kl = posterior.kl_per_channel()  # (c,)
-    return VAELoss(reconstruction + weight * kl.clamp_min(free).mean(), reconstruction, kl.mean())
+    return VAELoss(reconstruction + weight * _paid(kl, free), reconstruction, kl.mean())
 
 
 def elbo_loss(
@@ -78,8 +80,13 @@ def elbo_loss(
     """
     values = x[0].numel()
     reconstruction, kl = levels_nll(x_hat, x, log_scale).mean(), posterior.kl_per_channel()
-    paid = kl.clamp_min(free).mean() * posterior.mean[0].numel() / values
+    paid = _paid(kl, free) * posterior.mean[0].numel() / values
     return VAELoss(reconstruction + weight * paid, reconstruction, kl.mean())
+
+
+def _paid(kl: Tensor, free: float) -> Tensor:
+    """Mean over channels of what their nats (c,) cost, all of them or at least `free`: ()."""
+    return averaged(kl).clamp_min(free).mean() if free else kl.mean()
 
 
 def levels_nll(x_hat: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:

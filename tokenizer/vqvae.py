@@ -93,11 +93,14 @@ class VQVAE(nn.Module):
         return self.decode(self.quantizer.lookup(codes))
 
     def forward(self, x: Tensor, quantise: bool = True) -> VQVAEOutput:
-        """Encode, quantise unless it is too early for that, and decode."""
+        """Encode, quantise unless it is too early for that, and decode.
+
+        In training mode the quantiser's `settle` is due once a step, behind its passes that quantise.
+        """
         z = self.encode(x)
         if not quantise:  # all parameters take part, as training on several devices needs
             idle = sum((parameter.sum() for parameter in self.quantizer.parameters()), z.new_zeros(()))
-            return VQVAEOutput(self.decode(z + 0 * idle), None)
+            return VQVAEOutput(self.decode(self.quantizer.read(z) + 0 * idle), None)
         quantized = self.quantizer(z)
         return VQVAEOutput(self.decode(quantized.z), quantized)
 

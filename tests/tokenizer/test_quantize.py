@@ -1,10 +1,7 @@
 import itertools
-import socket
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from eval.reconstruction import codebook
 from tokenizer.kmeans import kmeans, lloyd, nearest, patch_kmeans_psnr, plus_plus
@@ -31,6 +28,12 @@ def quantizer(codes: int = 32, dim: int = 4, **options: float) -> VectorQuantize
 def grid(vectors: torch.Tensor) -> torch.Tensor:
     """(n, d) -> (n, d, 1, 1)."""
     return vectors[:, :, None, None]
+
+
+def step(layer: VectorQuantizer, vectors: torch.Tensor) -> None:
+    """One pass over vectors (n, d), and what the codebook learns from it."""
+    layer(grid(vectors))
+    layer.settle()
 
 
 @pytest.mark.parametrize("offset", [0.0, 1000.0])
@@ -94,6 +97,7 @@ def test_ten_steps_of_the_moving_averages_equal_those_of_vector_quantize_pytorch
     for step in range(10):
         z = torch.randn(8, 4, 6, 6, generator=generator(step))
         ours, (theirs, codes, _) = layer(z), oracle(z)
+        layer.settle()
         torch.testing.assert_close(ours.z, theirs, rtol=1e-4, atol=1e-5)
         assert torch.equal(ours.codes, codes)
     torch.testing.assert_close(layer.cluster_size, oracle._codebook.cluster_size[0], rtol=1e-5, atol=1e-6)
@@ -101,12 +105,30 @@ def test_ten_steps_of_the_moving_averages_equal_those_of_vector_quantize_pytorch
     torch.testing.assert_close(layer.codebook, oracle._codebook.embed[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("learn", ["ema", "gradient"])
+def test_a_step_of_two_passes_moves_the_averages_as_one_pass_over_both(learn: str):
+    parts = [torch.randn(60, 4, generator=generator(seed)) for seed in range(2)]
+    halves, whole = (quantizer(decay=0.9, learn=learn).train() for _ in range(2))
+    before = halves.codebook.clone()
+    for part in parts:
+        halves(grid(part))
+        assert torch.equal(halves.codebook, before) and (halves.cluster_size == 1).all()
+    halves.settle()
+    step(whole, torch.cat(parts))
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(halves.state_dict()[name], value)
+    assert (whole.cluster_size != 1).any() and not halves.pending.any()
+    kept = {name: value.clone() for name, value in halves.state_dict().items()}
+    halves.settle()  # a step without a pass is none
+    assert all(torch.equal(value, kept[name]) for name, value in halves.state_dict().items())
+
+
 def test_moving_averages_converge_to_the_means_of_the_clusters():
     _, points = clusters(8, 64)
     layer = quantizer(8, decay=0.5)
     layer.initialise(points, generator())
     for _ in range(30):
-        layer(grid(points))
+        step(layer, points)
     codes, distances = nearest(points, layer.codebook)
     assert distances.max() < 0.01
     for code in range(8):
@@ -168,10 +190,11 @@ def test_dead_codes_go_to_badly_served_vectors_and_forget_their_averages():
         layer.codebook[:3] = 1e3
         layer.sums[:3] = 7.0
         layer.cluster_size[:3] = 1e-4
-    assert layer.revive(points, generator()) == 3
+    ((_, rows),) = layer.revive(points, generator())
+    assert rows.tolist() == [0, 1, 2]
     assert nearest(points, layer.codebook)[1].max() < 0.05
     torch.testing.assert_close(layer.sums[:3], layer.codebook[:3] * layer.cluster_size[:3, None])
-    layer(grid(points))  # a stale average would throw the codes out again
+    step(layer, points)  # a stale average would throw the codes out again
     assert nearest(points, layer.codebook)[1].max() < 0.05
 
 
@@ -180,7 +203,7 @@ def test_living_codes_stay_where_they_are():
     layer = quantizer(8)
     layer.initialise(points, generator())
     before = layer.codebook.clone()
-    assert layer.revive(points, generator()) == 0
+    assert not layer.revive(points, generator())
     assert torch.equal(layer.codebook, before)
 
 
@@ -190,7 +213,7 @@ def test_revival_restores_the_use_of_a_collapsed_codebook():
     with torch.no_grad():  # collapsed: two codes serve everything
         layer.codebook[2:] = 1e3
     for _ in range(12):
-        layer(grid(vectors))
+        step(layer, vectors)
         layer.revive(vectors, generator(6))
     assert codebook(code_counts(layer.codes(grid(vectors)), 64)).usage > 0.95
 
@@ -228,32 +251,3 @@ def test_kmeans_is_a_function_of_its_generator():
 def test_a_value_out_of_range_is_named_with_a_remedy(field: str, value: float):
     with pytest.raises(ValueError, match=rf"{field} is {value}, expected .*\. Use "):
         VQConfig(**{field: value})  # type: ignore[arg-type]
-
-
-def life(layer: VectorQuantizer, rank: int, world: int) -> VectorQuantizer:
-    """Initialise, five steps, a death and a revival, on this rank's share of fixed vectors."""
-    share = slice(rank * 200 // world, (rank + 1) * 200 // world)
-    layer.initialise(torch.randn(200, 4, generator=generator(0))[share], generator(1))
-    for step in range(5):
-        layer(grid(torch.randn(200, 4, generator=generator(10 + step))[share]))
-    layer.cluster_size[:2] = 0
-    layer.revive(torch.randn(200, 4, generator=generator(2))[share], generator(3))
-    return layer
-
-
-def worker(rank: int, port: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.save(life(quantizer().train(), rank, 2).state_dict(), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-def test_two_ranks_reach_the_codebook_of_one_process(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(worker, args=(port, str(tmp_path)), nprocs=2)
-    states = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2)]
-    expected = life(quantizer().train(), 0, 1).state_dict()
-    for name, value in expected.items():
-        assert torch.equal(states[0][name], states[1][name])
-        torch.testing.assert_close(states[0][name], value, rtol=1e-4, atol=1e-5)

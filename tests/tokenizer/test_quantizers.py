@@ -143,6 +143,24 @@ def test_vectors_that_are_no_numbers_give_codes_that_are(config: QuantizerConfig
     assert torch.isfinite(layer.codewords()).all()
 
 
+@each
+def test_a_decoder_learns_from_the_same_vectors_before_and_after_codes_start(config: QuantizerConfig):
+    """What `read` gives is what a codeword stands in for, and its gradient is the one passed through."""
+    torch.manual_seed(0)
+    layer, weight = quantizer_of(config).eval(), vectors(1, config.dim)
+    z = [vectors(dim=config.dim).requires_grad_(True) for _ in range(2)]
+    read, result = layer.read(z[0]), layer(z[1])
+    if not isinstance(config, ResidualConfig | FSQConfig):  # whose terms are means over levels, and none
+        torch.testing.assert_close(result.commitment, (read - layer.lookup(result.codes)).square().mean())
+    if isinstance(config, FSQConfig):
+        steps = 1 / (torch.tensor(config.levels) // 2)[:, None, None]
+        assert ((read - result.z).abs() <= (0.5 + 1e-4) * steps).all()
+    if "rotation" not in (getattr(config, "estimator", ""), getattr(getattr(config, "level", None), "estimator", "")):
+        for out in (read, result.z):
+            (out * weight).sum().backward()
+        torch.testing.assert_close(z[1].grad, z[0].grad)
+
+
 def test_straight_through_gradients_are_those_of_the_surrogate_by_finite_differences():
     """The surrogate of a pass at z0 is f(z + q(z0) - z0), in which the codeword stays."""
     torch.manual_seed(0)
@@ -173,6 +191,7 @@ def test_ten_steps_of_a_cosine_codebook_equal_the_oracles():
     for step in range(10):
         z = vectors(step, count=16)
         ours, (out, codes, loss) = layer(z), theirs(flat(z))
+        layer.settle()
         assert torch.equal(ours.codes.flatten(1), codes)
         torch.testing.assert_close(flat(ours.z), out, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ours.commitment, loss.squeeze(), rtol=1e-4, atol=1e-6)
@@ -215,6 +234,7 @@ def test_ten_steps_of_residual_codebooks_equal_the_oracles():
     for step in range(10):
         z, theirs_z = vectors(step, count=16).requires_grad_(True), vectors(step, count=16).requires_grad_(True)
         ours, (out, codes, losses) = layer(z), theirs(flat(theirs_z))
+        layer.settle()
         found = torch.stack([grid.flatten(1) - 16 * i for i, grid in enumerate(ours.codes.chunk(3, 1))], -1)
         assert torch.equal(found, codes)
         torch.testing.assert_close(flat(ours.z), out, rtol=1e-4, atol=1e-5)
@@ -320,10 +340,12 @@ def test_codebooks_start_from_the_data_and_revive(config: QuantizerConfig):
             book.cluster_size[: len(book.cluster_size) // 2] = 0
             book.codebook[: len(book.cluster_size) // 2] = book.codebook[0]
     damaged = error()
-    assert layer.revive(data, g) == sum(len(book.cluster_size) // 2 for book in books)
+    moved = layer.revive(data, g)
+    for (codebook_moved, rows), book in zip(moved, books, strict=True):
+        assert codebook_moved is book.codebook and rows.tolist() == list(range(len(book.cluster_size) // 2))
     assert started < error() < damaged  # placed by k-means++, without the rounds that follow it at the start
     assert codebook(code_counts(layer.codes(z), layer.vocabulary)).usage > 0.95
-    assert layer.revive(data, g) == 0
+    assert not layer.revive(data, g)
 
 
 @pytest.mark.parametrize(

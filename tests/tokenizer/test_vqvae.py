@@ -45,6 +45,13 @@ def test_an_unquantised_pass_leaves_the_codebook_alone_and_decodes_the_vectors()
     assert all(torch.equal(value, before[name]) for name, value in model.quantizer.state_dict().items())
 
 
+def test_a_decoder_of_directions_reads_unit_vectors_before_the_codes_too():
+    config = VQVAEConfig(network=TINY.network, quantizer=VQConfig(codes=16, dim=4, distance="cosine"))
+    model, x = VQVAE(config), images()
+    unit = torch.nn.functional.normalize(model.encode(x), dim=1)
+    torch.testing.assert_close(model(x, quantise=False).x_hat, model.decode(unit))
+
+
 def test_a_size_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="30 x 32"):
         VQVAE(TINY).codes(torch.zeros(1, 3, 30, 32))

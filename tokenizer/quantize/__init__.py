@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from tokenizer.quantize.base import Quantized, Quantizer, channels_last, code_counts, perplexity
+from tokenizer.quantize.base import Moved, Quantized, Quantizer, channels_last, code_counts, perplexity
 from tokenizer.quantize.codebook import SimVQ, SimVQConfig, VectorQuantizer, VQConfig
 from tokenizer.quantize.residual import ResidualConfig, ResidualVQ
 from tokenizer.quantize.scalar import FSQ, LFQ, FSQConfig, LFQConfig
@@ -19,6 +19,7 @@ __all__ = [
     "LFQ",
     "FSQConfig",
     "LFQConfig",
+    "Moved",
     "Quantized",
     "Quantizer",
     "QuantizerConfig",

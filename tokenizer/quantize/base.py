@@ -25,6 +25,13 @@ class Quantized(NamedTuple):
     commitment: Tensor
 
 
+class Moved(NamedTuple):
+    """Codewords that were put elsewhere by hand: rows (m,) int64 of a codebook (n, d), a parameter or a buffer."""
+
+    codebook: Tensor
+    rows: Tensor
+
+
 class Quantizer(nn.Module, ABC):
     """Vectors (B, dim, h, w) to codes (B, grids h, w) below `vocabulary`, and back.
 
@@ -38,7 +45,7 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
-        """z: (B, d, h, w). In training mode a pass may also move the codebook."""
+        """z: (B, d, h, w). In training mode a pass may also gather what `settle` learns from."""
 
     @abstractmethod
     def codes(self, z: Tensor) -> Tensor:
@@ -52,14 +59,22 @@ class Quantizer(nn.Module, ABC):
     def codewords(self) -> Tensor:
         """What each code adds to a vector: (vocabulary, d) float32."""
 
-    def initialise(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """Start from the vectors (n, d) of all ranks."""
-        del vectors, generator
+    def read(self, z: Tensor) -> Tensor:
+        """What a decoder reads of vectors before they are quantised, as it will read codewords: both (B, d, h, w)."""
+        return z
 
-    def revive(self, vectors: Tensor, generator: torch.Generator) -> int:
-        """Move dead codes to badly served vectors (n, d) of all ranks; return how many."""
+    def settle(self) -> None:
+        """Learn what the passes of a step have gathered on all ranks, once a step, however many passes it has."""
+
+    def initialise(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
+        """Start from the vectors (n, d) of all ranks; return what was moved."""
         del vectors, generator
-        return 0
+        return []
+
+    def revive(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
+        """Move dead codes to badly served vectors (n, d) of all ranks; return which."""
+        del vectors, generator
+        return []
 
 
 def passed_through(vectors: Tensor, codewords: Tensor, estimator: Estimator) -> Tensor:

@@ -1,8 +1,8 @@
 """Vector quantisers with a codebook: one that is learned, code by code, and one that a linear map moves as a whole.
 
 Unusual: with moving averages nothing here is a parameter. Cluster sizes, sums and the codebook are buffers, so a
-checkpoint holds the whole state; all of it is float32 under autocast, and the counts of a step are added up over the
-ranks before they are used.
+checkpoint holds the whole state; all of it is float32 under autocast. A pass in training mode only adds to `pending`;
+`settle` adds that up over the ranks and moves the averages, once a step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,15 @@ from torch import Tensor, nn
 
 from tokenizer.kmeans import kmeans, nearest, plus_plus, totals
 from tokenizer.loss import codebook_terms
-from tokenizer.quantize.base import Estimator, Quantized, Quantizer, channels_first, channels_last, passed_through
+from tokenizer.quantize.base import (
+    Estimator,
+    Moved,
+    Quantized,
+    Quantizer,
+    channels_first,
+    channels_last,
+    passed_through,
+)
 from tokenizer.ranks import broadcast, gathered, summed
 
 
@@ -86,13 +94,12 @@ class Codebook(Quantizer):
         return Quantized(channels_first(passed), codes, own, commitment)
 
     def assign(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Codewords (B, h, w, d) and codes (B, h, w) of vectors, from which the codebook learns in training mode."""
+        """Codewords (B, h, w, d) and codes (B, h, w) of vectors, which training mode gathers for `settle`."""
         book = self.codewords()
         codes = nearest(vectors.flatten(0, 2), book)[0].view(vectors.shape[:3])
-        codewords = F.embedding(codes, book)  # as they are before the codebook moves
         if self.training:
-            self.update(vectors.detach().flatten(0, 2), codes.flatten())
-        return codewords, codes
+            self.gather(vectors.detach().flatten(0, 2), codes.flatten())
+        return F.embedding(codes, book), codes
 
     def codes(self, z: Tensor) -> Tensor:
         """Nearest codes: (B, d, h, w) -> (B, h, w) int64."""
@@ -107,8 +114,12 @@ class Codebook(Quantizer):
         """Vectors (..., d) as they are compared."""
         return vectors
 
-    def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Learn from vectors (n, d) and their codes (n,) beside any gradient."""
+    def read(self, z: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, d, h, w), as they are compared."""
+        return channels_first(self.direction(channels_last(z).float()))
+
+    def gather(self, vectors: Tensor, codes: Tensor) -> None:
+        """Note vectors (n, d) and their codes (n,) to learn from beside any gradient."""
         del vectors, codes
 
 
@@ -118,6 +129,7 @@ class VectorQuantizer(Codebook):
     codebook: Tensor
     cluster_size: Tensor
     sums: Tensor
+    pending: Tensor
     starts_from_data = True
 
     def __init__(self, config: VQConfig) -> None:
@@ -130,6 +142,8 @@ class VectorQuantizer(Codebook):
         else:
             self.register_buffer("codebook", codebook)
             self.register_buffer("sums", codebook.clone())
+        gathers = 1 if config.learn == "gradient" else 1 + config.dim  # of each code: a count, and the sum of vectors
+        self.register_buffer("pending", torch.zeros(config.codes, gathers), persistent=False)  # 0 between two steps
 
     def codewords(self) -> Tensor:
         """The codebook, (codes, d)."""
@@ -140,51 +154,65 @@ class VectorQuantizer(Codebook):
         return F.normalize(vectors, dim=-1) if self.config.distance == "cosine" else vectors
 
     @torch.no_grad()
-    def update(self, vectors: Tensor, codes: Tensor) -> None:
-        """Move the averages by one step, over the vectors (n, d) and codes (n,) of all ranks (eq. 6 to 8).
+    def gather(self, vectors: Tensor, codes: Tensor) -> None:
+        """Add vectors (n, d) with codes (n,) to those that the averages move by when the step is done."""
+        finite = vectors.isfinite().all(1)  # a batch that blew up must not reach the averages
+        counts, sums = totals(vectors[finite], codes[finite], self.config.codes)
+        self.pending += torch.cat([counts[:, None], sums], 1)[:, : self.pending.shape[1]]
+
+    def settle(self) -> None:
+        """Move the averages by one step, over the vectors of all ranks."""
+        self.absorb(summed(self.pending))
+
+    @torch.no_grad()
+    def absorb(self, gathered: Tensor) -> None:
+        """Move the averages by the counts and sums (codes, 1 + d) of a step, if it had any (eq. 6 to 8).
 
         N <- g N + (1 - g) n;   m <- g m + (1 - g) sum;   e = m / N, with N smoothed so that no code divides by zero
         """
-        finite = vectors.isfinite().all(1)  # a batch that blew up must not reach the averages
-        counts, sums = totals(vectors[finite], codes[finite], self.config.codes)
-        self.cluster_size.lerp_(summed(counts), 1 - self.config.decay)
+        counts, sums = gathered[:, 0].clone(), gathered[:, 1:].clone()
+        self.pending.zero_()
+        if not counts.any():
+            return
+        self.cluster_size.lerp_(counts, 1 - self.config.decay)
         if self.config.learn == "gradient":
             return
-        self.sums.lerp_(summed(sums), 1 - self.config.decay)
+        self.sums.lerp_(sums, 1 - self.config.decay)
         total, eps = self.cluster_size.sum(), 1e-5
         smoothed = (self.cluster_size + eps) / (total + self.config.codes * eps) * total
         self.codebook.copy_(self.direction(self.sums / smoothed[:, None]))
 
     @torch.no_grad()
-    def initialise(self, vectors: Tensor, generator: torch.Generator) -> None:
+    def initialise(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
         """Start the codebook at k-means centres of the vectors (n, d) of all ranks; rank 0's hold everywhere."""
         vectors = gathered(self.direction(vectors.float()))
         centres = kmeans(vectors, self.config.codes, generator, self.config.rounds)
-        self.place(torch.arange(self.config.codes, device=centres.device), broadcast(centres))
+        return [self.place(torch.arange(self.config.codes, device=centres.device), broadcast(centres))]
 
     @torch.no_grad()
-    def revive(self, vectors: Tensor, generator: torch.Generator) -> int:
-        """Move dead codes to badly served vectors (n, d) of all ranks; return how many.
+    def revive(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
+        """Move dead codes to badly served vectors (n, d) of all ranks; return which.
 
         k-means++ given the living codes: each drawn in proportion to its squared distance to the nearest one, those
         just placed included, so that two never go to the same gap.
         """
         alive = self.cluster_size >= self.config.dead_share * self.cluster_size.mean()
         dead = torch.nonzero(~alive).flatten()
-        if len(dead):
-            vectors = gathered(self.direction(vectors.float()))
-            _, distances = nearest(vectors, self.codewords()[alive])
-            self.place(dead, broadcast(plus_plus(vectors, len(dead), generator, distances)))
-        return len(dead)
+        if not len(dead):
+            return []
+        vectors = gathered(self.direction(vectors.float()))
+        _, distances = nearest(vectors, self.codewords()[alive])
+        return [self.place(dead, broadcast(plus_plus(vectors, len(dead), generator, distances)))]
 
     @torch.no_grad()
-    def place(self, rows: Tensor, codewords: Tensor) -> None:
+    def place(self, rows: Tensor, codewords: Tensor) -> Moved:
         """Put codewords (m, d) into rows (m,), with moving averages that forget what stood there."""
         codewords = self.direction(codewords)
         self.codebook[rows] = codewords
         self.cluster_size[rows] = 1.0
         if self.config.learn == "ema":
             self.sums[rows] = codewords
+        return Moved(self.codebook, rows)
 
 
 class SimVQ(Codebook):

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from tokenizer.kmeans import nearest
 from tokenizer.loss import codebook_terms
-from tokenizer.quantize.base import Quantized, Quantizer, channels_first, channels_last, passed_through
+from tokenizer.quantize.base import Moved, Quantized, Quantizer, channels_first, channels_last, passed_through
 from tokenizer.quantize.codebook import VectorQuantizer, VQConfig
+from tokenizer.ranks import summed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,21 +86,29 @@ class ResidualVQ(Quantizer):
         """Those of all levels, (depth n, d)."""
         return torch.cat([level.codewords() for level in self._levels()])
 
-    @torch.no_grad()
-    def initialise(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """Start each level from what those before leave over of the vectors (n, d)."""
-        for level in self._levels():
-            level.initialise(vectors, generator)
-            vectors = _left_over(vectors, level)
+    def settle(self) -> None:
+        """Move the averages of all levels by one step, after one sum over the ranks."""
+        gathered = summed(torch.stack([level.pending for level in self._levels()]))
+        for level, part in zip(self._levels(), gathered, strict=True):
+            level.absorb(part)
 
     @torch.no_grad()
-    def revive(self, vectors: Tensor, generator: torch.Generator) -> int:
-        """Move the dead codes of each level; return how many there were."""
-        count = 0
+    def initialise(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
+        """Start each level from what those before leave over of the vectors (n, d)."""
+        moved = []
         for level in self._levels():
-            count += level.revive(vectors, generator)
+            moved += level.initialise(vectors, generator)
             vectors = _left_over(vectors, level)
-        return count
+        return moved
+
+    @torch.no_grad()
+    def revive(self, vectors: Tensor, generator: torch.Generator) -> list[Moved]:
+        """Move the dead codes of each level; return which."""
+        moved = []
+        for level in self._levels():
+            moved += level.revive(vectors, generator)
+            vectors = _left_over(vectors, level)
+        return moved
 
     def _levels(self) -> list[VectorQuantizer]:
         return [level for level in self.levels if isinstance(level, VectorQuantizer)]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenizer.quantize.base import Quantized, Quantizer, channels_first, channels_last
+from tokenizer.ranks import averaged
 
 LARGEST = 1 << 24  # codes
 FINEST = 512  # levels of a feature
@@ -105,6 +106,10 @@ class FSQ(Quantizer):
         zero = z.new_zeros((), dtype=torch.float32)
         return Quantized(channels_first(rounded / self._half), self._number(bounded.round()), zero, zero)
 
+    def read(self, z: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, d, h, w), between the outermost levels and not rounded."""
+        return channels_first(self._bounded(channels_last(z).float()) / self._half)
+
     def codes(self, z: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, h, w) int64."""
         return self._number(self._bounded(channels_last(z).float()).round())
@@ -147,16 +152,20 @@ class LFQ(Quantizer):
         self.register_buffer("weights", 2 ** torch.arange(config.bits), persistent=False)
 
     def forward(self, z: Tensor) -> Quantized:
-        """z: (B, d, h, w). The entropies are those of this rank's vectors."""
-        vectors = self._read(z)
+        """z: (B, d, h, w)."""
+        vectors = self._directed(z)
         signs = torch.where(vectors > 0, self.size, -self.size)
         straight = vectors + (signs - vectors).detach()
         own = self._entropies(vectors.flatten(0, 2)) if self.training else vectors.new_zeros(())
         return Quantized(channels_first(straight), self._number(vectors), own, F.mse_loss(vectors, signs))
 
+    def read(self, z: Tensor) -> Tensor:
+        """(B, d, h, w) -> (B, d, h, w), of unit length where codewords are."""
+        return channels_first(self._directed(z))
+
     def codes(self, z: Tensor) -> Tensor:
         """(B, d, h, w) -> (B, h, w) int64."""
-        return self._number(self._read(z))
+        return self._number(self._directed(z))
 
     def lookup(self, codes: Tensor) -> Tensor:
         """(B, h, w) int64 -> (B, d, h, w) float32."""
@@ -166,7 +175,7 @@ class LFQ(Quantizer):
         """All combinations, (codes, d)."""
         return self._values(torch.arange(self.vocabulary, device=self.weights.device))
 
-    def _read(self, z: Tensor) -> Tensor:
+    def _directed(self, z: Tensor) -> Tensor:
         vectors = channels_last(z).float()
         return F.normalize(vectors, dim=-1) if self.config.spherical else vectors
 
@@ -177,7 +186,7 @@ class LFQ(Quantizer):
         return torch.where(codes[..., None] // self.weights % 2 == 1, self.size, -self.size)
 
     def _entropies(self, vectors: Tensor) -> Tensor:
-        """The weighted difference of entropies of vectors (n, d).
+        """The weighted difference of entropies: of each of this rank's vectors (n, d), and of the codes of all ranks.
 
         softmax over codes of -|z - c|^2 / temperature is a product over bits, each sigmoid(4 z size / temperature).
         """
@@ -185,10 +194,11 @@ class LFQ(Quantizer):
         logits = 4 * self.size * vectors / config.temperature  # (n, d)
         p = torch.sigmoid(logits)
         sure = F.binary_cross_entropy_with_logits(logits, p, reduction="none").sum(-1).mean()
-        varied = vectors.new_zeros(())
+        laws = []
         for part in p.split(config.group, -1):
             joint = part.new_ones(len(part), 1)
             for bit in part.unbind(-1):
                 joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], 1)  # (n, 2^k)
-            varied = varied + torch.special.entr(joint.mean(0)).sum()
+            laws.append(joint.mean(0))
+        varied = torch.special.entr(averaged(torch.cat(laws))).sum()
         return config.entropy_weight * (sure - config.diversity * varied)
