@@ -2,10 +2,15 @@ import dataclasses
 
 import pytest
 
-from pipelines.config import RecipeError, dump_recipe, load_recipe, parse_recipe
+from backbone.folded import FoldedConfig
+from backbone.pyramid import PyramidConfig
+from pipelines.config import RecipeError, dump_recipe, load_recipe, parse_recipe, read_config
 from pipelines.run import makespan, minutes_of, path_minutes, within_budget
 from pipelines.sampling_options import LatentOptions
 from tests.conftest import ROOT
+from tokenizer.quantize import LFQConfig, VQConfig
+from tokenizer.vae import VAEConfig
+from tokenizer.vqvae import VQVAEConfig
 
 SMOKE = ROOT / "recipes" / "smoke.toml"
 
@@ -69,6 +74,61 @@ def test_every_recipe_is_valid_and_survives_json(path):
 def test_a_wrong_recipe_says_what_and_how(override, words):
     with pytest.raises(RecipeError, match=words):
         load_recipe(SMOKE, [override] if isinstance(override, str) else override)
+
+
+QUANTIZER = "stage.vqvae.model.quantizer"
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        (f"{QUANTIZER}={{bits=5}}", f"unknown key {QUANTIZER}.bits in a table of kind 'vq'"),
+        (f"{QUANTIZER}={{kind='lfg', bits=5}}", f"{QUANTIZER}.kind is 'lfg'; did you mean 'lfq'? There are vq, resid"),
+        (f"{QUANTIZER}={{kind=['vq']}}", f"{QUANTIZER}.kind is ['vq']; did you mean 'vq'? There are vq, residual"),
+        (f"{QUANTIZER}={{kind='lfq', bits=50}}", f"{QUANTIZER}: bits is 50, expected 1 to 24"),
+        (f"{QUANTIZER}={{kind='residual', level={{dim='a'}}}}", f"{QUANTIZER}.level.dim: Input should be a valid int"),
+        (
+            f"{QUANTIZER}='lfq'",
+            f"{QUANTIZER}: expected a table with a kind, of vq, residual, sim, fsq, lfq (given 'lfq",
+        ),
+        (
+            "stage.vae.model.network.chanels=32",
+            "unknown key stage.vae.model.network.chanels in a table of kind 'folded'; did you mean 'channels'?",
+        ),
+        ("stage.latent.schedule={kind='flowe'}", "stage.latent.schedule.kind is 'flowe'; did you mean 'flow'? There"),
+        ("stage.latent.schedule={}", 'stage.latent.schedule: add kind = "...", one of flow, vp'),
+        ("data.kind='scene'", "data.kind is 'scene'; did you mean 'scenes'? There are scenes, shards, text"),
+    ],
+)
+def test_a_mistake_in_a_union_is_one_line_about_the_member_that_was_meant(override, words):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SMOKE, [override])
+    (line,) = str(caught.value).splitlines()[1:]
+    assert line.strip().startswith(words)
+
+
+def test_mistakes_in_several_tables_are_a_line_each():
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(SMOKE, ["stage.vae.model.network.factor='x'", f"{QUANTIZER}.codes=0", "stage.bpe.vocab_size=[]"])
+    assert len(str(caught.value).splitlines()) == 4
+
+
+def test_a_table_without_kind_is_one_of_the_default_of_its_field():
+    model = load_recipe(SMOKE, [f"{QUANTIZER}={{dim=3}}"]).stage["vqvae"].model
+    assert model.quantizer == VQConfig(dim=3) and isinstance(model.network, FoldedConfig)
+    model = load_recipe(SMOKE, [f"{QUANTIZER}={{kind='lfq', bits=3}}"]).stage["vqvae"].model
+    assert model.quantizer == LFQConfig(bits=3)
+
+
+def test_a_manifest_is_read_by_the_same_rules():
+    assert read_config(VAEConfig, {"network": {"factor": 2}}, "here").network == FoldedConfig(factor=2)
+    made = read_config(VAEConfig, {"network": {"kind": "pyramid", "channels": [32, 64]}}, "here")
+    assert made.network == PyramidConfig(channels=(32, 64))
+    with pytest.raises(
+        RecipeError,
+        match=r"here was made by another version: unknown key quantizer\.bits in a table of kind 'vq'\. Train",
+    ):
+        read_config(VQVAEConfig, {"quantizer": {"bits": 5}}, "here")
 
 
 def test_a_missing_or_broken_recipe_is_a_sentence(tmp_path):
