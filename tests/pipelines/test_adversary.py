@@ -161,7 +161,12 @@ def test_an_interrupted_duel_goes_on_exactly(run, tmp_path):
         loop = Loop(task, task.stage.training, folder, seed=0, name="vqvae")
         if stop_at is not None:
             before = task.before
-            task.before = lambda step, *rest: (setattr(loop, "stop", loop.stop or step == stop_at), before(step, *rest))
+
+            def stopping(step, *rest):
+                loop.stop = loop.stop or step == stop_at
+                return before(step, *rest)
+
+            task.before = stopping
         loop.run()
         return task
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from backbone.folded import FoldedConfig
 from tokenizer.tiled import Axis, farthest, ramps, tiled, tiled_codes, tiled_decode, tiled_encode
 from tokenizer.vqvae import VQVAE, VQVAEConfig
 
@@ -135,7 +136,8 @@ def test_codes_within_half_the_overlap_are_those_of_the_whole_picture(size: tupl
 
 def test_codes_of_a_model_have_the_shape_of_a_plain_call():
     torch.manual_seed(0)
-    model = VQVAE(VQVAEConfig(factor=FACTOR, channels=16, encoder_blocks=0, decoder_blocks=0)).eval()
+    network = FoldedConfig(factor=FACTOR, channels=16, encoder_blocks=0, decoder_blocks=0)
+    model = VQVAE(VQVAEConfig(network=network)).eval()
     x = normal(2, 3, 48, 80).float().clamp(-1, 1)
     found, whole = tiled_codes(model.codes, x, FACTOR, 32, 16), model.codes(x)
     assert found.shape == whole.shape and found.dtype == whole.dtype
