@@ -91,14 +91,24 @@ def rotary_1d(
     return Rotary(angles.cos(), angles.sin())  # (length, dim / 2)
 
 
-def rotary_2d(height: int, width: int, dim: int, *, base: float = 100.0, device: torch.device | None = None) -> Rotary:
+def rotary_2d(
+    height: int,
+    width: int,
+    dim: int,
+    *,
+    base: float = 100.0,
+    spacing: float = 1.0,
+    device: torch.device | None = None,
+) -> Rotary:
     """Rotary table of a grid: half of the pairs turn with the row, half with the column (arXiv:2403.13298).
 
-    dim: width of one head, a multiple of 4. Returns tables of (height width, dim / 2), rows first. Raises ValueError
-    otherwise.
+    dim: width of one head, a multiple of 4; spacing: so many rows and columns of a finer grid fall to one of these,
+    which stands in their middle, at spacing (i + 1/2) - 1/2. Returns tables of (height width, dim / 2), rows first.
+    Raises ValueError otherwise.
     """
     frequencies = _frequencies(dim, 4, device, base)
-    angles = torch.cat([position[:, None] * frequencies for position in _grid(height, width, device)], -1)
+    places = [spacing * (position + 0.5) - 0.5 for position in _grid(height, width, device)]
+    angles = torch.cat([place[:, None] * frequencies for place in places], -1)
     return Rotary(angles.cos(), angles.sin())
 
 

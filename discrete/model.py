@@ -52,7 +52,10 @@ class MaskedTransformerConfig:
 
 
 class SpanLogits(NamedTuple):
-    """Logits over each span's own tokens: text (B, Lt, text_vocab), image (B, Li, image_vocab) or None."""
+    """Logits over each span's own tokens: text (B, Lt, text_vocab), image (B, Li, image_vocab) or None.
+
+    Where a picture has several grids, the logits of an image position are -inf outside of its own grid's codes.
+    """
 
     text: Tensor
     image: Tensor | None
@@ -65,16 +68,14 @@ class MaskedTransformer(nn.Module):
     sin: Tensor
 
     def __init__(self, config: MaskedTransformerConfig, layout: Layout) -> None:
-        """layout: the image span is made of square grids, row by row; raises ValueError where it is not."""
         super().__init__()
-        side = layout.side
         self.config, self.layout = config, layout
         scale = config.dim**-0.5
         self.tokens = nn.Embedding(layout.mask_id + 1, config.dim)
         nn.init.normal_(self.tokens.weight, std=scale)
         self.text_positions = nn.Parameter(scale * torch.randn(layout.text_length, config.dim))
-        self.rows = nn.Parameter(scale * torch.randn(layout.grids * side, 1, config.dim))
-        self.columns = nn.Parameter(scale * torch.randn(1, side, config.dim))
+        self.rows = nn.Parameter(scale * torch.randn(sum(layout.sides), 1, config.dim))  # of each grid
+        self.columns = nn.Parameter(scale * torch.randn(1, sum(layout.sides), config.dim))
         self.time = TimeEmbedding(config.dim) if config.time else None
         cond_dim = config.dim if config.time else None
         self.blocks = nn.ModuleList(
@@ -89,14 +90,16 @@ class MaskedTransformer(nn.Module):
 
     @torch.no_grad()
     def initialise_codes(self, codebook: Tensor, generator: torch.Generator) -> None:
-        """Start the image tokens at a random projection of the codebook (K, d), so that like codes start alike."""
+        """Start the image tokens at a random projection of the codebook (K, d), so that like codes start alike.
+
+        The codes of each grid are centred and scaled by themselves.
+        """
         layout = self.layout
         if len(codebook) != layout.image_vocab:
             raise ValueError(
                 f"the codebook has {len(codebook)} codes, the layout {layout.image_vocab}; they must agree"
             )
-        centred = codebook - codebook.mean(0)
-        centred = centred / centred.square().mean().sqrt().clamp_min(1e-8)
+        centred = torch.cat([_standardised(codebook[grid.codes]) for grid in layout.grids])
         projection = torch.randn(codebook.shape[1], self.config.dim, generator=generator)
         projection *= (codebook.shape[1] * self.config.dim) ** -0.5  # rows as long as the other tokens'
         self.tokens.weight[layout.text_vocab : layout.mask_id] = centred @ projection.to(centred)
@@ -116,12 +119,20 @@ class MaskedTransformer(nn.Module):
         for block in self.blocks[self.config.text_layers :]:
             h = block(h, cond, rotary=rotary)
         h, v = self.norm(h), self.layout.text_vocab
-        image = self._score(h[:, cut:], slice(v, self.layout.mask_id)) if length > cut else None
-        return SpanLogits(self._score(h[:, :cut], slice(v)), image)
+        return SpanLogits(self._score(h[:, :cut], slice(v)), self._score_image(h[:, cut:]) if length > cut else None)
 
     def _score(self, h: Tensor, span: slice) -> Tensor:
         """Logits (B, L, K) of the tokens of one span, by their own embeddings."""
         return F.linear(h, self.tokens.weight[span], self.bias[span])
+
+    def _score_image(self, h: Tensor) -> Tensor:
+        """Logits (B, Li, image_vocab) of the codes, each position's over those of its own grid."""
+        v, size, parts = self.layout.text_vocab, self.layout.image_vocab, []
+        for grid in self.layout.grids:
+            first, end = grid.codes.start, grid.codes.stop
+            own = self._score(h[:, grid.positions], slice(v + first, v + end))
+            parts.append(F.pad(own, (first, size - end), value=-torch.inf))
+        return torch.cat(parts, 1)
 
     def logits(self, x_t: Tensor, t: Tensor | None = None) -> Tensor:
         """The same over the whole vocabulary: (B, L, V + 1) float32, -inf where a position may not go."""
@@ -134,14 +145,25 @@ class MaskedTransformer(nn.Module):
         return out
 
     def _positions(self) -> Tensor:
-        return torch.cat([self.text_positions, (self.rows + self.columns).flatten(0, 1)])  # (L, D)
+        sides = self.layout.sides
+        pairs = zip(self.rows.split(sides), self.columns.split(sides, 1), strict=True)
+        return torch.cat([self.text_positions, *((rows + columns).flatten(0, 1) for rows, columns in pairs)])  # (L, D)
 
     def _table(self, length: int) -> Rotary:
         return Rotary(self.cos[:length], self.sin[:length])
 
 
+def _standardised(codewords: Tensor) -> Tensor:
+    """Codewords (k, d) around 0, as long as vectors of d unit normals on average."""
+    centred = codewords - codewords.mean(0)
+    return centred / centred.square().mean().sqrt().clamp_min(1e-8)
+
+
 def _rotary(layout: Layout, head_dim: int) -> Rotary:
-    """Tables of the text and of each grid, one after the other; between them the learned positions speak."""
-    grid = rotary_2d(layout.side, layout.side, head_dim)
-    parts = [rotary_1d(layout.text_length, head_dim), *[grid] * layout.grids]
+    """Tables of the text and of each grid, one after the other; between them the learned positions speak.
+
+    All grids share the coordinates of the finest: a coarser code stands in the middle of the square that it covers.
+    """
+    grids = [rotary_2d(side, side, head_dim, spacing=layout.side / side) for side in layout.sides]
+    parts = [rotary_1d(layout.text_length, head_dim), *grids]
     return Rotary(torch.cat([part.cos for part in parts]), torch.cat([part.sin for part in parts]))

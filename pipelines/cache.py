@@ -1,6 +1,6 @@
 """`palimpsest encode`: what the frozen stages make of the data, cached in shards.
 
-Each split becomes tars with `KEY.latent.npy` (2, c, h, w) float16 mean and log-variance, `KEY.codes.npy` (h, w) int32,
+Each split becomes tars with `KEY.latent.npy` (2, c, h, w) float16 mean and log-variance, `KEY.codes.npy` (L,) int32,
 `KEY.text.npy` token ids, `KEY.txt` and `KEY.json`; text embeddings are kept once per distinct caption. The folder is
 named by the hash of what made it, so that a changed encoder or changed data never meets an old cache.
 """
@@ -25,6 +25,7 @@ from torch import Tensor
 
 from discrete.layout import Layout
 from pipelines.artefact import ArtefactError, digest, read_json, save_weights, write_json
+from pipelines.config import read_config
 from pipelines.data.decode import image_and_caption, numpy_members
 from pipelines.data.shard_writer import SplitWriter
 from pipelines.data.shards import Split, open_split
@@ -77,6 +78,11 @@ class Cache:
     def held_out(self) -> str:
         """The split that validates: test where there is one, else train."""
         return "test" if "test" in self.manifest["counts"] else "train"
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How its tokens stand in one sequence. Raises RecipeError where another version wrote it."""
+        return read_config(Layout, self.manifest["layout"], str(self.folder))
 
     def text_table(self) -> TextTable:
         """Load the text embeddings."""
@@ -168,10 +174,9 @@ def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     vae = run.need(name, "vae")[1]
     layout = Layout(
         text_length=encoders.bpe.length,
-        image_length=encoders.vqvae.quantizer.grids * (size // encoders.vqvae.downsample) ** 2,
         text_vocab=encoders.bpe.vocab_size,
-        image_vocab=encoders.vqvae.config.quantizer.codes,
-        grids=encoders.vqvae.quantizer.grids,
+        sides=tuple(side for side, _ in encoders.vqvae.grids(size, size)),
+        image_vocabs=encoders.vqvae.vocabularies,
     )
     return {
         "latent_mean": vae["latent_mean"],
@@ -211,7 +216,7 @@ def _write_batch(writer: SplitWriter, split: str, batch: dict[str, Any], encoder
     x = batch["image"].to(device_of(encoders.vae))
     posterior = encoders.vae.encode(x)
     moments = torch.stack([posterior.mean, posterior.log_var], 1).half().cpu().numpy()  # (B, 2, c, h, w)
-    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, grids h, w)
+    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, L)
     text = encoders.bpe.encode(batch["caption"])
     for i, key in enumerate(batch["key"]):
         writer.add(

@@ -62,7 +62,8 @@ class MaskedSampler:
         """Load the stage `name`, or take a network that is being trained for it."""
         stage = run.recipe.stage[name]
         assert isinstance(stage, MdlmStage)
-        made = open_cache(run, name).manifest
+        cache = open_cache(run, name)
+        made, layout = cache.manifest, cache.layout
         bpe_name, vqvae = (run.need(name, kind)[0] for kind in ("bpe", "vqvae"))
         bpe = load_bpe(run, bpe_name)
         if bpe.hash != made["tokenizer"]:
@@ -70,7 +71,6 @@ class MaskedSampler:
                 f"{run.stage_folder(bpe_name)} is the tokenizer {bpe.hash[:12]}, but {name} was trained with "
                 f"{made['tokenizer'][:12]}. Train {name} again, or put the old tokenizer back."
             )
-        layout = Layout(**made["layout"])
         powers = None if network is not None else run.manifest(name).get("powers")
         pair = None if powers is None else spans(powers, layout.text_length, layout.image_length)
         network = network or load_masked(run, name, layout)
@@ -184,10 +184,12 @@ class MaskedSampler:
             raise ValueError(
                 f"box {box}, expected 0 <= left < right <= 1 and 0 <= top < bottom <= 1, as shares of the side"
             )
-        side = self.layout.side
-        near, far = torch.arange(side) / side, (torch.arange(side) + 1) / side
-        columns, rows = (near < right) & (far > left), (near < bottom) & (far > top)
-        return (rows[:, None] & columns).flatten().repeat(self.layout.grids).to(self.device)
+        touched = []
+        for side in self.layout.sides:
+            near, far = torch.arange(side) / side, (torch.arange(side) + 1) / side
+            columns, rows = (near < right) & (far > left), (near < bottom) & (far > top)
+            touched.append((rows[:, None] & columns).flatten())
+        return torch.cat(touched).to(self.device)
 
     @torch.no_grad()
     def fill(
@@ -225,13 +227,14 @@ class MaskedSampler:
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
-        """Codes (B, grids h, w) of pictures (B, 3, H, W)."""
+        """Codes (B, image_length) of pictures (B, 3, H, W)."""
         return self.vqvae.codes(images.to(self.device))
 
     @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Pictures of codes (B, image_length)."""
-        return to_pil(self.vqvae.decode_codes(codes.unflatten(1, (-1, self.layout.side))))
+        pixels = self.layout.side * self.vqvae.downsample
+        return to_pil(self.vqvae.decode_codes(codes, pixels, pixels))
 
     @property
     def device(self) -> torch.device:

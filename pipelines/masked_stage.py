@@ -12,7 +12,6 @@ from accelerate import PartialState
 from PIL import Image
 from torch import Tensor, nn
 
-from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.task import losses
 from pipelines.artefact import load_weights
@@ -40,7 +39,7 @@ class MdlmTask(Task):
     def __init__(self, run: Run, name: str, stage: MdlmStage) -> None:
         self.run, self.name, self.stage = run, name, stage
         self.cache = open_cache(run, name)
-        self.layout = Layout(**self.cache.manifest["layout"])
+        self.layout = self.cache.layout
         self.network = seeded(run.recipe.seed + 1, self._build)
         self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
         self.bpe = load_bpe(run, run.need(name, "bpe")[0])
@@ -48,7 +47,7 @@ class MdlmTask(Task):
     def _build(self) -> MaskedTransformer:
         network = MaskedTransformer(self.stage.model, self.layout)
         vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
-        network.initialise_codes(vqvae.quantizer.codewords().detach().cpu(), step_generator(self.run.recipe.seed, 0, 0))
+        network.initialise_codes(vqvae.codewords().detach().cpu(), step_generator(self.run.recipe.seed, 0, 0))
         return network
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:

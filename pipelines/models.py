@@ -98,7 +98,7 @@ def load_classifier(run: Run, name: str) -> NoisyMatch:
 def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
     """Load the masked model of stage `name`; its vocabulary layout must be the one given."""
     made = run.manifest(name)["layout"]
-    if Layout(**made) != layout:
+    if read_config(Layout, made, str(run.stage_folder(name))) != layout:
         raise ArtefactError(
             f"{run.stage_folder(name)} was trained with the vocabulary layout {made}, "
             f"but the cache has {plain(layout)}. "

@@ -62,28 +62,27 @@ def _reconstruct(e: Evaluation, model: VAE | VQVAE) -> tuple[Pictures, np.ndarra
             pictures.append(quantise(model.decode(model.encode(x).mean)))
         else:
             codes.append(model.codes(x))
-            pictures.append(quantise(model.decode_codes(codes[-1])))
+            pictures.append(quantise(model.decode_codes(codes[-1], *x.shape[-2:])))
     return np.concatenate(pictures), torch.cat(codes).cpu().numpy() if codes else None
 
 
 def _codebook(e: Evaluation, stage: str, model: VQVAE, codes: np.ndarray, source: str) -> Usage:
     """Note usage, perplexity and the k-means baseline of a VQ-VAE; return its chart."""
-    config = model.config
-    counts = count_codes(codes, config.quantizer.codes)
+    counts = count_codes(codes, model.config.codes)
     book = codebook(counts)
     e.figures[f"{stage}.usage"] = Figure(book.usage, book.tokens, source=f"{source}; a count over all tokens")
     e.figures[f"{stage}.perplexity"] = Figure(book.perplexity, book.tokens, source=f"{source}; a count over all tokens")
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
-    codes_and_patch = config.quantizer.codes, model.downsample
+    codes_and_patch = model.config.codes, model.downsample
     about = f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size"
-    if model.quantizer.grids == 1:
+    if len(model.vocabularies) == 1:
         e.guarded(
             f"{stage}.patch_kmeans_psnr",
             lambda: mean_interval(patch_kmeans_psnr(train, test, *codes_and_patch, seed=e.seed).numpy()),
             about,
         )
     else:
-        reason = f"{model.quantizer.grids} codes stand for a patch, and k-means on patches gives one"
+        reason = f"{len(model.vocabularies)} grids of codes stand for a picture, and k-means on patches gives one"
         e.figures[f"{stage}.patch_kmeans_psnr"] = missing(reason)
     return Usage(
         f"{stage}: use of the codebook",

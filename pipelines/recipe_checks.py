@@ -243,10 +243,12 @@ def _check_teacher(recipe: Recipe, name: str, stage: DistillStage) -> None:
 
 def _check_autoencoder(recipe: Recipe, name: str, stage: VAEStage | VQVAEStage) -> None:
     """Refuse pictures that the networks cannot fold or judge, and a distance of features without a tower."""
-    if not stage.pretrained and recipe.size % (factor := stage.downsample):
+    if not stage.pretrained and recipe.size % (multiple := stage.multiple):
+        fit = max(1, recipe.size // multiple) * multiple
+        above = ", or leave model.top out" if isinstance(stage, VQVAEStage) and stage.model.top else ""
         raise ValueError(
-            f"data.size is {recipe.size}, but stage.{name} folds squares of {factor} pixels: expected a multiple of "
-            f"{factor}, such as {max(1, recipe.size // factor) * factor}"
+            f"stage.{name} reads pictures of {recipe.size} pixels, whose sides must be multiples of {multiple}: write "
+            f"data.size = {fit}{above}, or take a smaller factor"
         )
     if stage.adversarial and recipe.size < (least := stage.adversarial.critic.smallest):
         raise ValueError(

@@ -95,8 +95,8 @@ class VAEStage(AutoencoderStage):
     model: VAEConfig = field(default_factory=VAEConfig)
 
     @property
-    def downsample(self) -> int:
-        """Pixels per latent position along one side."""
+    def multiple(self) -> int:
+        """What the sides of a picture must be multiples of."""
         return self.model.network.factor
 
     def __post_init__(self) -> None:
@@ -120,9 +120,9 @@ class VQVAEStage(AutoencoderStage):
     revive_until: float = 0.8  # share of the training after which the codebook is left in peace
 
     @property
-    def downsample(self) -> int:
-        """Pixels per code along one side."""
-        return self.model.network.factor
+    def multiple(self) -> int:
+        """What the sides of a picture must be multiples of."""
+        return self.model.multiple
 
     def __post_init__(self) -> None:
         """Refuse networks that the folder decides."""

@@ -26,7 +26,7 @@ from pipelines.task import Batch
 from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
-from tokenizer.quantize import Moved, code_counts, perplexity
+from tokenizer.quantize import Moved, Quantizer, code_counts, perplexity
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
@@ -88,37 +88,47 @@ class VQVAETask(AutoencoderTask):
     def __init__(self, run: Run, name: str, stage: VQVAEStage, network: VQVAE | None = None) -> None:
         super().__init__(run, name, stage, network or seeded(run.recipe.seed, lambda: VQVAE(stage.model)))
         self.stage = stage
-        self.started = network is not None  # its codebook stands already
-        self.quantise = self.started or not self.model().quantizer.starts_from_data
+        self.pretrained = network is not None  # its codebooks stand already
+        self.quantise = self.pretrained or not self._from_data()
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
-        """Start the codebook once the unquantised phase is over, and revive dead codes now and then."""
-        config = self.stage.model
-        if not self.model().quantizer.starts_from_data:
-            return ()
-        start = -1 if self.started else int(config.unquantised * first)
+        """Start the codebooks once the unquantised phase is over, and revive dead codes now and then.
+
+        Coarse to fine, since the vectors of a level depend on the codes of the one above.
+        """
+        config, moved = self.stage.model, list[Moved]()
+        if not (levels := self._from_data()):
+            return moved
+        start = -1 if self.pretrained else int(config.unquantised * first)
         self.quantise = step >= start
         if step == start:
-            return self.model().quantizer.initialise(self._vectors(config.initial_vectors), generator)
-        if self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
-            return self.model().quantizer.revive(self._vectors(REVIVAL_POOL, offset=step), generator)
-        return ()
+            for level, quantizer in levels.items():
+                moved += quantizer.initialise(self._vectors(level, config.initial_vectors), generator)
+        elif self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
+            for level, quantizer in levels.items():
+                moved += quantizer.revive(self._vectors(level, REVIVAL_POOL, offset=step), generator)
+        return moved
+
+    def _from_data(self) -> dict[int, Quantizer]:
+        """The levels whose codebooks start from the data, coarse to fine."""
+        return {i: level for i, level in enumerate(self.model().levels) if level.starts_from_data}
 
     def after(self, step: int) -> None:
         """Let the codebook learn from the passes of the step."""
         super().after(step)
         if self.quantise:
-            self.model().quantizer.settle()
+            for level in self.model().levels:
+                level.settle()
 
     def model(self) -> VQVAE:
         """The network."""
         return self.network  # type: ignore[return-value]
 
-    def _vectors(self, count: int, offset: int = 0) -> Tensor:
-        """Encoder vectors (count, d) of training pictures; which ones depends on `offset` alone."""
+    def _vectors(self, level: int, count: int, offset: int = 0) -> Tensor:
+        """Vectors (count, d) of a level, of training pictures; which ones depends on `offset` alone."""
         found: list[Tensor] = []
         for batch, _ in self.stream(64, self.seed + 1).batches(64 * offset):
-            found.append(self.model().vectors(batch["image"].to(device_of(self.network))))
+            found.append(self.model().vectors(batch["image"].to(device_of(self.network)), level))
             if sum(map(len, found)) >= count:
                 break
         return torch.cat(found)[:count]
@@ -134,7 +144,7 @@ class VQVAETask(AutoencoderTask):
             return loss + cost, {"reconstruction": loss.detach(), **looks}
         terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
-        counts = code_counts(quantized.codes, self.model().quantizer.vocabulary)
+        counts = code_counts(quantized.codes, self.model().config.codes)
         scalars |= {"own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
         cost, looks = self.looks(x_hat, x, terms.reconstruction)
         return terms.total + cost, {**scalars, **looks}
@@ -143,12 +153,13 @@ class VQVAETask(AutoencoderTask):
         """PSNR and the health of the codebook on the held-out pictures; a codebook that collapses is warned of."""
         model: VQVAE = network  # type: ignore[assignment]
         codes = model.codes(self.held_out.to(device_of(network))).cpu().numpy()
-        found = codebook(count_codes(codes, model.quantizer.vocabulary))
-        if self.quantise and found.perplexity < max(1.5, COLLAPSED * min(model.quantizer.vocabulary, codes.size)):
+        vocabulary = model.config.codes
+        found = codebook(count_codes(codes, vocabulary))
+        if self.quantise and found.perplexity < max(1.5, COLLAPSED * min(vocabulary, codes.size)):
             log.warning(
                 "The codebook collapses: %d of %d codes occur in %d tokens, as if there were %.0f. Lower the learning "
                 "rate, revive more often (model.revive_every), or take another quantizer.",
-                len(np.unique(codes)), model.quantizer.vocabulary, codes.size, found.perplexity,
+                len(np.unique(codes)), vocabulary, codes.size, found.perplexity,
             )  # fmt: skip
         health = {"usage": found.usage, "perplexity": found.perplexity, "top_share": found.top_share}
         return {**super().validate(network), **health}
@@ -156,7 +167,7 @@ class VQVAETask(AutoencoderTask):
     def reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
         """From the codes."""
         model: VQVAE = network  # type: ignore[assignment]
-        return model.decode_codes(model.codes(x.to(device_of(network)))).cpu()
+        return model.decode_codes(model.codes(x.to(device_of(network))), *x.shape[-2:]).cpu()
 
 
 def train_bpe(run: Run, name: str, stage: BPEStage) -> dict[str, Any]:

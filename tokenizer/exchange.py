@@ -106,9 +106,9 @@ def write_vqvae(model: VQVAE, folder: Path, size: int) -> None:
     Raises ForeignFolderError for other networks and quantisers.
     """
     network, quantizer = _network(model.config.network), model.config.quantizer
-    if not isinstance(quantizer, VQConfig) or quantizer.distance != "euclidean":
+    if not isinstance(quantizer, VQConfig) or quantizer.distance != "euclidean" or model.top is not None:
         raise ForeignFolderError(
-            f"VQModel has one Euclidean codebook, but the quantiser is {quantizer}: train one of kind 'vq'"
+            f"VQModel has one Euclidean codebook, but the quantisers are {model.config.levels}: train one of kind 'vq'"
         )
     if not network.projected:
         raise ForeignFolderError("VQModel has 1x1 convolutions beside its codebook: train with network.projected")

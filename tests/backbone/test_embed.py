@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 import torch
 from diffusers.models.embeddings import get_timestep_embedding
@@ -55,6 +57,19 @@ def test_rotary_scores_depend_on_the_distance_alone():
     torch.testing.assert_close(grid[0, 0, 1, 2], grid[2, 1, 3, 3])
     torch.testing.assert_close(grid[3, 4, 1, 4], grid[2, 0, 0, 0])
     assert (grid[0, 0, 1, 2] - grid[0, 0, 2, 1]).abs() > 1e-3
+
+
+def test_a_coarse_place_stands_in_the_middle_of_the_fine_ones_that_it_covers():
+    q = torch.randn(16, generator=torch.Generator().manual_seed(3))
+    coarse, fine = rotary_2d(2, 3, 16, spacing=2.0), rotary_2d(4, 6, 16)
+    both = Rotary(*(torch.cat(pair) for pair in zip(coarse, fine, strict=True)))
+    found = scores(both, q, q)[:6, 6:].view(2, 3, 4, 6)  # even in each distance, since both are q
+    for row, column in itertools.product(range(2), range(3)):
+        square = found[row, column, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2]
+        torch.testing.assert_close(square, square[:1, :1].expand(2, 2))
+        torch.testing.assert_close(square, found[0, 0, :2, :2])
+    for one, same in zip(coarse, rotary_2d(2, 3, 16, spacing=1.0), strict=True):
+        assert not torch.allclose(one, same)
 
 
 def test_rotation_keeps_lengths_and_dtype():

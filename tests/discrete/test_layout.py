@@ -1,9 +1,11 @@
+import itertools
+
 import pytest
 import torch
 
 from discrete.layout import Layout
 
-LAYOUT = Layout(text_length=3, image_length=4, text_vocab=10, image_vocab=6)
+LAYOUT = Layout(text_length=3, text_vocab=10, sides=(2,), image_vocabs=(6,))
 
 
 def test_split_undoes_join():
@@ -34,5 +36,23 @@ def test_a_wrong_length_or_id_is_named():
         LAYOUT.join(torch.zeros(2, 4, dtype=torch.long), None)
     with pytest.raises(ValueError, match=r"image tokens lie in \[0, 6\], expected \[0, 5\]"):
         LAYOUT.join(None, torch.tensor([[0, 1, 2, 6]]))
-    with pytest.raises(ValueError, match="image_vocab is 0"):
-        Layout(text_length=3, image_length=4, text_vocab=10, image_vocab=0)
+    with pytest.raises(ValueError, match=r"image_vocabs is \(0,\)"):
+        Layout(text_length=3, text_vocab=10, sides=(2,), image_vocabs=(0,))
+    with pytest.raises(ValueError, match=r"sides \(1, 2\) and layout.image_vocabs \(6,\)"):
+        Layout(text_length=3, text_vocab=10, sides=(1, 2), image_vocabs=(6,))
+
+
+def test_every_position_takes_the_codes_of_its_own_grid_alone():
+    layout = Layout(text_length=1, text_vocab=2, sides=(1, 2), image_vocabs=(2, 3))
+    assert (layout.image_length, layout.image_vocab, layout.side, layout.mask_id) == (5, 5, 2, 7)
+    fits = []
+    for codes in itertools.product(range(5), repeat=5):  # all that an image span could hold
+        legal = codes[0] < 2 and min(codes[1:]) >= 2
+        try:
+            x = layout.join(None, torch.tensor([codes]))
+        except ValueError as error:
+            assert not legal and "different vocabularies" in str(error)
+        else:
+            assert legal and layout.allowed()[1:].gather(1, x[:, 1:].T).all()
+            fits.append(codes)
+    assert len(fits) == 2 * 3**4 == layout.allowed()[1:].sum(1).prod()

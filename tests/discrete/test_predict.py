@@ -49,11 +49,12 @@ def test_half_precision_logits_are_normalised_in_float32():
 
 
 def test_allowed_ranges_hold_and_temperature_sharpens():
-    layout = Layout(text_length=4, image_length=6, text_vocab=2, image_vocab=4)
+    layout = Layout(text_length=4, text_vocab=2, sides=(1, 1, 2), image_vocabs=(1, 1, 2))
     logits, _ = logits_and_tokens()
     x_t = layout.masked(8)
     p = denoiser(lambda *_: logits, mask_id=MASK, allowed=layout.allowed())(x_t, torch.tensor(1.0)).exp()
     assert (p[:, :4, 2:] == 0).all() and (p[:, 4:, :2] == 0).all() and (p[..., MASK] == 0).all()
+    assert (p[:, 4, 2] == 1).all() and (p[:, 5, 3] == 1).all() and (p[:, 6:, 4:6].sum(-1) > 1 - 1e-6).all()  # by grid
     sharp = denoiser(lambda *_: logits, mask_id=MASK, sharpen=sharpener(temperature=0.5))(x_t, torch.tensor(1.0))
     torch.testing.assert_close(sharp, subs(logits / 0.5, x_t, MASK))
 

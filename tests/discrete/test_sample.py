@@ -414,7 +414,7 @@ def test_the_denoiser_is_called_once_per_step(sampler):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_stay_in_the_allowed_ranges(sampler):
-    layout = Layout(text_length=3, image_length=4, text_vocab=5, image_vocab=4)
+    layout = Layout(text_length=3, text_vocab=5, sides=(2,), image_vocabs=(4,))
     denoise = denoiser(lambda x, t: torch.zeros(*x.shape, 10), mask_id=9, allowed=layout.allowed())
     x = sampler(denoise, Linear(), layout.masked(200), torch.linspace(1, 0, 4), mask_id=9, generator=generator())
     text, codes = layout.split(x)

@@ -8,7 +8,7 @@ from discrete.loss import exact_count_weight
 from discrete.model import MaskedTransformer, MaskedTransformerConfig
 from discrete.task import TaskMix, corrupt, corrupt_evenly, corrupt_image, draw_tasks, losses
 
-LAYOUT = Layout(text_length=5, image_length=9, text_vocab=11, image_vocab=7)
+LAYOUT = Layout(text_length=5, text_vocab=11, sides=(3,), image_vocabs=(7,))
 MASK = LAYOUT.mask_id
 
 

@@ -185,7 +185,7 @@ def test_an_interrupted_duel_goes_on_exactly(run, tmp_path):
     [
         ({"stage.vae_hinge.adversarial.start": 1.0}, "start is 1.0, expected a share .*after the last step"),
         ({"stage.vae_hinge.adversarial.critic.layers": 3}, "critic of stage.vae_hinge needs 24 pixels.*critic.layers"),
-        ({"stage.vae_hinge.model.network.factor": 5}, "size is 16, .*vae_hinge folds squares of 5 .*such as 15"),
+        ({"stage.vae_hinge.model.network.factor": 5}, "vae_hinge .* multiples of 5: write data.size = 15"),
         ({"stage.vae_hinge.needs": []}, "perceptual has no files and no tower"),
         ({"stage.vae_hinge.training": None, "stage.vae_hinge.pretrained": "x", "stage.vae_hinge.model": {}},
          "perceptual. does nothing without .training"),

@@ -27,11 +27,14 @@ QUANTIZERS = {
     "fsq": {"kind": "fsq", "levels": [4, 3, 3]},
     "lfq": {"kind": "lfq", "bits": 5},
 }
-CODES = {"residual": 24, "vq": 32, "turned": 32, "sim": 32, "fsq": 36, "lfq": 32}
+TOP = {"quantizer": {"kind": "vq", "codes": 10, "dim": 3}, "channels": 16, "blocks": 1}
+TWO_LEVELS = {"two": QUANTIZERS["residual"]}  # below TOP: three grids of codes
+NAMES = [*QUANTIZERS, *TWO_LEVELS]
+CODES = {"two": 34, "residual": 24, "vq": 32, "turned": 32, "sim": 32, "fsq": 36, "lfq": 32}
 
 
-def codec(quantizer):
-    model = {**CODEC, "initial_vectors": 256, "revive_every": 3, "quantizer": quantizer}
+def codec(quantizer, **options):
+    model = {**CODEC, "initial_vectors": 256, "revive_every": 3, "quantizer": quantizer, **options}
     return {"kind": "vqvae", "model": model, "training": {**TRAINING, "ema": 0.9}}
 
 
@@ -45,20 +48,21 @@ STAGES = {
     },
     "clip": {"kind": "clip", "needs": ["bpe"], "model": TOWERS, "training": TRAINING},
     **{name: codec(quantizer) for name, quantizer in QUANTIZERS.items()},
-    "encode": {"kind": "encode", "needs": ["bound", "residual", "bpe", "clip"]},
+    **{name: codec(quantizer, top=TOP) for name, quantizer in TWO_LEVELS.items()},
+    "encode": {"kind": "encode", "needs": ["bound", "two", "bpe", "clip"]},
     "mdlm": {
         "kind": "mdlm",
         "needs": ["encode"],
         "model": {"dim": 32, "layers": 1, "heads": 2},
         "training": TRAINING,
     },
-    "eval": {"kind": "eval", "needs": list(QUANTIZERS), "reconstructions": 8},
+    "eval": {"kind": "eval", "needs": NAMES, "reconstructions": 8},
 }
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A finished run with a VQ-VAE for each quantiser, and a masked model over the codes of the residual one."""
+    """A finished run with a VQ-VAE for each quantiser, and a masked model over the codes of one with two levels."""
     out = tmp_path_factory.mktemp("codecs")
     recipe = {"name": "tiny", "data": {"kind": "scenes", "size": 16, "count": 40}, "stage": STAGES}
     (out / "tiny.json").write_text(json.dumps({"recipe": recipe}))
@@ -68,23 +72,25 @@ def run(tmp_path_factory):
     return run
 
 
-@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     model = load_vqvae(run, name)
-    assert model.quantizer.vocabulary == CODES[name]
+    assert model.config.codes == sum(model.vocabularies) == CODES[name]
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = model.codes(x)
-    assert codes.shape == (3, 4 * model.quantizer.grids, 4) and codes.max() < CODES[name]
-    assert model.decode_codes(codes).shape == x.shape
+    length = {"two": 4 + 16 + 16, "residual": 16 + 16}.get(name, 16)
+    assert codes.shape == (3, length) and codes.max() < CODES[name]
+    assert model.decode_codes(codes, 16, 16).shape == x.shape
     lines = [json.loads(line) for line in (run.stage_folder(name) / "log.jsonl").read_text().splitlines()]
     (last,) = (line for line in lines if line["split"] == "validation" and line["step"] == 12)
     assert 0 < last["usage"] <= 1 <= last["perplexity"] <= CODES[name] and 0 < last["top_share"] <= 1
     figures = json.loads((run.stage_folder("eval") / "report.json").read_text())["figures"]
     baseline = figures[f"{name}.patch_kmeans_psnr"]
-    assert "2 codes stand for a patch" in baseline["reason"] if name == "residual" else baseline["value"] > 5
+    grids = len(model.vocabularies)
+    assert baseline["value"] > 5 if grids == 1 else f"{grids} grids of codes stand for a picture" in baseline["reason"]
     psnr = [line["psnr"] for line in lines if line["split"] == "validation"]
     assert np.isfinite(figures[f"{name}.psnr"]["value"]) and psnr[-1] > psnr[0]
-    assert figures[f"{name}.usage"]["n"] == 8 * 16 * model.quantizer.grids
+    assert figures[f"{name}.usage"]["n"] == 8 * length
 
 
 def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
@@ -101,26 +107,53 @@ def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
     assert weights == pytest.approx([0.05, 0.5, 1, 1])
 
 
-def test_a_masked_model_reads_and_writes_grids_that_stand_one_below_the_other(run):
+def test_a_masked_model_reads_and_writes_grids_of_two_sizes(run):
     sampler = MaskedSampler.load(run, "mdlm")
     layout = sampler.layout
-    assert (layout.grids, layout.side, layout.image_length, layout.image_vocab) == (2, 4, 32, 24)
+    assert (layout.sides, layout.image_vocabs, layout.image_length) == ((2, 4, 4), (10, 12, 12), 36)
     prompts = ["a red star on a sky background"] * 2
     settings = Settings(sampler="masked_ancestral", steps=3, guidance=1.5)
     pictures = sampler.pictures(prompts, generators(prompts, 0), settings)
     assert [picture.size for picture in pictures] == [(16, 16)] * 2
     x = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    hidden = sampler.hidden_box((0.5, 0.0, 1.0, 1.0)).view(2, 4, 4)
-    assert hidden[:, :, 2:].all() and not hidden[:, :, :2].any()
+    hidden = sampler.hidden_box((0.5, 0.0, 1.0, 1.0)).split((4, 16, 16))
+    for grid, side in zip(hidden, layout.sides, strict=True):  # the same half of the picture in each
+        columns = grid.view(side, side).unflatten(1, (2, -1))
+        assert columns[:, 1].all() and not columns[:, 0].any()
+    (corner, fine, _) = sampler.hidden_box((0.0, 0.0, 0.2, 0.2)).split((4, 16, 16))
+    assert corner.nonzero().flatten().tolist() == [0] == fine.nonzero().flatten().tolist()
+    drawn = sampler.fill(layout.masked(2), layout.masked(2) < 0, generators(prompts, 1), settings).x
+    assert layout.allowed().gather(1, drawn.T.cpu()).all()
     picture, _ = sampler.infill(x, "a red star", (0.5, 0.0, 1.0, 1.0), generators(["x"], 0), settings)
     assert picture.size == (16, 16)
 
 
-@pytest.mark.parametrize("name", ["turned", "sim", "residual"])
+@pytest.mark.parametrize("name", ["turned", "sim", "residual", "two"])
 def test_every_parameter_takes_part_before_the_codes_do(run, name):
     network = VQVAETask(run, name, run.recipe.stage[name]).network
     network(torch.rand(2, 3, 16, 16) * 2 - 1, quantise=False).x_hat.square().sum().backward()
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def test_codebooks_start_coarse_to_fine_and_the_dead_codes_of_each_level_revive(run):
+    stage = run.recipe.stage["two"]
+    task, generator = VQVAETask(run, stage), torch.Generator().manual_seed(0)
+    top, (fine, finer) = task.network.top.quantizer, task.network.quantizer.levels
+    task.before(0, 40, 40, generator)
+    assert not task.quantise
+    task.before(2, 40, 40, generator)  # unquantised for 0.05 of 40 steps
+    assert task.quantise
+    pool = [task._vectors(level, stage.model.initial_vectors) for level in range(2)]  # as they are with the codes above
+    centres = [top.codebook, fine.codebook]
+    for vectors, book in zip(pool, centres, strict=True):
+        assert len(vectors) == 256
+        near = torch.cdist(vectors, book).argmin(1)
+        means = torch.stack([vectors[near == code].mean(0) for code in range(len(book))])
+        assert (means - book).norm() < 0.1 * book.norm()  # fixed points of Lloyd's algorithm, nearly
+    for quantizer in (top, fine, finer):
+        quantizer.codebook[3], quantizer.cluster_size[3] = 1e3, 0.0
+    task.before(3, 40, 40, generator)
+    assert all(quantizer.codebook[3].abs().max() < 1e2 for quantizer in (top, fine, finer))
 
 
 def test_a_codebook_that_collapses_is_warned_of(run, caplog):

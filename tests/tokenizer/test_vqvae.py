@@ -23,9 +23,10 @@ def test_codes_are_a_grid_smaller_by_the_factor_and_decode_to_the_same_size(h: i
     config = VQVAEConfig(network=network, quantizer=QUANTIZER)
     model, x = VQVAE(config), torch.zeros(2, 3, h * factor, w * factor)
     codes = model.codes(x)
-    assert codes.shape == (2, h, w) and codes.dtype == torch.int64
+    assert codes.shape == (2, h * w) and codes.dtype == torch.int64
+    assert model.grids(h * factor, w * factor) == [(h, w)] and model.vocabularies == (16,)
     assert model.encode(x).shape == (2, 4, h, w)
-    assert model.decode_codes(codes).shape == x.shape
+    assert model.decode_codes(codes, h * factor, w * factor).shape == x.shape
 
 
 def test_a_pass_decodes_its_own_codes():
@@ -33,7 +34,7 @@ def test_a_pass_decodes_its_own_codes():
     x_hat, quantized = model(x)
     assert quantized is not None
     assert torch.equal(quantized.codes, model.codes(x))
-    torch.testing.assert_close(x_hat, model.decode_codes(quantized.codes))
+    torch.testing.assert_close(x_hat, model.decode_codes(quantized.codes, 16, 16))
 
 
 def test_an_unquantised_pass_leaves_the_codebook_alone_and_decodes_the_vectors():
