@@ -7,7 +7,7 @@ within 300 steps. Quantisers without such a codebook act from the first step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Literal, NamedTuple
@@ -145,6 +145,10 @@ class VQVAE(nn.Module):
 
         The codes of a grid begin where those of the one before end. Raises ValueError on sizes that do not fit.
         """
+        return self.numbered(self.level_codes(x))
+
+    def level_codes(self, x: Tensor) -> list[Tensor]:
+        """x: (B, 3, H, W) in [-1, 1] -> codes (B, grids h, w) of each level, coarse to fine, each from 0 on."""
         found: list[Tensor] = []
 
         def step(quantizer: Quantizer, z: Tensor) -> Tensor:
@@ -152,7 +156,7 @@ class VQVAE(nn.Module):
             return quantizer.lookup(found[-1])
 
         self._pass(x, step)
-        return self._numbered(found)
+        return found
 
     def decode(self, z: Tensor) -> Tensor:
         """z: (B, dim, h, w) -> (B, 3, H, W) float32 around [-1, 1], not clamped."""
@@ -185,7 +189,7 @@ class VQVAE(nn.Module):
             return found[-1].z
 
         z = self._pass(x, step)
-        codes = self._numbered([one.codes for one in found])
+        codes = self.numbered([one.codes for one in found])
         own, commitment = torch.stack([torch.stack([one.own, one.commitment]) for one in found]).sum(0)
         return VQVAEOutput(self.decode(z), Quantized(z, codes, own, commitment))
 
@@ -218,7 +222,7 @@ class VQVAE(nn.Module):
         sides = [self.downsample * 2**above for above in reversed(range(len(self.levels)))]
         return [((height // side, width // side), level) for side, level in zip(sides, self.levels, strict=True)]
 
-    def _numbered(self, found: list[Tensor]) -> Tensor:
+    def numbered(self, found: Sequence[Tensor]) -> Tensor:
         """Codes (B, grids h, w) of each level as one sequence (B, L) over one vocabulary."""
         firsts = accumulate((level.vocabulary for level in self.levels), initial=0)
         return torch.cat([(codes + first).flatten(1) for codes, first in zip(found, firsts, strict=False)], 1)

@@ -30,8 +30,14 @@ def test_every_recipe_is_valid_and_survives_json(path):
         ("stage.vae.training.steps=-3", "training.steps = -3, expected a number above 0"),
         ("stage.vae.training.steps='many'", "stage.vae.training.steps.*valid integer.*'many'"),
         ("stage.vqvae.model={network={factor=5}}", "stage.vqvae reads pictures of 32 pixels.*write data.size = 30, or"),
-        ("stage.vqvae.model={network={factor=32}, top={}}", "multiples of 64 .*data.size = 64, or leave model.top out"),
-        ("stage.vqvae.model={top={quantizer={kind='vq', code=3}}}", "top.quantizer.*code; did you mean 'codes'"),
+        (
+            "stage.vqvae.model={network={factor=32}, top={}}",
+            "multiples of 64: write data.size = 64, or leave model.top out",
+        ),
+        (
+            "stage.vqvae.model={top={quantizer={kind='vq', code=3}}}",
+            "top.quantizer.code in a table of kind 'vq'; did you mean 'codes'",
+        ),
         ("stage.latent.needs=['encodr']", "stage.latent needs 'encodr'.*did you mean 'encode'"),
         ("stage.encode.needs=['vae']", "stage.encode \\(encode\\) needs a stage of kind 'vqvae'"),
         ("stage.bpe.needs=['eval']", "circle"),
