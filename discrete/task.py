@@ -21,7 +21,7 @@ from discrete.loss import exact_count_weight, masked_cross_entropy
 
 
 class Spans(Protocol):
-    """What a network returns: logits over each span's own tokens, `discrete.model.SpanLogits`."""
+    """What a network returns: logits over each span's own tokens, `discrete.spans.SpanLogits`."""
 
     @property
     def text(self) -> Tensor: ...  # noqa: D102
