@@ -9,6 +9,7 @@ SUBJECTS = {
     "latent": "latent flow",
     "ddpm": "latent DDPM",
     "mdlm": "masked diffusion",
+    "ar": "autoregressive",
     "caption": "captions",
     "vae": "VAE",
     "vqvae": "VQ-VAE",
@@ -37,6 +38,18 @@ class Definition:
 
 
 RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
+    (r".*\.image_nats_per_token", "cost of a code", "plain", "lower",
+     "Exact -ln p of a held-out picture's codes given its caption under an autoregressive model, per code. It compares "
+     "over models of one tokenizer's codes only."),
+    (r".*\.code_bits_per_dim", "cost of the codes per pixel value", "plain", "lower",
+     "The same cost in bits over the values of the picture's pixels: how long a file of the codes would be. What the "
+     "codes leave out of the picture is not in it, so it is no likelihood of pixels."),
+    (r".*\.pair_nats", "cost of a pair", "plain", "lower",
+     "Exact -ln p in nats of a held-out caption and the codes of its picture together under an autoregressive model; "
+     "bounds on pairs of masked models of the same tokens stand beside it."),
+    (r".*\.text_nats_per_token", "cost of a caption", "plain", "lower",
+     "Exact -ln p of a held-out caption under an autoregressive model of pairs, padding included, divided by its "
+     "tokens and its end token alone."),
     (r".*\.joint_bound\[.*\]", "bound on pairs", "plain", "lower",
      "Upper bound in nats on -ln p of a held-out caption and the codes of its picture together, text and image being "
      "revealed by equal schedules or by those that were learned."),

@@ -7,8 +7,17 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from pipelines.errors import PalimpsestError
-from pipelines.sampling_options import LatentOptions, MaskedOptions, Settings, heeded, refuse_idle
+from pipelines.sampling_options import (
+    AUTOREGRESSIVE,
+    OF_AUTOREGRESSIVE,
+    LatentOptions,
+    MaskedOptions,
+    Settings,
+    heeded,
+    refuse_idle,
+)
 
+Kind = Literal["masked", "latent", "autoregressive"]  # of a model of pictures
 SETTINGS = {field.name for field in dataclasses.fields(Settings)} - {"latent", "masked"}
 MASKED_OPTIONS = {field.name for field in dataclasses.fields(MaskedOptions)}
 LATENT_OPTIONS = {field.name for field in dataclasses.fields(LatentOptions)}
@@ -22,12 +31,22 @@ def check_heeded(model: str, settings: Settings, changes: Mapping[str, Any], unu
     refuse_idle(given(changes), known, f"{model}, which samples with {settings.sampler!r}")
 
 
+def check_autoregressive(model: str, settings: Settings, changes: Mapping[str, Any]) -> None:
+    """Raise PalimpsestError for changes to an autoregressive model of pictures that it does not heed."""
+    if settings.sampler != AUTOREGRESSIVE:
+        raise PalimpsestError(
+            f"{model} draws one code after the other, by the sampler {AUTOREGRESSIVE!r} alone, not by "
+            f"{settings.sampler!r}: leave it out"
+        )
+    refuse_idle(given(changes), OF_AUTOREGRESSIVE, f"{model}, which draws one code after the other")
+
+
 def given(changes: Mapping[str, Any]) -> dict[str, Any]:
     """Return the changes that change something."""
     return {key: value for key, value in changes.items() if value is not None}
 
 
-def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[str, Any]) -> Settings:
+def changed(base: Settings, kind: Kind, changes: Mapping[str, Any]) -> Settings:
     """Return settings with some fields of theirs, or of the options of a kind of model, instead; None changes nothing.
 
     Raises PalimpsestError for a name that is no setting, or an option of the other kind.
@@ -36,14 +55,16 @@ def changed(base: Settings, kind: Literal["masked", "latent"], changes: Mapping[
     if unknown := [key for key in wanted if key not in SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS]:
         known = ", ".join(sorted(SETTINGS | LATENT_OPTIONS | MASKED_OPTIONS))
         raise PalimpsestError(f"{', '.join(unknown)}: no setting of sampling; there are {known}")
-    fitting, other = (SETTINGS | MASKED_OPTIONS, "latent") if kind == "masked" else (OF_LATENT, "masked")
+    part, other = ("latent", "masked") if kind == "latent" else ("masked", "latent")
+    fitting = OF_LATENT if kind == "latent" else SETTINGS | MASKED_OPTIONS
     if wrong := [key for key in wanted if key not in fitting]:
+        article = "an" if kind == "autoregressive" else "a"
         raise PalimpsestError(
-            f"{', '.join(wrong)}: a {kind} model knows no such thing; leave it out, or name a {other} model with "
-            "--model"
+            f"{', '.join(wrong)}: {article} {kind} model knows no such thing; leave it out, or name a {other} model "
+            "with --model"
         )
     options = {key: wanted.pop(key) for key in list(wanted) if key not in SETTINGS}
-    return dataclasses.replace(base, **wanted, **{kind: dataclasses.replace(getattr(base, kind), **options)})
+    return dataclasses.replace(base, **wanted, **{part: dataclasses.replace(getattr(base, part), **options)})
 
 
 def unbiased(settings: Settings, steps: int) -> Settings:

@@ -25,7 +25,7 @@ def sample_image(
     Args:
         prompt: what to draw, such as "a large red star on a sky background".
         run: folder of a finished run.
-        model: stage to draw with; the first latent model by default, else the masked one.
+        model: stage to draw with; the first latent model by default, else the masked one, else the autoregressive one.
         out: folder for the pictures.
         count: how many.
         seed: a picture depends on the prompt, the seed and its number alone.
@@ -43,9 +43,9 @@ def sample_image(
         threshold: dynamic thresholding: latents beyond this many standard deviations are scaled back, such as 3.
         tolerance: of dormand_prince, which finds its own steps, such as 1e-3.
         langevin_steps: of annealed_langevin, at each level of the grid.
-        temperature: of a masked model; below 1, tokens are drawn from a sharper law than the model's.
-        top_k: of a masked model: draw from so many of the likeliest tokens.
-        top_p: of a masked model: draw from the likeliest tokens that together have this probability.
+        temperature: of a masked or autoregressive model; below 1, tokens are drawn from a sharper law than its own.
+        top_k: of the same: draw from so many of the likeliest tokens.
+        top_p: of the same: draw from the likeliest tokens that together have this probability.
         bound: of the masked sampler entropy_bound, in nats, in place of steps.
         eta: of the masked remask samplers: how much is hidden again.
         schedule: of a masked model, how fast tokens are revealed: linear, cosine (slowly at first) or square.

@@ -27,6 +27,7 @@ from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real, reconstructions
+from pipelines.prior_measures import prior_costs
 from pipelines.runs import Run, code_version
 from pipelines.sweep_report import sweeps
 from pipelines.upscale_measures import enlargements
@@ -50,6 +51,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
         judged_generated(e, made)
     distances(e)
     words(e)
+    prior_costs(e)
     sweeps(e)
     e.sections += [curves(e.run)]
     sections = [headline(e.figures), *e.sections]

@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from pipelines.ar_sampler import ArSampler
 from pipelines.artefact import digest, file_hash, write_atomically, write_json
-from pipelines.asked import OF_GUIDANCE, changed, check_heeded, given, unbiased
+from pipelines.asked import OF_GUIDANCE, changed, check_autoregressive, check_heeded, given, unbiased
 from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.picture import fit, open_picture, to_rgb
 from pipelines.data.stream import some
@@ -33,7 +34,7 @@ from pipelines.runs import Run, reopen_run, stage_of
 from pipelines.samplers import idle
 from pipelines.sampling import PictureSampler, chunks, draw, generators
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import PICTURE_MODELS
+from pipelines.stage_config import PICTURE_MODELS, ArStage, MdlmStage
 from pipelines.text.sampler import TextSampler
 from pipelines.text.settings import check_settings
 from pipelines.upscale_sampler import Cascade, Upscaler
@@ -75,6 +76,8 @@ class Pipeline:
                 return Cascade(self.sampler(base), settings, Upscaler.load(self.run, model))
             case "mdlm":
                 return MaskedSampler.load(self.run, model)
+            case "ar":
+                return ArSampler.load(self.run, model)
         known = ", ".join(PICTURE_MODELS)
         raise PalimpsestError(f"stage {model!r} is of kind {stage.kind!r} and draws no pictures; name one of {known}.")
 
@@ -84,12 +87,18 @@ class Pipeline:
         changes: fields of Settings, LatentOptions or MaskedOptions; None leaves a field as it is. Raises
         PalimpsestError where options of one kind of model are given for the other.
         """
-        masked = self.run.recipe.stage[model].kind == "mdlm"
-        found = changed(self.run.recipe.settings_for(model), "masked" if masked else "latent", changes)
-        if masked:
-            check_heeded(model, found, changes)
-        if problem := idle(found):
-            raise PalimpsestError(problem)
+        stage, base = self.run.recipe.stage[model], self.run.recipe.settings_for(model)
+        match stage:
+            case MdlmStage():
+                found = changed(base, "masked", changes)
+                check_heeded(model, found, changes)
+            case ArStage():
+                found = changed(base, "autoregressive", changes)
+                check_autoregressive(model, found, changes)
+            case _:
+                found = changed(base, "latent", changes)
+        if problem := stage.unfit(found.guidance) if isinstance(stage, ArStage) else idle(found):
+            raise PalimpsestError(f"{model}: {problem}")
         return found
 
     def sample(
@@ -99,7 +108,7 @@ class Pipeline:
 
         Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
         """
-        name = model or self.default("latent", "mdlm")
+        name = model or self.default("latent", "mdlm", "ar")
         self.check_prompts(prompts)
         return draw(self.sampler(name), prompts, self.settings(name, **changes), seed=seed, batch=batch)
 
@@ -124,7 +133,7 @@ class Pipeline:
         self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, scale: int = 1, **changes: Any
     ) -> list[Path]:
         """Draw pictures into a folder, each with a JSON file that says how it was made."""
-        name = model or self.default("latent", "mdlm")
+        name = model or self.default("latent", "mdlm", "ar")
         self.check_prompts(prompts)
         sampler, settings = self.sampler(name), self.settings(name, **changes)
         images = draw(sampler, prompts, settings, seed=seed)

@@ -29,11 +29,11 @@ class GenerateStage(Stage):
     count: int = 600  # held-out captions
     unseen: int = 200  # captions of unseen compositions
     texts: int = 200  # texts without a picture
-    sampler: str | None = None  # LATENT_SAMPLERS or MASKED_SAMPLERS, as the model is; None, also below: its usual one
+    sampler: str | None = None  # as the model is (sampling_options.py); None, also below: its usual one
     steps: int | None = None
     guidance: float | None = None
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
-    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked one
+    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked or an autoregressive one
     temperature: float | None = None  # below 1, tokens are drawn from a sharper law than the model's
     choice_temperature: float = 0.0  # noise on the order in which the confidence sampler reveals; MaskGIT's is 4.5
     caption_guidance: float = 2.0  # away from captions of no picture in particular; 1 is the model itself

@@ -19,17 +19,15 @@ from discrete.layout import Layout
 from discrete.model import MaskedTransformer
 from discrete.sample import Remember
 from discrete.schedule import Linear, Schedule, Spans
-from pipelines.artefact import ArtefactError
-from pipelines.cache import open_cache
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.masked_sampling import GAP, fill_in, remembers
-from pipelines.models import load_bpe, load_masked, load_vqvae
+from pipelines.models import load_masked
 from pipelines.pair_schedule import spans
-from pipelines.pictures import to_pil
 from pipelines.runs import Run
 from pipelines.sampling_options import BY_TOKEN_SAMPLERS, MaskedOptions, Settings
 from pipelines.stage_config import MdlmStage
+from pipelines.vocabulary import load_vocabulary, pictures_of
 from tokenizer.text import BPE
 from tokenizer.vqvae import VQVAE
 
@@ -62,19 +60,11 @@ class MaskedSampler:
         """Load the stage `name`, or take a network that is being trained for it."""
         stage = run.recipe.stage[name]
         assert isinstance(stage, MdlmStage)
-        cache = open_cache(run, name)
-        made, layout = cache.manifest, cache.layout
-        bpe_name, vqvae = (run.need(name, kind)[0] for kind in ("bpe", "vqvae"))
-        bpe = load_bpe(run, bpe_name)
-        if bpe.hash != made["tokenizer"]:
-            raise ArtefactError(
-                f"{run.stage_folder(bpe_name)} is the tokenizer {bpe.hash[:12]}, but {name} was trained with "
-                f"{made['tokenizer'][:12]}. Train {name} again, or put the old tokenizer back."
-            )
+        layout, bpe, vqvae = load_vocabulary(run, name)
         powers = None if network is not None else run.manifest(name).get("powers")
         pair = None if powers is None else spans(powers, layout.text_length, layout.image_length)
         network = network or load_masked(run, name, layout)
-        return cls(network, stage.sampling_schedule, layout, bpe, load_vqvae(run, vqvae), pair)
+        return cls(network, stage.sampling_schedule, layout, bpe, vqvae, pair)
 
     def pictures(
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
@@ -230,11 +220,9 @@ class MaskedSampler:
         """Codes (B, image_length) of pictures (B, 3, H, W)."""
         return self.vqvae.codes(images.to(self.device))
 
-    @torch.no_grad()
     def decode(self, codes: Tensor) -> list[Image.Image]:
         """Pictures of codes (B, image_length)."""
-        pixels = self.layout.side * self.vqvae.downsample
-        return to_pil(self.vqvae.decode_codes(codes, pixels, pixels))
+        return pictures_of(codes, self.layout, self.vqvae)
 
     @property
     def device(self) -> torch.device:

@@ -24,6 +24,7 @@ from pipelines.data.stream import some
 from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.judging import Judges, Pictures
 from pipelines.runs import Run
+from pipelines.sampling_options import AUTOREGRESSIVE
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Generated:
         """The sampling settings in words."""
         used = self.manifest["settings"]
         seed = self.manifest["seed"]
-        return f"{used['sampler']}, {used['steps']} steps, guidance {used['guidance']:g}, seed {seed}"
+        steps = "" if used["sampler"] == AUTOREGRESSIVE else f"{used['steps']} steps, "
+        return f"{used['sampler']}, {steps}guidance {used['guidance']:g}, seed {seed}"
 
 
 @dataclass

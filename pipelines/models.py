@@ -12,6 +12,7 @@ from torch import nn
 
 from discrete.layout import Layout
 from discrete.model import MaskedTransformer, MaskedTransformerConfig
+from discrete.picture_prior import PicturePrior, PicturePriorConfig
 from discrete.text_model import TextTransformer, TextTransformerConfig
 from eval.scene import SceneJudge, SceneJudgeConfig
 from latent.classifier import MatchConfig, NoisyMatch
@@ -97,6 +98,17 @@ def load_classifier(run: Run, name: str) -> NoisyMatch:
 
 def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
     """Load the masked model of stage `name`; its vocabulary layout must be the one given."""
+    _check_layout(run, name, layout)
+    return _load(run, name, MaskedTransformerConfig, lambda config: MaskedTransformer(config, layout))
+
+
+def load_prior(run: Run, name: str, layout: Layout) -> PicturePrior:
+    """Load the autoregressive model of stage `name`; its vocabulary layout must be the one given."""
+    _check_layout(run, name, layout)
+    return _load(run, name, PicturePriorConfig, lambda config: PicturePrior(config, layout))
+
+
+def _check_layout(run: Run, name: str, layout: Layout) -> None:
     made = run.manifest(name)["layout"]
     if read_config(Layout, made, str(run.stage_folder(name))) != layout:
         raise ArtefactError(
@@ -104,7 +116,6 @@ def load_masked(run: Run, name: str, layout: Layout) -> MaskedTransformer:
             f"but the cache has {plain(layout)}. "
             f"Delete {run.stage_folder(name)} and train {name} again."
         )
-    return _load(run, name, MaskedTransformerConfig, lambda config: MaskedTransformer(config, layout))
 
 
 def load_text_model(run: Run, name: str, tokenizer: PlainTokenizer) -> TextTransformer:

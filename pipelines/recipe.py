@@ -16,6 +16,7 @@ from pipelines.sampling_options import Settings
 from pipelines.stage_config import (
     PICTURE_MODELS,
     AnyStage,
+    ArStage,
     ClassifierStage,
     DistillStage,
     LatentStage,
@@ -95,7 +96,7 @@ class Recipe:
     def branches(self, model: str) -> bool:
         """Return whether a model can be guided away from its unconditional branch."""
         stage = self.stage[model]
-        if isinstance(stage, LatentStage | UpscaleStage):
+        if isinstance(stage, LatentStage | UpscaleStage | ArStage):
             return stage.caption_dropout > 0
         return not isinstance(stage, DistillStage)  # a student has its guidance inside
 

@@ -11,8 +11,10 @@ from pipelines.errors import PalimpsestError
 from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.samplers import grid_of, idle, refusal
 from pipelines.sampling_options import (
+    AUTOREGRESSIVE,
     LATENT_SAMPLERS,
     MASKED_SAMPLERS,
+    OF_AUTOREGRESSIVE,
     LatentOptions,
     MaskedOptions,
     differing,
@@ -21,6 +23,7 @@ from pipelines.sampling_options import (
 )
 from pipelines.stage_config import (
     FORERUNNERS,
+    ArStage,
     ClassifierStage,
     DistillStage,
     LatentStage,
@@ -77,15 +80,20 @@ def check_fit(recipe: Recipe, name: str) -> None:
 
 def _check_sampler(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     """Refuse a generate stage without a model, or with a sampler of the other kind of model."""
-    masked = recipe.stage[recipe.base(name)].kind == "mdlm"
-    fitting = MASKED_SAMPLERS if masked else LATENT_SAMPLERS
+    match recipe.stage[recipe.base(name)]:
+        case MdlmStage():
+            fitting, what = MASKED_SAMPLERS, "a masked one"
+        case ArStage():
+            fitting, what = (AUTOREGRESSIVE,), "an autoregressive one"
+        case _:
+            fitting, what = LATENT_SAMPLERS, ""
     if stage.sampler not in fitting:
         known = ", ".join(fitting)
         raise ValueError(f"stage.{name}.sampler is {stage.sampler!r}, which its model cannot use; it can use {known}")
     options = stage.latent
-    if masked and options != LatentOptions():
-        raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is a masked one")
-    if not masked and stage.masked != MaskedOptions():
+    if what and options != LatentOptions():
+        raise ValueError(f"stage.{name}.latent holds options of latent models, but its model is {what}")
+    if not what and stage.masked != MaskedOptions():
         raise ValueError(f"stage.{name}.masked holds options of masked models, but its model is a latent one")
     weak = recipe.stage.get(options.weak) if options.weak in stage.needs else None
     if options.weak and (weak is None or weak.kind != "latent" or options.weak == recipe.base(name)):
@@ -103,6 +111,8 @@ def _check_guides(recipe: Recipe, name: str, stage: GenerateStage) -> None:
     drawing = recipe.stage[model]
     settings = stage.settings()
     if isinstance(drawing, UpscaleStage) and (problem := drawing.unfit(settings.sampler, options)):
+        raise ValueError(f"stage.{name}: {problem}")
+    if isinstance(drawing, ArStage) and (problem := drawing.unfit(settings.guidance)):
         raise ValueError(f"stage.{name}: {problem}")
     if isinstance(drawing, LatentStage | DistillStage | UpscaleStage):
         path = drawing if isinstance(drawing, UpscaleStage) else recipe.origin(model)
@@ -170,13 +180,22 @@ def _check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:
 
 
 def _check_heeded(recipe: Recipe, name: str, stage: GenerateStage) -> None:
-    """Refuse options that the sampler of a masked model makes no use of."""
-    if isinstance(recipe.stage[recipe.base(name)], MdlmStage):
-        settings = stage.settings()
-        try:
-            refuse_idle(differing(settings), heeded(settings.sampler), f"the sampler {settings.sampler!r}")
-        except PalimpsestError as error:
-            raise ValueError(f"stage.{name}: {error}") from error
+    """Refuse options that the sampler of a masked or an autoregressive model makes no use of."""
+    model, settings = recipe.base(name), stage.settings()
+    names = differing(settings)
+    match recipe.stage[model]:
+        case MdlmStage():
+            known = heeded(settings.sampler)
+        case ArStage():
+            known = OF_AUTOREGRESSIVE
+            names |= {"steps"} if settings.steps != recipe.usual(model).steps else set()
+            names -= {"caption_guidance"} if stage.caption_guidance == GenerateStage.caption_guidance else set()
+        case _:
+            return
+    try:
+        refuse_idle(names, known, f"the sampler {settings.sampler!r}")
+    except PalimpsestError as error:
+        raise ValueError(f"stage.{name}: {error}") from error
 
 
 def _check_timeless(recipe: Recipe, name: str, stage: GenerateStage | MaskedSweepStage | TextSweepStage) -> None:

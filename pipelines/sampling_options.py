@@ -27,6 +27,8 @@ REMASKING_SAMPLERS = ("remask_cap", "remask_rescale", "remask_confidence", "rema
 BY_TOKEN_SAMPLERS = ("masked_ancestral", "cached", *REMASKING_SAMPLERS)  # a coin for each token, at its own time
 GRID_SAMPLERS = ("confidence", *BY_TOKEN_SAMPLERS)
 MASKED_SAMPLERS = (*GRID_SAMPLERS, "first_hitting", "entropy_bound")
+AUTOREGRESSIVE = "autoregressive"  # the one sampler of autoregressive models of pictures
+OF_AUTOREGRESSIVE = {"sampler", "guidance", "temperature", "top_k", "top_p"}  # the settings that it makes use of
 Grid = Literal["uniform", "karras", "log_snr", "levels"]
 Reveal = Literal["own", "linear", "cosine", "square"]
 Rule = Literal["plain", "rescaled", "projected", "zero_star"]
@@ -94,7 +96,10 @@ class LatentOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedOptions:
-    """How a masked model is sampled, beyond sampler, steps, guidance scale and temperature."""
+    """How a masked model is sampled, beyond sampler, steps, guidance scale and temperature.
+
+    An autoregressive one makes use of top_k and top_p alone.
+    """
 
     top_k: int = 0  # draw from so many of the likeliest tokens; 0 is all
     top_p: float = 1.0  # draw from the likeliest tokens that together have this probability
@@ -143,7 +148,7 @@ class Settings:
     steps: int
     guidance: float
     latent: LatentOptions = field(default_factory=LatentOptions)  # of a latent model
-    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked one
+    masked: MaskedOptions = field(default_factory=MaskedOptions)  # of a masked or an autoregressive one
     temperature: float = 1.0
     choice_temperature: float = 0.0  # of the confidence sampler's order
     caption_guidance: float = 1.0

@@ -12,6 +12,7 @@ import discrete.schedule
 import latent.schedule
 from backbone.clip import TowerSizes
 from discrete.model import MaskedTransformerConfig
+from discrete.picture_prior import PicturePriorConfig
 from discrete.task import TaskMix
 from latent.classifier import MatchConfig
 from latent.dit import DiTConfig
@@ -177,6 +178,12 @@ class EncodeStage(Stage):
     batch: int = 64
 
 
+def check_dropout(share: float) -> None:
+    """Raise ValueError where captions could not be dropped in such a share of the pairs."""
+    if not 0 <= share < 1:
+        raise ValueError(f"caption_dropout is {share}, expected a share below 1; 0.1 is usual")
+
+
 LatentConfig = Annotated[DiTConfig | MMDiTConfig | UNetConfig, Field(discriminator="kind")]
 
 
@@ -201,8 +208,7 @@ class DenoisingStage(Stage):
         self.objective()
         if not 0 < self.shift < math.inf:
             raise ValueError(f"shift is {self.shift}, expected a factor above 0; 1 leaves the times as they are")
-        if not 0 <= self.caption_dropout < 1:
-            raise ValueError(f"caption_dropout is {self.caption_dropout}, expected a share below 1; 0.1 is usual")
+        check_dropout(self.caption_dropout)
 
     def objective(self) -> Objective:
         """Return what the network learns."""
@@ -350,6 +356,32 @@ class MdlmStage(Stage):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ArStage(Stage):
+    """An autoregressive prior over the codes of pictures, with the text in front."""
+
+    kind: Literal["ar"] = "ar"
+    model: PicturePriorConfig = field(default_factory=PicturePriorConfig)
+    text_weight: float = 0.125  # of the text's nats per token beside the image's
+    caption_dropout: float = 0.1  # share of the pairs whose text is hidden: the null branch of guidance
+    training: Training
+
+    def __post_init__(self) -> None:
+        """Refuse a weight below 0, and a share that is none."""
+        check_dropout(self.caption_dropout)
+        if not 0 <= self.text_weight < math.inf:
+            raise ValueError(f"text_weight is {self.text_weight}, expected 0 (no text) or above; 0.125 is usual")
+
+    def unfit(self, guidance: float) -> str:
+        """Return why it cannot be sampled with so much guidance, or nothing where it can."""
+        if guidance == 1 or self.caption_dropout > 0:
+            return ""
+        return (
+            f"guidance {guidance:g} needs an unconditional branch, but caption_dropout is 0: use guidance 1, or train "
+            "with 0.1"
+        )
+
+
 AnyStage = (
     BPEStage
     | VAEStage
@@ -363,6 +395,7 @@ AnyStage = (
     | DistillStage
     | ClassifierStage
     | MdlmStage
+    | ArStage
     | TextTokensStage
     | TextModelStage
     | TextSweepStage
@@ -382,9 +415,10 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "classifier": ("encode",),
     "sweep": ("latent", "judge"),
     "mdlm": ("encode",),
+    "ar": ("encode",),
     "masked_sweep": ("mdlm", "judge"),
     "text_model": ("text_tokens",),
     "text_sweep": ("text_model",),
     "text_eval": ("text_model",),
 }
-PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm")  # kinds that draw pictures
+PICTURE_MODELS = ("latent", "distill", "upscale", "mdlm", "ar")  # kinds that draw pictures

@@ -22,6 +22,7 @@ from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, 
 from pipelines.progress import ticking
 from pipelines.runs import Run, stage_of
 from pipelines.stage_config import (
+    ArStage,
     BPEStage,
     ClassifierStage,
     ClipStage,
@@ -129,6 +130,10 @@ def make(run: Run, name: str) -> dict[str, Any]:
             from pipelines.masked_stage import train_mdlm
 
             return train_mdlm(run, name, stage)
+        case ArStage():
+            from pipelines.ar_stage import train_ar
+
+            return train_ar(run, name, stage)
         case TextTokensStage():
             from pipelines.text.corpus import make_tokens
 

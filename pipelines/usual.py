@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import assert_never
 
-from pipelines.stage_config import AnyStage, DistillStage, LatentStage, MdlmStage, UpscaleStage
+from pipelines.sampling_options import AUTOREGRESSIVE
+from pipelines.stage_config import AnyStage, ArStage, DistillStage, LatentStage, MdlmStage, UpscaleStage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ def usual(stage: AnyStage) -> Usual:
             return Usual(sampler="ancestral_large", steps=12, guidance=3.0)
         case MdlmStage():
             return Usual(sampler="masked_ancestral", steps=12, guidance=2.5, temperature=0.7)
+        case ArStage():  # each code is a step, however many are asked for
+            return Usual(sampler=AUTOREGRESSIVE, steps=1, guidance=2.0)
         case _:
             raise ValueError(f"a stage of kind {stage.kind!r} draws no pictures")
 
