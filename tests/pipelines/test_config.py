@@ -184,6 +184,7 @@ def test_guidance_of_a_model_without_an_unconditional_branch_is_refused():
     [
         ("latent", ("ancestral_large", 12, 3.0)),
         ("mdlm", ("masked_ancestral", 12, 2.5)),
+        ("ar", ("autoregressive", 1, 2.0)),
         ("student", ("ddim", 2, 1.0)),
         ("reflow", ("euler", 1, 1.0)),
         ("grandstudent", ("consistency", 2, 1.0)),

@@ -94,7 +94,7 @@ def test_the_report_is_one_file_without_network(smoke):
     assert 'src="http' not in page and 'href="http' not in page
 
 
-@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "student", "reflow", "mdlm"])
+@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "student", "reflow", "mdlm", "ar"])
 def test_a_killed_stage_ends_with_the_same_weights(smoke, tmp_path, stage):
     """SIGKILL after the first checkpoint, resume, and compare bit for bit with the stage as it was made before."""
     folder = without(smoke, tmp_path, stage)
@@ -147,7 +147,7 @@ def test_a_stage_without_its_forerunner_names_it(smoke, tmp_path):
 def test_a_picture_does_not_depend_on_its_batch(smoke):
     pipeline = pipelines.load(smoke)
     prompts = ["a large red star on a sky background", "a small blue ring on a sand background", "a big white cross"]
-    for model in ("latent", "mdlm"):
+    for model in ("latent", "mdlm", "ar"):
         together = pipeline.sample(prompts, seed=3, model=model)
         alone = pipeline.sample([prompts[2]], seed=3, model=model)[0]
         other = pipeline.sample([prompts[2]], seed=4, model=model)[0]
