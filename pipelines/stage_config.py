@@ -126,11 +126,16 @@ class VQVAEStage(AutoencoderStage):
         return self.model.multiple
 
     def __post_init__(self) -> None:
-        """Refuse networks that the folder decides."""
+        """Refuse networks that the folder decides, and a share of nothing."""
         super().__post_init__()
         default = VQVAEConfig()
         if self.pretrained and (self.model.network, self.model.quantizer) != (default.network, default.quantizer):
             raise ValueError("model.network and model.quantizer come from `pretrained`: leave them out")
+        if self.revive_until != VQVAEStage.revive_until and not self.model.started_codes:
+            raise ValueError(
+                f"revive_until is {self.revive_until}, but a quantizer of kind {self.model.quantizer.kind!r} does not "
+                "start from the data. Leave revive_until out."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

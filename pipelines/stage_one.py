@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from eval.reconstruction import codebook, count_codes
 from pipelines.artefact import load_weights, save_weights, write_atomically
 from pipelines.autoencoder_task import READ, AutoencoderTask
+from pipelines.codebooks import check_start, warning_of, worst_grid, worst_perplexity
 from pipelines.data.stream import once
 from pipelines.exchange import start_vae, start_vqvae
 from pipelines.hardware import device_of, seeded, step_generator
@@ -26,13 +25,12 @@ from pipelines.task import Batch
 from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
-from tokenizer.quantize import Moved, Quantizer, code_counts, perplexity
+from tokenizer.quantize import Moved, Quantizer
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
 
 REVIVAL_POOL = 2048  # encoder vectors from which dead codes are revived
-COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
 
 log = logging.getLogger("palimpsest")
 
@@ -58,7 +56,7 @@ class VAETask(AutoencoderTask):
         """Weighted negative ELBO of one draw, and how the picture looks."""
         x, config = batch["image"], self.stage.model
         found: VAEOutput = network(x, generator)
-        weight = self.warmth * config.kl_weight
+        weight = self.warmth * config.weight
         terms = found.loss(x, kind=config.reconstruction, weight=weight, free=config.free_bits)
         scalars = {"reconstruction": terms.reconstruction.detach(), "kl": terms.kl.detach()}
         if found.log_scale is not None:
@@ -89,6 +87,8 @@ class VQVAETask(AutoencoderTask):
         super().__init__(run, name, stage, network or seeded(run.recipe.seed, lambda: VQVAE(stage.model)))
         self.stage = stage
         self.pretrained = network is not None  # its codebooks stand already
+        if not self.pretrained:
+            check_start(stage.model, len(self.train_split), self.size)
         self.quantise = self.pretrained or not self._from_data()
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
@@ -144,23 +144,18 @@ class VQVAETask(AutoencoderTask):
             return loss + cost, {"reconstruction": loss.detach(), **looks}
         terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
-        counts = code_counts(quantized.codes, self.model().config.codes)
-        scalars |= {"own": terms.own.detach(), "batch_perplexity": perplexity(counts)}
+        used = worst_perplexity(quantized.codes, self.model().config)
+        scalars |= {"own": terms.own.detach(), "batch_perplexity": used}
         cost, looks = self.looks(x_hat, x, terms.reconstruction)
         return terms.total + cost, {**scalars, **looks}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR and the health of the codebook on the held-out pictures; a codebook that collapses is warned of."""
+        """PSNR and the use of the worst level of the codebook on held-out pictures; one that collapses is warned of."""
         model: VQVAE = network  # type: ignore[assignment]
         codes = model.codes(self.held_out.to(device_of(network))).cpu().numpy()
-        vocabulary = model.config.codes
-        found = codebook(count_codes(codes, vocabulary))
-        if self.quantise and found.perplexity < max(1.5, COLLAPSED * min(vocabulary, codes.size)):
-            log.warning(
-                "The codebook collapses: %d of %d codes occur in %d tokens, as if there were %.0f. Lower the learning "
-                "rate, revive more often (model.revive_every), or take another quantizer.",
-                len(np.unique(codes)), vocabulary, codes.size, found.perplexity,
-            )  # fmt: skip
+        grid, found = worst_grid(codes, model.config)
+        if self.quantise and (warning := warning_of(model.config, grid, found)):
+            log.warning("%s", warning)
         health = {"usage": found.usage, "perplexity": found.perplexity, "top_share": found.top_share}
         return {**super().validate(network), **health}
 

@@ -21,14 +21,14 @@ class VAEConfig:
 
     variance: none weighs `reconstruction` against the KL; fixed and learned make the loss the evidence bound of 8-bit
     images under a normal law around the decoder's picture, whose scale is given or learned (sigma-VAE,
-    arXiv:2006.13202), and kl_weight 1 is then the bound itself.
+    arXiv:2006.13202), and kl_weight is then 1 where none is given, the bound itself.
     """
 
     kind: Literal["vae"] = "vae"
     network: CodecConfig = field(default_factory=FoldedConfig)
     latent_channels: int = 4
     reconstruction: Reconstruction = "mixed"
-    kl_weight: float = 2e-3  # times nats per latent value, or of the KL in the bound
+    kl_weight: float | None = None  # times nats per latent value (2e-3 is usual), or of the KL in the bound (1)
     kl_warmup: float = 0.0  # share of the steps over which the weight rises from 0
     free_bits: float = 0.0  # nats per latent value of each channel that cost nothing
     variance: Literal["none", "fixed", "learned"] = "none"
@@ -37,7 +37,8 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if self.latent_channels < 1:
             raise ValueError(f"latent_channels is {self.latent_channels}, expected at least 1. Use 4 for small images.")
-        if not 0 <= self.kl_weight < float("inf"):
+        object.__setattr__(self, "kl_weight", self.weight)  # so that a manifest names it
+        if not 0 <= self.weight < float("inf"):
             raise ValueError(f"kl_weight is {self.kl_weight}, expected 0 or a positive number. Try 2e-3.")
         if not 0 <= self.kl_warmup <= 1:
             raise ValueError(f"kl_warmup is {self.kl_warmup}, expected a share from 0 (none) to 1. Try 0.1.")
@@ -45,6 +46,22 @@ class VAEConfig:
             raise ValueError(f"free_bits is {self.free_bits}, expected 0 nats (none) or more. Try 0.1.")
         if not SCALES[0] <= self.scale <= SCALES[1]:
             raise ValueError(f"scale is {self.scale}, expected {SCALES[0]:g} to {SCALES[1]:g}. Try 0.1.")
+        idle, reason = (
+            ("scale", "weighs `reconstruction` instead")
+            if self.variance == "none"
+            else ("reconstruction", "measures pictures by a normal law")
+        )
+        if getattr(self, idle) != getattr(type(self), idle):
+            raise ValueError(
+                f"{idle} is {getattr(self, idle)!r}, but variance = {self.variance!r} {reason}. Leave {idle} out."
+            )
+
+    @property
+    def weight(self) -> float:
+        """Of the KL: as given, else 1 in the bound and 2e-3 beside `reconstruction`."""
+        if self.kl_weight is not None:
+            return self.kl_weight
+        return 2e-3 if self.variance == "none" else 1.0
 
 
 class VAEOutput(NamedTuple):

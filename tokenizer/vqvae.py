@@ -21,6 +21,7 @@ from backbone.folded import FoldedConfig
 from tokenizer.hierarchy import Top, TopConfig, stacked
 from tokenizer.loss import Reconstruction
 from tokenizer.quantize import (
+    FSQConfig,
     Quantized,
     Quantizer,
     QuantizerConfig,
@@ -50,13 +51,17 @@ class VQVAEConfig:
             raise ValueError(f"beta is {self.beta}, expected 0 or a positive number. Use 0.25.")
         if not 0 <= self.unquantised < 1:
             raise ValueError(f"unquantised is {self.unquantised}, expected 0 <= unquantised < 1. Use 0.05.")
-        if self.initial_vectors < (codes := self._started_codes()):
+        if self.initial_vectors < (codes := self.started_codes):
             raise ValueError(
                 f"initial_vectors is {self.initial_vectors}, expected at least one for each of {codes} codes. "
                 f"Use {48 * codes}."
             )
         if self.revive_every < 1:
             raise ValueError(f"revive_every is {self.revive_every}, expected at least 1 step. Use 20.")
+        if not self.started_codes:
+            self._refuse_idle(("unquantised", "initial_vectors", "revive_every"), "does not start from the data")
+        if all(isinstance(level, FSQConfig) for level in self.levels):
+            self._refuse_idle(("beta",), "has no commitment term")
 
     @property
     def levels(self) -> tuple[QuantizerConfig, ...]:
@@ -73,14 +78,24 @@ class VQVAEConfig:
         """What the sides of a picture must be multiples of."""
         return self.network.factor * 2 ** (len(self.levels) - 1)
 
-    def _started_codes(self) -> int:
-        """How many codes start from the encoder's vectors at once."""
+    @property
+    def started_codes(self) -> int:
+        """How many codes start from the encoder's vectors at once; 0 where none do."""
         counts = [0]
         for level in self.levels:
             match level:
                 case VQConfig(codes=codes) | ResidualConfig(level=VQConfig(codes=codes)):
                     counts.append(codes)
         return max(counts)
+
+    def _refuse_idle(self, names: tuple[str, ...], reason: str) -> None:
+        """Raise ValueError for settings, other than their defaults, that the quantisers make no use of."""
+        for name in names:
+            if getattr(self, name) != getattr(type(self), name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but a quantizer of kind {self.quantizer.kind!r} {reason}. "
+                    f"Leave {name} out."
+                )
 
 
 class VQVAEOutput(NamedTuple):

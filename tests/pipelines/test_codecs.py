@@ -34,7 +34,9 @@ CODES = {"two": 34, "residual": 24, "vq": 32, "turned": 32, "sim": 32, "fsq": 36
 
 
 def codec(quantizer, **options):
-    model = {**CODEC, "initial_vectors": 256, "revive_every": 3, "quantizer": quantizer, **options}
+    model = {**CODEC, "quantizer": quantizer, **options}
+    if quantizer["kind"] in ("vq", "residual"):
+        model |= {"initial_vectors": 256, "revive_every": 3}
     return {"kind": "vqvae", "model": model, "training": {**TRAINING, "ema": 0.9}}
 
 
@@ -43,7 +45,7 @@ STAGES = {
     "vae": {"kind": "vae", "model": CODEC, "training": TRAINING},
     "bound": {
         "kind": "vae",
-        "model": {**CODEC, "variance": "learned", "kl_weight": 1.0, "kl_warmup": 0.5, "free_bits": 0.02},
+        "model": {**CODEC, "variance": "learned", "kl_warmup": 0.5, "free_bits": 0.02},
         "training": {**TRAINING, "steps": 40},
     },
     "clip": {"kind": "clip", "needs": ["bpe"], "model": TOWERS, "training": TRAINING},

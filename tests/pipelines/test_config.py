@@ -125,7 +125,7 @@ def test_mistakes_in_several_tables_are_a_line_each():
 def test_a_table_without_kind_is_one_of_the_default_of_its_field():
     model = load_recipe(SMOKE, [f"{QUANTIZER}={{dim=3}}"]).stage["vqvae"].model
     assert model.quantizer == VQConfig(dim=3) and isinstance(model.network, FoldedConfig)
-    model = load_recipe(SMOKE, [f"{QUANTIZER}={{kind='lfq', bits=3}}"]).stage["vqvae"].model
+    model = load_recipe(SMOKE, ["stage.vqvae.model={quantizer={kind='lfq', bits=3}}"]).stage["vqvae"].model
     assert model.quantizer == LFQConfig(bits=3)
 
 

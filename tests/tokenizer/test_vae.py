@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -116,3 +118,22 @@ def test_moments_over_batches_equal_those_of_many_samples():
 def test_a_value_out_of_range_is_named_with_a_remedy(field: str, value: float):
     with pytest.raises(ValueError, match=rf"{field} is {value}, expected .*\. (Use|Try) "):
         VAEConfig(**{field: value})  # type: ignore[arg-type]
+
+
+def test_a_kl_that_is_not_weighed_is_the_bound_itself_or_weighed_as_usual():
+    assert [VAEConfig(variance=kind).kl_weight for kind in ("none", "fixed", "learned")] == [2e-3, 1.0, 1.0]
+    given = VAEConfig(variance="learned", kl_weight=0.5)
+    assert given.kl_weight == given.weight == 0.5
+    assert VAEConfig(**{**dataclasses.asdict(given), "network": given.network}) == given
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"variance": "fixed", "reconstruction": "l1"}, r"reconstruction is 'l1', but variance = 'fixed'.*Leave rec"),
+        ({"scale": 0.2}, r"scale is 0\.2, but variance = 'none'.*Leave scale out"),
+    ],
+)
+def test_a_setting_that_a_variance_makes_no_use_of_is_refused(settings, words: str):
+    with pytest.raises(ValueError, match=words):
+        VAEConfig(**settings)

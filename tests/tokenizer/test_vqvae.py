@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from backbone.folded import FoldedConfig
 from tokenizer.loss import vqvae_loss
-from tokenizer.quantize import VQConfig
+from tokenizer.quantize import FSQConfig, LFQConfig, QuantizerConfig, ResidualConfig, SimVQConfig, VQConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
 
 QUANTIZER = VQConfig(codes=16, dim=4)
@@ -92,3 +92,18 @@ def test_the_encoder_learns_through_the_quantiser():
 def test_a_value_out_of_range_is_named_with_a_remedy(field: str, value: float):
     with pytest.raises(ValueError, match=rf"{field} is {value}, expected .*\. Use "):
         VQVAEConfig(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantizer", [SimVQConfig(), FSQConfig(), LFQConfig(), VQConfig(), ResidualConfig()])
+@pytest.mark.parametrize(
+    ("field", "value"), [("unquantised", 0.2), ("initial_vectors", 20_000), ("revive_every", 7), ("beta", 1.0)]
+)
+def test_a_setting_that_a_quantiser_makes_no_use_of_is_refused(quantizer: QuantizerConfig, field: str, value: float):
+    starts = quantizer.kind in ("vq", "residual")
+    if quantizer.kind != "fsq" if field == "beta" else starts:
+        assert getattr(VQVAEConfig(quantizer=quantizer, **{field: value}), field) == value  # type: ignore[arg-type]
+    else:
+        with pytest.raises(
+            ValueError, match=rf"{field} is {value}, but a .* of kind '{quantizer.kind}'.*Leave {field} "
+        ):
+            VQVAEConfig(quantizer=quantizer, **{field: value})  # type: ignore[arg-type]

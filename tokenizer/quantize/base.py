@@ -114,5 +114,5 @@ def code_counts(codes: Tensor, size: int) -> Tensor:
 
 
 def perplexity(counts: Tensor) -> Tensor:
-    """Exponential of the entropy of the codes' frequencies, between 1 and the number of codes: ()."""
+    """Exponential of the entropy of the codes' frequencies, between 1 and the number of codes: (..., n) -> (...)."""
     return torch.distributions.Categorical(probs=counts).entropy().exp()

@@ -1,0 +1,91 @@
+"""What the training of a VQ-VAE says of its codebook: whether data can start it, how it is used, what helps it."""
+
+from __future__ import annotations
+
+from typing import assert_never
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from eval.reconstruction import Codebook, codebook, count_codes
+from pipelines.errors import PalimpsestError
+from tokenizer.quantize import (
+    FSQConfig,
+    LFQConfig,
+    QuantizerConfig,
+    ResidualConfig,
+    SimVQConfig,
+    VQConfig,
+    code_counts,
+    perplexity,
+)
+from tokenizer.vqvae import VQVAEConfig
+
+COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
+
+
+def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
+    """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from."""
+    there, codes = pictures * (size // config.multiple) ** 2, config.started_codes  # of the coarsest level
+    if not codes or there >= config.initial_vectors:
+        return
+    found = f"{pictures:,} training pictures of {size} pixels have {there:,} vectors"
+    if there < codes:
+        raise PalimpsestError(
+            f"{found}, too few to start {codes:,} codes from: give the quantizer at most {there:,} codes, or more data."
+        )
+    raise PalimpsestError(
+        f"{found}, fewer than model.initial_vectors = {config.initial_vectors:,}: set it to {there} or less."
+    )
+
+
+def quantizer_grids(config: VQVAEConfig) -> list[tuple[QuantizerConfig, int]]:
+    """Return the quantiser of each grid of codes, coarse to fine, with how many codes the grid has for itself."""
+    found: list[tuple[QuantizerConfig, int]] = []
+    for level in config.levels:
+        depth = level.depth if isinstance(level, ResidualConfig) else 1
+        found += [(level, level.codes // depth)] * depth
+    return found
+
+
+def worst_perplexity(codes: torch.Tensor, config: VQVAEConfig) -> torch.Tensor:
+    """Perplexity of the grid of codes (B, L) that has the lowest: ()."""
+    counts = code_counts(codes, config.codes).split([size for _, size in quantizer_grids(config)])
+    return torch.stack([perplexity(one) for one in counts]).min()
+
+
+def worst_grid(codes: NDArray[np.integer], config: VQVAEConfig) -> tuple[int, Codebook]:
+    """Return the grid of codes (B, L) whose perplexity is the lowest share of what it could be, and how it is used.
+
+    Grids count from 0, in the order of their codes, each of which has a range of its own.
+    """
+    sizes = [size for _, size in quantizer_grids(config)]
+    parts = np.split(np.asarray(count_codes(codes, config.codes)), np.cumsum(sizes)[:-1])
+    found = list(enumerate(map(codebook, parts)))
+    return min(found, key=lambda one: one[1].perplexity / min(sizes[one[0]], one[1].tokens))
+
+
+def warning_of(config: VQVAEConfig, grid: int, used: Codebook) -> str:
+    """Return what to say of a codebook that collapses, with a remedy; nothing where it does not."""
+    grids = quantizer_grids(config)
+    quantizer, size = grids[grid]
+    if used.perplexity >= max(1.5, COLLAPSED * min(size, used.tokens)):
+        return ""
+    which = "The codebook" if len(grids) == 1 else f"Codebook {grid + 1} of {len(grids)}"
+    return (
+        f"{which} collapses: {size - used.dead} of {size} codes occur in {used.tokens} tokens, as if there were "
+        f"{used.perplexity:.0f}. {_remedy(quantizer)}"
+    )
+
+
+def _remedy(config: QuantizerConfig) -> str:
+    match config:
+        case VQConfig() | ResidualConfig():
+            return "Lower the learning rate, revive more often (model.revive_every), or take another quantizer."
+        case LFQConfig():
+            return "Raise its entropy_weight, or lower the learning rate."
+        case FSQConfig() | SimVQConfig():
+            return "Lower the learning rate."
+        case _:
+            assert_never(config)
