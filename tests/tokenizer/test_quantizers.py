@@ -313,6 +313,22 @@ def test_signs_and_their_entropies_equal_the_oracles(spherical: bool):
     torch.testing.assert_close(z.grad.double(), wide.grad, rtol=2e-3, atol=2e-5)
 
 
+def test_codes_that_no_vector_comes_near_leave_the_slope_of_the_entropies_as_it_is():
+    """Held to all codes listed in float64 by the logarithms of their probabilities, which do not run out of numbers."""
+    layer = LFQ(LFQConfig(bits=8, entropy_weight=1.0)).train()
+    z = 0.02 * vectors(1, 8, 10)
+    z[:, :3] += 2.0  # three bits that are decided: most codes are out of reach
+    z.requires_grad_(True)
+    (found,) = torch.autograd.grad(layer(z).own, z)
+    wide = z.detach().double().requires_grad_(True)
+    read = flat(wide).flatten(0, 1)
+    log_law = (-torch.cdist(read, layer.codewords().double()).square() / layer.config.temperature).log_softmax(-1)
+    log_mean = log_law.logsumexp(0) - math.log(len(read))
+    listed = -(log_law.exp() * log_law).sum(-1).mean() + (log_mean.exp() * log_mean).sum()
+    (expected,) = torch.autograd.grad(listed, wide)
+    torch.testing.assert_close(found.double(), expected, rtol=2e-3, atol=2e-5)
+
+
 def test_the_entropy_of_groups_is_that_of_all_bits_where_they_are_independent():
     """Vectors that hold every combination once: 6 bits of entropy, however they are grouped."""
     z = torch.tensor(list(itertools.product((-1.0, 1.0), repeat=6)))[:, :, None, None]

@@ -200,5 +200,6 @@ class LFQ(Quantizer):
             for bit in part.unbind(-1):
                 joint = torch.cat([joint * (1 - bit[:, None]), joint * bit[:, None]], 1)  # (n, 2^k)
             laws.append(joint.mean(0))
-        varied = torch.special.entr(averaged(torch.cat(laws))).sum()
+        law = averaged(torch.cat(laws))
+        varied = torch.special.entr(law.clamp_min(torch.finfo(law.dtype).tiny)).sum()  # 0 log 0 has no slope to pass on
         return config.entropy_weight * (sure - config.diversity * varied)
