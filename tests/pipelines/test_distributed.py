@@ -14,6 +14,16 @@ from pipelines.runs import reopen_run
 from tests.conftest import ROOT, finish
 
 pytestmark = pytest.mark.slow
+TINY = """
+[data]
+kind = "scenes"
+size = 16
+count = 40
+[stage.codes]
+kind = "vqvae"
+model = { network = { channels = 16, encoder_blocks = 1, decoder_blocks = 1 }, quantizer = { kind = "lfq", bits = 4 } }
+training = { minutes = 0.02, batch = 8, compile = false, bf16 = false }
+"""
 ALMOST_UNQUANTISED = ("stage.vqvae.training.steps=12", "stage.vqvae.model.unquantised=0.99")
 
 
@@ -52,3 +62,10 @@ def test_two_processes_finish_a_stage_with_noise_and_averages(smoke, tmp_path):
     manifest = json.loads((folder / "latent" / "manifest.json").read_text())
     assert manifest["steps"] == 10 and {"model.safetensors", "ema.safetensors"} <= manifest["files"].keys()
     assert all(v.isfinite().all() for v in load_file(folder / "latent" / "ema.safetensors").values())
+
+
+def test_one_process_times_steps_whose_loss_is_about_the_batches_of_both(tmp_path):
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    on_two_ranks("train", "codes", tmp_path / "tiny.toml", "--out", tmp_path)
+    manifest = json.loads((tmp_path / "tiny" / "codes" / "manifest.json").read_text())
+    assert manifest["steps"] > 0 and manifest["skipped_steps"] == 0
