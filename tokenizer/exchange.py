@@ -30,6 +30,7 @@ NAMES = {  # ours and theirs, where they differ
     "quantizer.codebook": "quantize.embedding.weight",
 }
 OLDER = {"query.": "to_q.", "key.": "to_k.", "value.": "to_v.", "proj_attn.": "to_out.0."}  # theirs, before 2023
+OWN = ("log_scale", "prior.", "quantizer.cluster_size", "quantizer.sums")  # what theirs have no place for
 DEFAULT_SCALING = 0.18215
 
 
@@ -57,14 +58,15 @@ def read_vae(folder: Path, wanted: VAEConfig) -> tuple[VAE, Scaling]:
         raise ForeignFolderError(f"{folder} has a 1x1 convolution on one side of the latents only, which is not built")
     network = _pyramid(folder, document, projected=projected)
     vae = VAE(replace(wanted, network=network, latent_channels=channels))
-    _load(vae, folder, optional=("log_scale",))
+    _load(vae, folder)
     return vae, _scaling(document, channels)
 
 
 def write_vae(vae: VAE, folder: Path, scaling: Scaling, size: int) -> None:
     """Write a VAE of pyramids as an `AutoencoderKL` folder. Raises ForeignFolderError for other networks.
 
-    scaling: also written as the one factor that older pipelines read, the inverse of the channels' mean deviation.
+    scaling: also written as the one factor that older pipelines read, the inverse of the channels' mean deviation. A
+    learned prior and a variance have no place there and stay behind.
     """
     network = _network(vae.config.network)
     if network.inner is not None:
@@ -79,7 +81,7 @@ def write_vae(vae: VAE, folder: Path, scaling: Scaling, size: int) -> None:
         "latents_mean": list(scaling.mean),
         "latents_std": list(scaling.std),
     }
-    _write(folder, document, vae, left=("log_scale",))
+    _write(folder, document, vae)
 
 
 def read_vqvae(folder: Path, wanted: VQVAEConfig) -> VQVAE:
@@ -96,7 +98,7 @@ def read_vqvae(folder: Path, wanted: VQVAEConfig) -> VQVAE:
     quantizer = VQConfig(codes=int(document.get("num_vq_embeddings", 256)), dim=dim, learn="gradient")
     started = max(wanted.initial_vectors, quantizer.codes)
     model = VQVAE(replace(wanted, network=network, quantizer=quantizer, initial_vectors=started))
-    _load(model, folder, optional=("quantizer.cluster_size",))
+    _load(model, folder)
     return model
 
 
@@ -120,7 +122,7 @@ def write_vqvae(model: VQVAE, folder: Path, size: int) -> None:
         "num_vq_embeddings": quantizer.codes,
         "norm_type": "group",
     }
-    _write(folder, document, model, left=("quantizer.cluster_size", "quantizer.sums"))
+    _write(folder, document, model)
 
 
 def _document(folder: Path, kind: str) -> dict[str, Any]:
@@ -194,8 +196,8 @@ def _scaling(document: Mapping[str, Any], channels: int) -> Scaling:
     return Scaling((float(shift),) * channels, (1 / float(factor),) * channels)
 
 
-def _load(module: nn.Module, folder: Path, *, optional: Sequence[str]) -> None:
-    """Load weights under their foreign names; every name and shape must fit, but for `optional` ones of ours."""
+def _load(module: nn.Module, folder: Path) -> None:
+    """Load weights under their foreign names; every name and shape must fit, but for those that are ours alone."""
     path = next((folder / name for name in (WEIGHTS, HALF) if (folder / name).exists()), None)
     if path is None:
         raise ForeignFolderError(f"{folder} has no {WEIGHTS}: download it; weights in other formats are not read")
@@ -204,7 +206,7 @@ def _load(module: nn.Module, folder: Path, *, optional: Sequence[str]) -> None:
     except SafetensorError as error:
         raise ForeignFolderError(f"{path} is damaged ({error}): download it again") from error
     own = module.state_dict()
-    state |= {name: own[name] for name in optional if name in own and name not in state}
+    state |= {name: value for name, value in own.items() if name.startswith(OWN)}
     missing, strange = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     wrong = [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if missing or strange or wrong:
@@ -234,13 +236,13 @@ def _theirs(name: str) -> str:
     return name
 
 
-def _write(folder: Path, document: Mapping[str, Any], module: nn.Module, *, left: Sequence[str]) -> None:
+def _write(folder: Path, document: Mapping[str, Any], module: nn.Module) -> None:
     """Write a folder; the configuration last, so that one without it is unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     state: dict[str, Tensor] = {
         _theirs(name): value.detach().cpu().contiguous().clone()
         for name, value in module.state_dict().items()
-        if name not in left
+        if not name.startswith(OWN)
     }
     temporary = folder / f".{WEIGHTS}.tmp"
     save_file(state, temporary, metadata={"format": "pt"})

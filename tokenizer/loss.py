@@ -62,7 +62,8 @@ def vae_loss(
 
     x_hat, x: (B, 3, H, W); posterior: (B, c, h, w). The KL counts per latent value, so the weight fits every size.
     free: nats per value and channel, in the mean over all ranks, that cost nothing (free bits, arXiv:1606.04934,
-    app. C.8); `kl` is the whole, of this rank.
+    app. C.8); `kl` is the whole, of this rank. The KL is to the prior that the posterior knows of: the normal law, or a
+    learned one (`DrawnGaussian`).
     """
     reconstruction = reconstruction_loss(x_hat, x, kind)
     kl = posterior.kl_per_channel()  # (c,)

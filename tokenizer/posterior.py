@@ -5,6 +5,7 @@ Float32 whatever the network runs in: the exponential of a half-precision log-va
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -41,9 +42,33 @@ class Gaussian:
         """The same in nats per latent value, a mean over items and positions: (c,)."""
         return self._kl().mean((0, 2, 3))
 
+    def entropy(self) -> Tensor:
+        """-E log q(z | x) in nats, summed over each item: (B,)."""
+        return (self.log_var + 1 + math.log(2 * math.pi)).flatten(1).sum(1) / 2
+
     def _kl(self) -> Tensor:
         """Of each latent value, (B, c, h, w)."""
         return (self.mean.square() + self.log_var.exp() - 1 - self.log_var) / 2
+
+
+@dataclass(frozen=True)
+class DrawnGaussian(Gaussian):
+    """A posterior whose KL is to a learned prior p, by the one sample that was drawn: unbiased, and below 0 by chance.
+
+        KL(q || p) = E log q(z | x) - E log p(z),   the first of them in closed form
+
+    log_prior: log p(z) in nats of a z ~ q(z | x), (B,).
+    """
+
+    log_prior: Tensor
+
+    def kl(self) -> Tensor:
+        """KL(q || p) in nats, summed over each item: (B,)."""
+        return -self.entropy() - self.log_prior
+
+    def kl_per_channel(self) -> Tensor:
+        """The same in nats per latent value, a mean over items: (1,), since channels have no density of their own."""
+        return self.kl().mean(0, keepdim=True) / self.mean[0].numel()
 
 
 @dataclass

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from backbone.codec import CodecConfig, decoder_of, encoder_of
+from backbone.conv import check_divides
 from backbone.folded import FoldedConfig
 from backbone.noise import Randomness
 from tokenizer.loss import SCALES, Reconstruction, VAELoss, elbo_loss, vae_loss
-from tokenizer.posterior import Gaussian
+from tokenizer.posterior import DrawnGaussian, Gaussian
+from tokenizer.prior import LearnedConfig, NormalConfig, PriorConfig, prior_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,7 @@ class VAEConfig:
     free_bits: float = 0.0  # nats per latent value of each channel that cost nothing
     variance: Literal["none", "fixed", "learned"] = "none"
     scale: float = 0.1  # standard deviation of a colour value in [-1, 1]; where it is learned, its start
+    prior: PriorConfig = field(default_factory=NormalConfig)
 
     def __post_init__(self) -> None:
         if self.latent_channels < 1:
@@ -55,6 +58,8 @@ class VAEConfig:
             raise ValueError(
                 f"{idle} is {getattr(self, idle)!r}, but variance = {self.variance!r} {reason}. Leave {idle} out."
             )
+        if isinstance(self.prior, LearnedConfig) and not self.prior.detached:
+            self._check_felt()
 
     @property
     def weight(self) -> float:
@@ -63,19 +68,61 @@ class VAEConfig:
             return self.kl_weight
         return 2e-3 if self.variance == "none" else 1.0
 
+    def _check_felt(self) -> None:
+        """Refuse what does not go with a prior that the autoencoder feels."""
+        if self.free_bits:
+            raise ValueError(
+                f"free_bits is {self.free_bits}, but the joint density of a learned prior has no nats of a channel. "
+                "Use 0, or prior.detached = true."
+            )
+        if self.weight == 0:
+            raise ValueError(
+                "kl_weight is 0, but a learned prior learns by the KL alone. Try 2e-3, or use prior.detached = true."
+            )
+
 
 class VAEOutput(NamedTuple):
-    """One pass: the reconstruction (B, 3, H, W), the posterior it comes from, and the scale of the law around it."""
+    """One pass: the reconstruction (B, 3, H, W), the posterior it comes from, and the scale of the law around it.
+
+    log_prior: log p(z) of the drawn z under a learned prior, (B,); of a detached one its gradient ends at z.
+    """
 
     x_hat: Tensor
     posterior: Gaussian
     log_scale: Tensor | None  # (), where the configuration has a variance
+    log_prior: Tensor | None = None
+    detached: bool = False
 
     def loss(self, x: Tensor, *, kind: Reconstruction, weight: float, free: float = 0.0) -> VAELoss:
-        """`elbo_loss` where there is a variance, else `vae_loss`; x: (B, 3, H, W)."""
+        """`elbo_loss` where there is a variance, else `vae_loss`; x: (B, 3, H, W).
+
+        A detached prior adds its own term to the total, -log p(z) at weight 1 in the same unit, and leaves the others.
+        """
+        posterior = self.posterior if self.detached else self.matched
         if self.log_scale is None:
-            return vae_loss(self.x_hat, x, self.posterior, kind=kind, weight=weight, free=free)
-        return elbo_loss(self.x_hat, x, self.posterior, self.log_scale, weight=weight, free=free)
+            found, values = vae_loss(self.x_hat, x, posterior, kind=kind, weight=weight, free=free), posterior.mean
+        else:
+            found, values = elbo_loss(self.x_hat, x, posterior, self.log_scale, weight=weight, free=free), x
+        if self.log_prior is None or not self.detached:
+            return found
+        return found._replace(total=found.total - self.log_prior.mean() / values[0].numel())
+
+    def bound(self, x: Tensor) -> Tensor:
+        """Negative evidence bound under the model's own prior in nats per colour value, (); it takes a variance."""
+        assert self.log_scale is not None
+        return elbo_loss(self.x_hat, x, self.matched, self.log_scale).total
+
+    @property
+    def matched(self) -> Gaussian:
+        """The posterior, whose KL is to the learned prior where there is one."""
+        if self.log_prior is None:
+            return self.posterior
+        return DrawnGaussian(self.posterior.mean, self.posterior.log_var, self.log_prior)
+
+    @property
+    def prior_nats(self) -> Tensor | None:
+        """-log p(z) in nats per latent value under the learned prior, ()."""
+        return None if self.log_prior is None else -self.log_prior.mean() / self.posterior.mean[0].numel()
 
 
 class VAE(nn.Module):
@@ -86,6 +133,7 @@ class VAE(nn.Module):
         self.config = config
         self.encoder = encoder_of(config.network, 2 * config.latent_channels)
         self.decoder = decoder_of(config.network, config.latent_channels)
+        self.prior = prior_of(config.prior, config.latent_channels)
         self.log_scale: Tensor | None = None
         if config.variance != "none":
             start = torch.tensor(config.scale).log()
@@ -105,6 +153,18 @@ class VAE(nn.Module):
         return self.decoder(z).float()
 
     def forward(self, x: Tensor, generator: Randomness) -> VAEOutput:
-        """Encode, draw once and decode."""
+        """Encode, draw once, decode, and price what was drawn where the prior is a learned one."""
         posterior = self.encode(x)
-        return VAEOutput(self.decode(posterior.sample(generator)), posterior, self.log_scale)
+        z, prior = posterior.sample(generator), self.config.prior
+        found = VAEOutput(self.decode(z), posterior, self.log_scale)
+        if not isinstance(prior, LearnedConfig):
+            return found
+        log_prior = self.prior.log_prob(z.detach() if prior.detached else z)
+        return found._replace(log_prior=log_prior, detached=prior.detached)
+
+    @torch.no_grad()
+    def sample(self, count: int, size: int, generator: Randomness) -> Tensor:
+        """Pictures of latents from the prior: (count, 3, size, size). The factor must divide size, else ValueError."""
+        check_divides(torch.empty(size, size), self.downsample)
+        side = size // self.downsample
+        return self.decode(self.prior.sample((count, self.config.latent_channels, side, side), generator))
