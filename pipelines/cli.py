@@ -19,7 +19,15 @@ import tyro
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
-from pipelines.cli_sample import Words, sample_caption, sample_image, sample_infill, sample_pair, sample_text
+from pipelines.cli_sample import (
+    Words,
+    sample_caption,
+    sample_image,
+    sample_infill,
+    sample_pair,
+    sample_prior,
+    sample_text,
+)
 from pipelines.errors import PalimpsestError
 
 Recipe = Annotated[Path, tyro.conf.Positional]
@@ -219,13 +227,14 @@ VERBS: dict[str, Callable[..., None]] = {
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "sample": (
-        "Draw pictures, write texts, caption or infill a picture, make pairs, from a finished run.",
+        "Draw pictures, write texts, caption or infill a picture, make pairs, draw from a prior, from a finished run.",
         {
             "image": sample_image,
             "text": sample_text,
             "caption": sample_caption,
             "infill": sample_infill,
             "pair": sample_pair,
+            "prior": sample_prior,
         },
     ),
     "data": (

@@ -167,6 +167,25 @@ def sample_infill(
     print(load(run).infill_file(picture, caption, hidden, out, seed=seed, scale=scale, model=model, **asked))
 
 
+def sample_prior(
+    run: Path = Path("runs/scenes"), model: str | None = None, count: int = 16, out: Path = Path("samples"),
+    seed: int = 0, scale: int = 8,
+) -> None:  # fmt: skip
+    """Draw pictures from the prior of an autoencoder, without any prompt and without stage two.
+
+    Args:
+        run: folder of a finished run.
+        model: stage of kind vae to draw with; the first one by default. One with a learned prior is what this is for.
+        count: how many.
+        out: folder for the pictures.
+        seed: a picture depends on it and its number alone.
+        scale: each pixel is drawn this wide.
+    """
+    from pipelines.generate import load
+
+    print("\n".join(str(path) for path in load(run).save_prior(count, out, seed=seed, model=model, scale=scale)))
+
+
 def sample_pair(
     run: Path = Path("runs/scenes"), model: str | None = None, count: int = 4, out: Path = Path("samples"),
     seed: int = 0, sampler: str | None = None, steps: int | None = None, temperature: float | None = None,

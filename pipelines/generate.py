@@ -27,7 +27,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.judged_config import GenerateStage
 from pipelines.latent_sampler import LatentSampler
 from pipelines.masked_sampler import MaskedSampler
-from pipelines.models import load_bpe
+from pipelines.models import load_bpe, load_vae
 from pipelines.pictures import from_pil, to_pil
 from pipelines.progress import meter
 from pipelines.runs import Run, reopen_run, stage_of
@@ -128,6 +128,27 @@ class Pipeline:
         low = from_pil([fit(image, upscaler.stage.source) for image in images])
         found = upscaler.enlarge(low, prompts, generators(prompts, seed), self.settings(name, **changes))
         return to_pil(found)
+
+    def prior(self, count: int, *, seed: int = 0, model: str | None = None) -> list[Image.Image]:
+        """Draw pictures from the prior of a VAE, without any prompt; picture i depends on the seed and i alone."""
+        if count < 1:
+            raise PalimpsestError(f"count is {count}, expected at least 1 picture")
+        name = model or self.default("vae")
+        if (kind := stage_of(self.run, name).kind) != "vae":
+            raise PalimpsestError(f"stage {name!r} is of kind {kind!r}, expected an autoencoder with a prior, 'vae'")
+        vae, size = load_vae(self.run, name), self.run.manifest(name)["size"]
+        parts = chunks(generators([""] * count, seed), AT_ONCE)
+        return [image for part in parts for image in to_pil(vae.sample(len(part), size, part))]
+
+    def save_prior(self, count: int, out: Path, *, seed: int, model: str | None = None, scale: int = 1) -> list[Path]:
+        """Draw pictures from the prior of a VAE into a folder, each with a JSON file that says how it was made."""
+        images, name = self.prior(count, seed=seed, model=model), model or self.default("vae")
+        made = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"], "seed": seed}
+        paths = []
+        for i, image in enumerate(images):
+            large = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
+            paths.append(save_picture(out, digest(["prior", i, made])[:12], large, {"number": i, **made}))
+        return paths
 
     def save(
         self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, scale: int = 1, **changes: Any

@@ -8,16 +8,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.artefact import load_weights, save_weights, write_atomically
-from pipelines.autoencoder_task import READ, AutoencoderTask
+from pipelines.autoencoder_task import READ, SHOWN, AutoencoderTask
 from pipelines.codebooks import check_start, warning_of, worst_grid, worst_perplexity
 from pipelines.data.stream import once
 from pipelines.exchange import start_vae, start_vqvae
 from pipelines.hardware import device_of, seeded, step_generator
 from pipelines.loop import train
 from pipelines.models import best_weights, plain
+from pipelines.pictures import grid, to_pil
 from pipelines.progress import track
 from pipelines.runs import Run
 from pipelines.stage_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
@@ -25,6 +27,7 @@ from pipelines.task import Batch
 from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
+from tokenizer.prior import LearnedConfig
 from tokenizer.quantize import Moved, Quantizer
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
@@ -61,18 +64,33 @@ class VAETask(AutoencoderTask):
         scalars = {"reconstruction": terms.reconstruction.detach(), "kl": terms.kl.detach()}
         if found.log_scale is not None:
             scalars["scale"] = found.log_scale.detach().exp()
+        if found.prior_nats is not None:
+            scalars["prior_nats"] = found.prior_nats.detach()
         cost, looks = self.looks(found.x_hat, x, terms.reconstruction)
         return terms.total + cost, {**scalars, **looks}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """PSNR of held-out pictures from the posterior mean, and the bound on their cost where there is one."""
+        """PSNR of held-out pictures from the posterior mean, the bound on their cost and -log p(z), where there are."""
         found = super().validate(network)
-        if self.stage.model.variance != "none":
-            x = self.held_out.to(device_of(network))
-            drawn: VAEOutput = network(x, step_generator(self.seed, 0, 0))
-            bound = drawn.loss(x, kind=self.stage.model.reconstruction, weight=1.0)
-            found["bits_per_dim"] = float(bound.total) / math.log(2)
+        if self.stage.model.variance == "none" and not self._learned:
+            return found
+        x = self.held_out.to(device_of(network))
+        drawn: VAEOutput = network(x, step_generator(self.seed, 0, 0))
+        if drawn.log_scale is not None:
+            found["bits_per_dim"] = float(drawn.bound(x)) / math.log(2)
+        return found if drawn.prior_nats is None else {**found, "prior_nats": float(drawn.prior_nats)}
+
+    def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
+        """Held-out pictures beside their reconstructions, and pictures from a learned prior."""
+        found = super().pictures(network)
+        if self._learned:
+            model: VAE = network  # type: ignore[assignment]
+            found["prior"] = grid(to_pil(model.sample(SHOWN, self.size, step_generator(self.seed, 0, 0)).cpu()))
         return found
+
+    @property
+    def _learned(self) -> bool:
+        return isinstance(self.stage.model.prior, LearnedConfig)
 
     def reconstruct(self, network: nn.Module, x: Tensor) -> Tensor:
         """From the posterior mean."""
