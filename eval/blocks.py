@@ -141,6 +141,45 @@ class Usage:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """Bars between neighbouring edges, one edge more than heights: a histogram, or figures of numbered things.
+
+    reference: the height of a dashed line, such as a threshold.
+    """
+
+    title: str
+    edges: Sequence[float]
+    heights: Sequence[float]
+    x_label: str
+    y_label: str
+    reference: float | None = None
+    note: str = ""
+    kind: ClassVar[str] = "bars"
+
+
+@dataclass(frozen=True)
+class Point:
+    """A labelled point of a scatter chart; y has its interval. `floor` marks a point of comparison."""
+
+    name: str
+    x: float
+    y: Figure
+    floor: bool = False
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Labelled points with the intervals of their y; points that are not finite are left out."""
+
+    title: str
+    points: Sequence[Point]
+    x_label: str
+    y_label: str
+    note: str = ""
+    kind: ClassVar[str] = "scatter"
+
+
+@dataclass(frozen=True)
 class Dots:
     """Figures with intervals as dots: rows[who][slice]; `reference` is the dashed line, such as chance."""
 
@@ -162,7 +201,8 @@ class Texts:
     kind: ClassVar[str] = "texts"
 
 
-Block: TypeAlias = Table | Gallery | Curve | Usage | Dots | Texts
+Chart: TypeAlias = Curve | Usage | Bars | Scatter | Dots
+Block: TypeAlias = Table | Gallery | Texts | Chart
 
 
 @dataclass(frozen=True)

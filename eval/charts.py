@@ -5,11 +5,9 @@ matplotlib draws with the light palette; `css` maps each palette colour to its d
 
 import io
 import math
-import re
 import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
-from xml.etree import ElementTree
 
 import numpy as np
 from markupsafe import Markup
@@ -19,8 +17,9 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from eval.blocks import Curve, Dots, Figure, Series, Usage
+from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage
 from eval.page import printable
+from eval.svg import inline
 
 PALETTE = {  # name: (light, dark)
     "ink": ("#33383d", "#c9ced3"),
@@ -110,6 +109,47 @@ def usage(block: Usage, prefix: str) -> Markup:
     return _svg(draw, (4.2, 2.4), block.title, prefix)
 
 
+def bars(block: Bars, prefix: str) -> Markup:
+    """Bars from zero; a dashed line at the reference."""
+
+    def draw(axes: Axes) -> None:
+        axes.stairs(block.heights, block.edges, fill=True, color=LIGHT["k0"], alpha=0.85)
+        if block.reference is not None:
+            axes.axhline(block.reference, color=LIGHT["k1"], linewidth=1, dashes=(4, 3))
+        axes.set_xlabel(clip(block.x_label))
+        axes.set_ylabel(clip(block.y_label))
+        axes.margins(x=0.01)
+        axes.grid(visible=False, axis="x")
+        _plain_ticks(axes)
+
+    return _svg(draw, (4.2, 2.4), block.title, prefix)
+
+
+def scatter(block: Scatter, prefix: str) -> Markup:
+    """A dot per point with its interval and its name beside it; x is logarithmic where it spans more than ten."""
+    shown = [point for point in block.points if math.isfinite(point.x) and math.isfinite(point.y.value)]
+    shown.sort(key=lambda point: point.y.value)
+
+    def draw(axes: Axes) -> None:
+        for point in shown:
+            colour = LIGHT["muted"] if point.floor else LIGHT["k0"]
+            if ends := point.y.interval():
+                axes.plot((point.x, point.x), ends, color=colour, linewidth=1.6, solid_capstyle="butt")
+            mark = "D" if point.floor else "o"
+            axes.plot([point.x], [point.y.value], mark, color=colour, markersize=4.2, markeredgewidth=0)
+        places = [point.x for point in shown]
+        if shown and 0 < 10 * min(places) < max(places):
+            axes.set_xscale("log")
+        axes.margins(x=0.1, y=0.12)
+        axes.autoscale_view()
+        _names(axes, shown)
+        axes.set_xlabel(clip(block.x_label))
+        axes.set_ylabel(clip(block.y_label))
+        _plain_ticks(axes)
+
+    return _svg(draw, (6.4, 3.4), block.title, prefix)
+
+
 def dots(block: Dots, prefix: str) -> Markup:
     """One line per row; within it a dot with its interval per slice. Shares run over 0 to 100 %."""
     rows, slices = list(block.rows), slice_names(block)
@@ -196,6 +236,16 @@ def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
     axes.plot([figure.value], [y], _turned(MARKERS, index)[0], color=colour, markersize=4.2, markeredgewidth=0)
 
 
+def _names(axes: Axes, points: Sequence[Point]) -> None:
+    """Names of points in order of height, towards the middle, moved up where two would lie on each other."""
+    last = -math.inf
+    for point in points:
+        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.x, point.y.value)))
+        last = max(y, last + 0.065)
+        where, side = (x + 0.015, "left") if x < 0.5 else (x - 0.015, "right")
+        axes.text(where, last, clip(point.name), transform=axes.transAxes, ha=side, va="center", fontsize=8.5)
+
+
 def _logarithmic(axes: Axes) -> None:
     """Powers of ten are marked, or round numbers where the curve spans too little to hold two of them."""
     axes.set_yscale("log")
@@ -219,51 +269,6 @@ def _svg(draw: Callable[[Axes], None], inches: tuple[float, float], title: str, 
         draw(canvas.subplots())
         canvas.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     return inline(buffer.getvalue().decode(), title, prefix)
-
-
-def inline(svg: str, title: str, prefix: str) -> Markup:
-    """Matplotlib's SVG made fit for an HTML page: styles as attributes, ids unique to the page, nothing that loads."""
-    root = ElementTree.fromstring(re.sub(r"<!DOCTYPE[^>]*>", "", svg))
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if _local(child.tag) in ("metadata", "style"):
-                parent.remove(child)
-    for element in root.iter():
-        element.tag = _local(element.tag)
-        attributes = {_local(name): value for name, value in element.attrib.items()}
-        element.attrib.clear()
-        element.attrib.update(_attributes(attributes, prefix))
-    size = root.get("viewBox", "0 0 0 0").split()
-    root.attrib.clear()
-    root.attrib.update({"class": "chart", "viewBox": " ".join(size), "role": "img", "aria-label": printable(title)})
-    return Markup(ElementTree.tostring(root, encoding="unicode"))
-
-
-def _attributes(attributes: dict[str, str], prefix: str) -> dict[str, str]:
-    """Presentation attributes from a style, and ids with the prefix; the page sets font families."""
-    made = {}
-    for name, value in attributes.items():
-        if name == "style":
-            made.update(_presentation(value))
-        elif name == "id":
-            made["id"] = prefix + value
-        elif name == "href":
-            made["href"] = "#" + prefix + value.removeprefix("#")
-        else:
-            made[name] = value.replace("url(#", f"url(#{prefix}")
-    return made
-
-
-def _presentation(style: str) -> dict[str, str]:
-    pairs = (part.split(":", 1) for part in style.split(";") if ":" in part)
-    made = {name.strip(): value.strip() for name, value in pairs}
-    font = made.pop("font", None)
-    size = re.search(r"([\d.]+)px", font) if font else None
-    return made | ({"font-size": size[1]} if size else {})
-
-
-def _local(name: str) -> str:
-    return name.rsplit("}", 1)[-1]
 
 
 def _colour(index: int) -> str:

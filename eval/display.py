@@ -9,15 +9,17 @@ from PIL import Image
 
 from eval import charts
 from eval.blocks import (
+    Bars,
     Block,
     Cell,
+    Chart,
     Column,
-    Curve,
     Dots,
     Figure,
     Gallery,
     Missing,
     Row,
+    Scatter,
     Table,
     Unit,
     Usage,
@@ -107,10 +109,14 @@ def seconds(value: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def draw(block: Curve | Usage | Dots, prefix: str) -> dict[str, Markup | None]:
+def draw(block: Chart, prefix: str) -> dict[str, Markup | None]:
     """The charts of a block: the one that opens, the other scale where there is one, and the key."""
     if isinstance(block, Usage):
         return {"first": charts.usage(block, prefix), "other": None, "key": None}
+    if isinstance(block, Bars):
+        return {"first": charts.bars(block, prefix), "other": None, "key": None}
+    if isinstance(block, Scatter):
+        return {"first": charts.scatter(block, prefix), "other": None, "key": None}
     if isinstance(block, Dots):
         names = charts.slice_names(block)
         return {"first": charts.dots(block, prefix), "other": None, "key": charts.legend(names, markers=True)}
@@ -132,7 +138,7 @@ def runs(blocks: Sequence[Block]) -> list[list[Block]]:
 
 
 def _is_chart(block: Block) -> bool:
-    return isinstance(block, Curve | Usage | Dots)
+    return isinstance(block, Chart)
 
 
 def usage_line(block: Usage) -> str:

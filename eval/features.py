@@ -213,6 +213,18 @@ class PixelsPCA:
         return ((_flat(images, self.size, self.how) - self.mean) @ self.directions.T).astype(np.float32)
 
 
+def paired_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
+    """How far a picture's features moved: mean over features of the squared difference, (n, dim) twice -> (n,).
+
+    For features of length sqrt(dim) this is 2 - 2 cosine, in [0, 4]. It is not LPIPS, whose networks and weights it
+    does not have. Raises ValueError for shapes that differ.
+    """
+    x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if x.shape != y.shape or x.ndim != 2:
+        raise ValueError(f"paired features need one shape (n, dim), got {x.shape} and {y.shape}")
+    return ((x - y) ** 2).mean(1)
+
+
 def quantise(images: Tensor) -> Pictures:
     """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded: truncation alone would cost 6 dB."""
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()

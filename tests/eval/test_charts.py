@@ -1,13 +1,14 @@
 """Charts: valid SVG without styles or loads, equal bytes, text that stays text, honest thinning."""
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
 
 from eval import charts
-from eval.blocks import Curve, Dots, Figure, Series, Usage, missing
+from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage, missing
 
 
 def curve(**changes):
@@ -17,15 +18,25 @@ def curve(**changes):
 
 
 DOTS = Dots("colour", {"flow": {"all": Figure(0.5, 9, 0.4, 0.6), "unseen": missing("none")}}, reference=0.1)
+BARS = Bars("psnr", [20.0, 21.0, 22.5], [3, 0], "dB", "pictures", reference=2.0)
+POINTS = [
+    Point("flat", 1.0, Figure(24.0, 9, 23.5, 24.5)),
+    Point("near", 1.1, Figure(24.1, 9)),
+    Point("k-means", 0.2, Figure(20.0, 9, 19.0, 21.0), floor=True),
+]
+SCATTER = Scatter("rate", POINTS, "bits per pixel", "PSNR in dB")
 DRAWN = [
     lambda prefix="p-": charts.curve(curve(), prefix, log=False),
     lambda prefix="p-": charts.curve(curve(), prefix, log=True),
     lambda prefix="p-": charts.usage(Usage("codes", [5, 3, 0, 1]), prefix),
     lambda prefix="p-": charts.dots(DOTS, prefix),
+    lambda prefix="p-": charts.bars(BARS, prefix),
+    lambda prefix="p-": charts.scatter(SCATTER, prefix),
 ]
+NAMES = ["linear", "log", "usage", "dots", "bars", "scatter"]
 
 
-@pytest.mark.parametrize("draw", DRAWN, ids=["linear", "log", "usage", "dots"])
+@pytest.mark.parametrize("draw", DRAWN, ids=NAMES)
 def test_chart_obeys_the_policy_and_repeats_its_bytes(draw):
     svg = draw()
     root = ElementTree.fromstring(svg)
@@ -37,7 +48,7 @@ def test_chart_obeys_the_policy_and_repeats_its_bytes(draw):
     assert draw() == svg and draw("q-") != svg
 
 
-@pytest.mark.parametrize("draw", DRAWN, ids=["linear", "log", "usage", "dots"])
+@pytest.mark.parametrize("draw", DRAWN, ids=NAMES)
 def test_every_colour_of_a_chart_has_a_dark_twin(draw):
     known = {light for light, _ in charts.PALETTE.values()} | {"none"}
     used = {e.get(kind) for e in ElementTree.fromstring(draw()).iter() for kind in ("fill", "stroke")} - {None}
@@ -66,6 +77,40 @@ def test_no_two_series_of_a_chart_look_alike():
     assert len(drawn) == 30 == len(set(drawn))
     chips = re.findall(r'stroke="(.*?)" .*?stroke-dasharray="(.*?)"', charts.legend([one.name for one in many]))
     assert len(chips) == 30 == len(set(chips))
+
+
+def places(svg):
+    """Where each label of a chart stands: its text and the position that its group or itself is moved to."""
+    found = {}
+    for text in ElementTree.fromstring(svg).iter("text"):
+        moved = re.search(r"translate\(([-\d.]+) ([-\d.]+)\)", text.get("transform", ""))
+        x, y = (float(moved[1]), float(moved[2])) if moved else (float(text.get("x")), float(text.get("y")))
+        found[text.text] = x, y
+    return found
+
+
+def test_every_point_has_its_name_and_no_two_names_lie_on_each_other():
+    many = [Point(f"p{number}", 1 + number / 100, Figure(20 + number / 100, 9)) for number in range(8)]
+    found = places(charts.scatter(Scatter("rate", many, "x", "y"), "p-"))
+    heights = sorted(found[point.name][1] for point in many)
+    assert min(b - a for a, b in pairwise(heights)) > 8  # a line of letters is some 8 points
+    assert found["p7"][1] < found["p0"][1]  # SVG counts downwards: the highest name belongs to the highest point
+
+
+def test_an_interval_is_drawn_where_there_is_one_and_a_point_without_a_value_is_not():
+    def lines(points):
+        return charts.scatter(Scatter("rate", points, "x", "y"), "p-").count('stroke-width="1.6"')
+
+    assert (lines(POINTS), lines(POINTS[1:2])) == (2, 0)
+    gone = [Point("lost", 1.0, Figure(float("nan"), 9)), Point("endless", float("inf"), Figure(1.0, 9))]
+    assert not {"lost", "endless"} & places(charts.scatter(Scatter("rate", [*POINTS, *gone], "x", "y"), "p-")).keys()
+    ElementTree.fromstring(charts.scatter(Scatter("rate", [], "x", "y"), "p-"))
+
+
+def test_a_reference_of_bars_is_a_line():
+    line = "stroke-dasharray"
+    plain = Bars("psnr", [0, 1, 2], [3, 1], "x", "y")
+    assert charts.bars(BARS, "p-").count(line) == charts.bars(plain, "p-").count(line) + 1
 
 
 def test_user_settings_do_not_reach_the_charts(monkeypatch):

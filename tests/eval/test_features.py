@@ -13,6 +13,7 @@ from eval.features import (
     Tower,
     comparable,
     feature_key,
+    paired_distance,
     quantise,
     require_comparable,
     resized,
@@ -82,6 +83,17 @@ def test_distance_grows_with_noise_and_blur_and_is_lowest_for_real_pictures():
         found = [frechet_distance(embedder.embed(reference), embedder.embed(x)) for x in severities]
         assert found == sorted(found)
         assert found[-1] > 1.5 * found[0]
+
+
+def test_a_paired_distance_is_two_less_twice_the_cosine_and_knows_its_pairs():
+    a, b = np.random.default_rng(0).normal(size=(2, 50, 7))
+    a, b = (x * 7**0.5 / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b))
+    cosine = torch.nn.functional.cosine_similarity(*map(torch.from_numpy, (a, b))).numpy()
+    assert paired_distance(a, b) == pytest.approx(2 - 2 * cosine, abs=1e-12)
+    assert paired_distance(a, a) == pytest.approx(np.zeros(50), abs=1e-15)
+    assert paired_distance(a, np.roll(a, 1, 0)).mean() > 1 and frechet_distance(a, np.roll(a, 1, 0)) < 1e-9
+    with pytest.raises(ValueError, match=r"\(50, 7\) and \(49, 7\)"):
+        paired_distance(a, b[:-1])
 
 
 def test_lost_modes_lower_recall(images):

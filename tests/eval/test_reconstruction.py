@@ -1,7 +1,16 @@
 import numpy as np
 import pytest
 
-from eval.reconstruction import CAP, codebook, count_codes, psnr, ssim, summarise_psnr
+from eval.reconstruction import (
+    CAP,
+    codebook,
+    count_codes,
+    perplexity_interval,
+    psnr,
+    ssim,
+    summarise_psnr,
+    top_share_interval,
+)
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +114,40 @@ def test_perplexity_of_the_split_is_not_that_of_its_batches():
     counts = sum(count_codes(b, 8) for b in batches)
     assert codebook(counts).perplexity == pytest.approx(4)
     assert np.mean([codebook(count_codes(b, 8)).perplexity for b in batches]) == pytest.approx(1)  # the broken twin
+
+
+def patchy(n, seed):
+    """Codes (n, 30) of pictures that each keep to three of twelve codes."""
+    rng = np.random.default_rng(seed)
+    palettes = np.argsort(np.log(np.arange(12, 0, -1)) + rng.gumbel(size=(n, 12)), 1)[:, :3]  # unequal chances
+    return np.take_along_axis(palettes, rng.integers(0, 3, (n, 30)), 1)
+
+
+def test_an_entropy_without_a_picture_is_that_of_the_other_pictures():
+    codes = patchy(8, 0)
+    entropies = np.log([codebook(count_codes(np.delete(codes, i, 0), 12)).perplexity for i in range(8)])
+    spread = np.sqrt(7 / 8 * ((entropies - entropies.mean()) ** 2).sum())
+    found = perplexity_interval(codes, 12)
+    assert found.value == pytest.approx(codebook(count_codes(codes, 12)).perplexity) and found.n == 8
+    half = 2.3646242515927844 * spread  # Student's t for 7 degrees of freedom
+    ends = np.log([found.low, found.high]) - np.log(found.value)
+    assert ends == pytest.approx([-half, half], abs=1e-10)
+
+
+def test_the_interval_of_a_perplexity_covers_the_truth_where_pictures_keep_to_few_codes():
+    truth = perplexity_interval(patchy(20_000, 99), 12).value
+    found = [perplexity_interval(patchy(150, seed), 12) for seed in range(100)]
+    hits = sum(one.low <= truth <= one.high for one in found)
+    tokens = [perplexity_interval(patchy(150, seed).reshape(-1, 1), 12) for seed in range(100)]
+    naive = sum(one.low <= truth <= one.high for one in tokens)  # the twin that takes every token for itself
+    assert hits >= 88 and naive < 70, (hits, naive)
+
+
+def test_the_share_of_the_commonest_code_is_a_mean_over_pictures():
+    found = top_share_interval([[[0, 0], [0, 1]], [[2, 2], [0, 1]]], 3)
+    assert found.value == pytest.approx(0.5) == codebook([4, 2, 2]).top_share
+    assert found.n == 2 and found.low < 0.25 < 0.75 < found.high
+    assert np.isinf(perplexity_interval([[0, 1]], 3).high)
 
 
 def test_usage_at_a_subsample_is_the_expected_usage(monkeypatch):

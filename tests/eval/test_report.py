@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from eval.blocks import Bars, Point, Scatter
 from eval.page import bare, data_uri, write_whole
 from eval.report import (
     Column,
@@ -124,7 +125,14 @@ def hostile_charts():
     series = [Series(text, [0, 1, 2], [3.0, 2.0, 1.0]) for text in HOSTILE]
     dots = {text: {text: Figure(0.5, 9, 0.4, 0.6, text)} for text in HOSTILE}
     first, second, third = HOSTILE[0], HOSTILE[1], HOSTILE[8]
-    return [Curve(first, series, second, third, note=first), Dots(second, dots), Usage(third, [3, 2, 0], second)]
+    points = [Point(text, number, Figure(number, 9, 0, 9, text)) for number, text in enumerate(HOSTILE, 1)]
+    return [
+        Curve(first, series, second, third, note=first),
+        Dots(second, dots),
+        Usage(third, [3, 2, 0], second),
+        Scatter(first, points, second, third, note=first),
+        Bars(second, [0, 1, 2], [3, 1], third, first, note=second),
+    ]
 
 
 def policy(page):
