@@ -93,12 +93,14 @@ def curve(block: Curve, prefix: str, *, log: bool) -> Markup:
 
 
 def usage(block: Usage, prefix: str) -> Markup:
-    """Code frequencies in falling order beside the even share (dashed)."""
+    """Code frequencies in falling order beside the even share (dashed); many codes are averaged in bins of ranks."""
     share = np.sort(np.asarray(block.counts, dtype=np.float64))[::-1]
     share = share / max(share.sum(), 1)
+    edges = np.linspace(0, len(share), min(len(share), POINTS) + 1).astype(int)
+    heights = np.add.reduceat(share, edges[:-1]) / np.diff(edges)
 
     def draw(axes: Axes) -> None:
-        axes.stairs(share, np.arange(len(share) + 1), fill=True, color=LIGHT["k0"], alpha=0.85)
+        axes.stairs(heights, edges, fill=True, color=LIGHT["k0"], alpha=0.85)
         axes.axhline(1 / len(share), color=LIGHT["k1"], linewidth=1, dashes=(4, 3))
         axes.set_xlim(0, len(share))
         axes.set_ylim(0)
@@ -147,7 +149,7 @@ def scatter(block: Scatter, prefix: str) -> Markup:
         axes.set_ylabel(clip(block.y_label))
         _plain_ticks(axes)
 
-    return _svg(draw, (6.4, 3.4), block.title, prefix)
+    return _svg(draw, (4.2, 2.9), block.title, prefix)
 
 
 def dots(block: Dots, prefix: str) -> Markup:

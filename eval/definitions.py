@@ -82,7 +82,7 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.sweep\.mauve\[.*\]", "MAUVE under the scorer", "plain", "higher",
      "Area under the divergence frontier of generated and held-out texts (Pillutla 2021) on the scorer's last states, "
      "not GPT-2's; the interval is the range over seeds of the clustering, and small sets flatter it."),
-    (r"vqvae\.patch_kmeans_psnr", "patch k-means PSNR", "dB", None,
+    (r".*\.patch_kmeans_psnr", "patch k-means PSNR", "dB", None,
      "PSNR of a codec without a network: k-means on raw patches at the same number of bits. The VQ-VAE must beat it."),
     (r".*\.bicubic_psnr", "bicubic PSNR", "dB", None,
      "PSNR of enlarging without a network: the same small pictures, made large by bicubic interpolation."),
@@ -96,6 +96,45 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Share of the codebook's codes that occur at least once over the whole split."),
     (r".*\.perplexity", "code perplexity", "plain", "higher",
      "exp of the entropy of the code frequencies over the whole split: how many codes are in even use."),
+    (r".*\.dead_codes", "dead codes", "plain", "lower", "Number of codes that never occur in the whole split."),
+    (r".*\.top_share", "share of the commonest code", "share", None,
+     "Share of all tokens that are the commonest code. A codebook that collapses has a large one; a large even surface "
+     "in the pictures makes one, too."),
+    (r".*\.usage_at_10k", "codes used in 10,000 tokens", "share", "higher",
+     "Expected share of the codes that occur in 10,000 tokens drawn from the split without replacement, which compares "
+     "over splits of different size."),
+    (r".*\.bits_per_pixel\[entropy\]", "bits per pixel at the codes' entropy", "plain", "lower",
+     "The entropy of the code frequencies of each level over the whole split, times its codes per picture, divided by "
+     "the picture's pixels: what an entropy coder needs that takes each code for itself."),
+    (r".*\.bits_per_pixel", "bits per pixel", "plain", "lower",
+     "What a picture's latents cost, divided by its pixels (not by colour values). Codes: log2 of their number, each. "
+     "VAE: KL to the prior in bits, the length that bits-back coding reaches."),
+    (r".*\.bits_per_dim", "bits per dimension", "plain", "lower",
+     "Upper bound on what a held-out picture of 8 bits costs under the VAE, in bits per colour value: the picture "
+     "given a draw of its latents, and their KL (the negative evidence bound, whatever the KL weighed in training)."),
+    (r".*\.kl\[picture\]", "KL of a picture", "plain", None,
+     "KL from a picture's posterior to the prior in nats, all latent values together, by one draw of each posterior."),
+    (r".*\.mutual_information\[picture\]", "information of a picture", "plain", None,
+     "Mutual information between picture and latents in nats, the aggregate posterior being the mixture of the "
+     "posteriors of all n pictures. It cannot exceed ln n: where it stands there, it is a lower bound."),
+    (r".*\.marginal_kl\[picture\]", "missed prior of a picture", "plain", "lower",
+     "KL from the aggregate posterior to the prior in nats: the KL less the information (ELBO surgery). An upper bound "
+     "where the information is a lower one."),
+    (r".*\.kl", "KL per latent value", "plain", None,
+     "KL from the posterior to the prior in nats per latent value, by one draw of each posterior: what the two figures "
+     "below add up to."),
+    (r".*\.mutual_information", "information per latent value", "plain", "higher",
+     "Mutual information in nats between a latent value and the picture and position that it belongs to, for each "
+     "channel as a variable of one dimension, then a mean over channels. None is left where posteriors are all equal."),
+    (r".*\.marginal_kl", "missed prior per latent value", "plain", "lower",
+     "KL in nats from the values of a channel, over all pictures and positions, to the prior, a mean over channels: "
+     "what decoding draws from the prior suffers from."),
+    (r".*\.active_units", "active channels", "plain", "higher",
+     "Number of latent channels whose posterior means vary by more than 0.01 from picture to picture (Burda 2015), a "
+     "mean over positions."),
+    (r".*\.featdist(\[.*\])?", "feature distance", "plain", "lower",
+     "Mean squared difference between the judge's features of a picture and of its reconstruction, which for features "
+     "of unit scale is 2 - 2 cosine; mean over pictures. The judge was trained on this data: the number is not LPIPS."),
     (r"caption\.scene\..*", "captions", "share", "higher",
      "Share of generated captions, parsed by the grammar, that name this attribute rightly for all objects in order."),
     (r".*\.scene\..*", "scene", "share", "higher",

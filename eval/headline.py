@@ -1,12 +1,13 @@
 """The sections that follow from the figures' names alone: what a reader wants to see first."""
 
+import re
 from collections.abc import Mapping
 
 from eval.blocks import Column, Dots, Figure, Known, Row, RowKind, Section, Table
 from eval.definitions import ATTRIBUTES, SCENE, SLICES, define, subject
 
 KINDS: dict[str, RowKind] = {"real": "judge", "shuffled": "floor", "chance": "floor"}
-RECONSTRUCTION = ("psnr", "ssim", "usage", "perplexity", "patch_kmeans_psnr", "bicubic_psnr")
+RECONSTRUCTION = re.compile(r"[^.]+\.(psnr|ssim|usage|perplexity|patch_kmeans_psnr|bicubic_psnr)")
 Grid = dict[str, dict[str, dict[str, Known]]]  # attribute -> subject -> slice -> figure
 
 
@@ -17,7 +18,7 @@ def headline(figures: Mapping[str, Known]) -> Section:
     judge's own rows and the floor. `caption.scene.*` counts as text.
     """
     grid = scene_grid(figures)
-    tables = [_listed("Reconstruction", {k: f for k, f in figures.items() if k.rsplit(".", 1)[-1] in RECONSTRUCTION})]
+    tables = [_listed("Reconstruction", {k: f for k, f in figures.items() if RECONSTRUCTION.fullmatch(k)})]
     tables += [_overview(grid), *_panels(grid), _slices(grid)]
     text = {k: f for k, f in figures.items() if k.startswith(("text.", "caption.scene."))}
     tables.append(_listed("Text", text))

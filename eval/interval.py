@@ -1,4 +1,4 @@
-"""Intervals of shares and means: Wilson, Student t, and a bootstrap over prompts, whose items are not independent."""
+"""Intervals of shares, means and smooth statistics: Wilson, Student t, the jackknife, and a bootstrap over prompts."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -98,6 +98,22 @@ def cluster_bootstrap(
     draws = _resample(sums, totals, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(x.sum() / w.sum()), float(low), float(high), len(sums))
+
+
+def jackknife(value: float, without: ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """Interval of a smooth statistic of n items from its values without each of them in turn (Efron 1981), (n,).
+
+        value -+ t s,   s^2 = (n - 1) / n sum_i (v_i - mean v)^2
+
+    One item alone has no spread: its interval is [-inf, inf].
+    """
+    v = _finite(without)
+    n = len(v)
+    if n == 1:
+        return Interval(float(value), -np.inf, np.inf, 1)
+    spread = np.sqrt((n - 1) / n * ((v - v.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * spread)
+    return Interval(float(value), float(value) - half, float(value) + half, n)
 
 
 def _resample(sums: NDArray, totals: NDArray, rng: np.random.Generator) -> NDArray:

@@ -21,12 +21,14 @@ from eval.blocks import (
     missing,
 )
 from eval.report import headline, write_report
+from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
+from pipelines.codec_measures import autoencoders
 from pipelines.config import dump_recipe
 from pipelines.distance_measures import distances
 from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
 from pipelines.measures import Evaluation, read_set
-from pipelines.picture_measures import judged_generated, judged_real, reconstructions
+from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
 from pipelines.runs import Run, code_version
 from pipelines.sweep_report import sweeps
@@ -34,6 +36,8 @@ from pipelines.upscale_measures import enlargements
 from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
+VAE_FIGURES = ("psnr", "kl", "mutual_information", "marginal_kl", "active_units", "bits_per_dim", "bits_per_pixel")
+VQVAE_FIGURES = ("psnr", "patch_kmeans_psnr", "bits_per_pixel", "bits_per_pixel[entropy]", *CODEBOOK_FIGURES)
 KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
 NOT_CURVES = ("step", "seconds", "split", "keys", "gradient_norm", "rival_gradient_norm")
 BY_TIME = re.compile(r"(\w+)_t([\d.-]+)")  # a figure of validation at some times: name_t0.00-0.25
@@ -44,7 +48,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     """Compute all figures and write report.html and report.json beside the manifest."""
     real = read_set(run, run.held_out_name(), stage.reconstructions)
     e = Evaluation(run, name, stage, Judges.load(run, name), real, read_set(run, "train", KMEANS_TRAIN))
-    reconstructions(e)
+    autoencoders(e)
     enlargements(e)
     judged_real(e)
     for made in e.generated():
@@ -97,7 +101,8 @@ def _name_missing(e: Evaluation) -> None:
     """Give every promised figure a place: null with a reason where it cannot be had."""
     nobody = "no stage of this recipe makes it, or the stage goes by another name"
     promised = [f"{model}.scene.{attribute}" for model in ("latent", "mdlm") for attribute in ATTRIBUTES]
-    promised += ["vae.psnr", "vqvae.psnr", "vqvae.usage", "vqvae.patch_kmeans_psnr", "caption.scene.colour"]
+    promised += [f"vae.{name}" for name in VAE_FIGURES] + [f"vqvae.{name}" for name in VQVAE_FIGURES]
+    promised += ["caption.scene.colour"]
     promised += ["text.nats_per_token", "text.exact_nats_per_token"]
     for name in promised:
         unlabelled = not e.real.labelled and ".scene." in name

@@ -106,4 +106,4 @@ def track(items: Iterable[Item], name: str, total: int, weight: int = 1) -> Iter
     with meter(name, total) as current:
         for item in items:
             yield item
-            current.advance(weight)
+            current.advance(min(weight, total - current.done))  # the last item may count less

@@ -107,6 +107,20 @@ def test_an_interval_is_drawn_where_there_is_one_and_a_point_without_a_value_is_
     ElementTree.fromstring(charts.scatter(Scatter("rate", [], "x", "y"), "p-"))
 
 
+def test_a_codebook_of_any_size_makes_a_small_chart_of_the_same_area(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts.Axes, "stairs", lambda _, heights, edges, **style: drawn.append((heights, edges)))
+    counts = np.random.default_rng(0).poisson(3, 20_011)
+    charts.usage(Usage("codes", counts.tolist()), "p-")
+    charts.usage(Usage("codes", [5, 3, 0, 1]), "p-")
+    heights, edges = drawn[0]
+    assert (
+        len(heights) == charts.POINTS and (heights * np.diff(edges)).sum() == pytest.approx(1) and edges[-1] == 20_011
+    )
+    assert np.diff(heights).max() < 1e-12  # falling but for rounding
+    assert drawn[1][0] == pytest.approx(np.array([5, 3, 1, 0]) / 9) and list(drawn[1][1]) == [0, 1, 2, 3, 4]
+
+
 def test_a_reference_of_bars_is_a_line():
     line = "stroke-dasharray"
     plain = Bars("psnr", [0, 1, 2], [3, 1], "x", "y")

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.interval import Interval, cluster_bootstrap, mean_interval, paired, share_interval, wilson
+from eval.interval import Interval, cluster_bootstrap, jackknife, mean_interval, paired, share_interval, wilson
 
 
 def width(interval: Interval) -> float:
@@ -85,6 +85,13 @@ def test_pairing_removes_what_both_share():
     a, b = difficulty + 0.1 * rng.randn(200) + 0.05, difficulty + 0.1 * rng.randn(200)
     assert paired(a, b).low > 0
     assert width(paired(a, b)) < 0.2 * width(paired(a, rng.permutation(b)))  # the twin that lost its pairs
+
+
+def test_the_jackknife_of_a_mean_is_students_t():
+    x = np.random.RandomState(3).randn(40)
+    found, expected = jackknife(x.mean(), [np.delete(x, i).mean() for i in range(40)]), mean_interval(x)
+    assert (found.value, found.low, found.high) == pytest.approx((expected.value, expected.low, expected.high))
+    assert found.n == 40 and np.isinf(jackknife(1.0, [0.0]).high)
 
 
 def test_bad_values_are_refused():

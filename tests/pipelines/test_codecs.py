@@ -2,13 +2,21 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from scipy.stats import entropy
 
+from pipelines.codec_measures import autoencoders
+from pipelines.data.decode import image_and_caption
+from pipelines.data.stream import once
+from pipelines.judging import Judges
 from pipelines.masked_sampler import MaskedSampler
+from pipelines.measures import Evaluation, read_set
 from pipelines.models import load_vae, load_vqvae
+from pipelines.posterior_measures import TERMS, held_out_latents
 from pipelines.runs import open_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import Settings
@@ -58,7 +66,7 @@ STAGES = {
         "model": {"dim": 32, "layers": 1, "heads": 2},
         "training": TRAINING,
     },
-    "eval": {"kind": "eval", "needs": NAMES, "reconstructions": 8},
+    "eval": {"kind": "eval", "needs": ["vae", "bound", *NAMES], "reconstructions": 5},
 }
 
 
@@ -74,6 +82,14 @@ def run(tmp_path_factory):
     return run
 
 
+def report(run):
+    return json.loads((run.stage_folder("eval") / "report.json").read_text())["figures"]
+
+
+def pictures(run, batch=3):
+    return once(run.held_out(), image_and_caption(16), batch=batch)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     model = load_vqvae(run, name)
@@ -86,13 +102,32 @@ def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     lines = [json.loads(line) for line in (run.stage_folder(name) / "log.jsonl").read_text().splitlines()]
     (last,) = (line for line in lines if line["split"] == "validation" and line["step"] == 12)
     assert 0 < last["usage"] <= 1 <= last["perplexity"] <= CODES[name] and 0 < last["top_share"] <= 1
-    figures = json.loads((run.stage_folder("eval") / "report.json").read_text())["figures"]
+    figures = report(run)
     baseline = figures[f"{name}.patch_kmeans_psnr"]
     grids = len(model.vocabularies)
     assert baseline["value"] > 5 if grids == 1 else f"{grids} grids of codes stand for a picture" in baseline["reason"]
     psnr = [line["psnr"] for line in lines if line["split"] == "validation"]
     assert np.isfinite(figures[f"{name}.psnr"]["value"]) and psnr[-1] > psnr[0]
-    assert figures[f"{name}.usage"]["n"] == 8 * length
+    codes = np.concatenate([model.codes(batch["image"]).flatten(1) for batch in pictures(run)])
+    assert len(codes) == 8 > run.recipe.stage["eval"].reconstructions  # all of the split, not only those that judge
+    counts = np.bincount(codes.ravel(), minlength=CODES[name])
+    assert figures[f"{name}.usage"] == {**figures[f"{name}.usage"], "value": (counts > 0).mean(), "n": codes.size}
+    assert figures[f"{name}.dead_codes"]["value"] == (counts == 0).sum()
+    assert figures[f"{name}.perplexity"]["value"] == pytest.approx(np.exp(entropy(counts)))
+    assert figures[f"{name}.top_share"]["value"] == pytest.approx(counts.max() / codes.size)
+    assert "10,000 tokens are drawn" in figures[f"{name}.usage_at_10k"]["reason"]
+    levels = np.split(counts, np.cumsum(model.vocabularies)[:-1])
+    places = [h * w for h, w in model.grids(16, 16)]
+    rate = sum(count * np.log2(len(level)) for count, level in zip(places, levels, strict=True)) / 16**2
+    assert figures[f"{name}.bits_per_pixel"]["value"] == pytest.approx(rate)
+    coded = figures[f"{name}.bits_per_pixel[entropy]"]
+    assert coded["value"] == pytest.approx(
+        sum(count * entropy(level, base=2) for count, level in zip(places, levels, strict=True)) / 16**2
+    )
+    assert coded["low"] < coded["value"] < coded["high"] and coded["value"] <= rate
+    for number, level in enumerate(levels, 1):
+        alone = figures.get(f"{name}.level{number}.perplexity")
+        assert alone is None if grids == 1 else alone["value"] == pytest.approx(np.exp(entropy(level)))
 
 
 def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
@@ -107,6 +142,79 @@ def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
         task.before(step, 40, 40, torch.Generator())
         weights.append(task.warmth)
     assert weights == pytest.approx([0.05, 0.5, 1, 1])
+
+
+@pytest.mark.parametrize("name", ["vae", "bound"])
+def test_the_kl_of_a_vae_is_information_and_missed_prior(run, name):
+    figures = report(run)
+    for part in ("", "[picture]"):
+        kl, information, missed = (figures[f"{name}.{term}{part}"] for term in TERMS)
+        assert kl["value"] == pytest.approx(information["value"] + missed["value"], abs=1e-9)
+        assert kl["n"] == 8 and kl["low"] < kl["value"] < kl["high"]
+    assert figures[f"{name}.mutual_information[picture]"]["value"] <= np.log(8) + 1e-9
+    model = load_vae(run, name)
+    exact = torch.cat([model.encode(batch["image"]).kl() for batch in pictures(run)]).numpy()
+    found = figures[f"{name}.kl[picture]"]
+    assert found["value"] == pytest.approx(
+        exact.mean(), abs=4 * np.sqrt(64 / 8)
+    )  # a draw has a deviation of some sqrt d
+    rate = figures[f"{name}.bits_per_pixel"]
+    assert rate["value"] == pytest.approx(found["value"] / np.log(2) / 16**2)
+    moved = torch.cat([model.encode(batch["image"]).mean for batch in pictures(run)]).var(0).mean((1, 2))
+    assert figures[f"{name}.active_units"]["value"] == int((moved > 0.01).sum())
+
+
+def test_the_bound_on_pictures_is_the_loss_of_the_vae_at_full_weight(run):
+    figures, model = report(run), load_vae(run, "bound")
+    assert "variance is 'none'" in figures["vae.bits_per_dim"]["reason"]
+    (batch,) = pictures(run, 8)
+    losses = [
+        float(
+            model(batch["image"], torch.Generator().manual_seed(seed)).loss(batch["image"], kind="l2", weight=1).total
+        )
+        for seed in range(20)
+    ]
+    found = figures["bound.bits_per_dim"]
+    spread = np.std(losses) / np.log(2)
+    assert found["value"] == pytest.approx(np.mean(losses) / np.log(2), abs=5 * spread + 0.02)
+    assert found["n"] == 8 and found["low"] < found["value"] < found["high"]
+
+
+def test_latents_are_of_pictures_evenly_spaced_over_the_split(run, monkeypatch):
+    monkeypatch.setattr("pipelines.posterior_measures.BATCH", 3)
+    monkeypatch.setattr("pipelines.posterior_measures.PICTURES", 4)
+    model = load_vae(run, "bound")
+    e = SimpleNamespace(run=run, seed=0)
+    found = held_out_latents(e, "bound", model)
+    (batch,) = pictures(run, 8)
+    assert found.mean == pytest.approx(model.encode(batch["image"][::2]).mean.numpy(), abs=1e-5)
+    assert len(found.nll) == len(found.log_prior) == 4
+    assert held_out_latents(e, "vae", load_vae(run, "vae")).nll is None
+
+
+def test_features_without_a_judge_are_missing_with_a_reason(run):
+    figures = report(run)
+    for metric in ("fd", "featdist"):
+        assert "no stage of kind judge" in figures[f"recon.vae.{metric}"]["reason"]
+
+
+def test_the_page_sets_all_autoencoders_side_by_side(run):
+    e = Evaluation(run, "eval", run.recipe.stage["eval"], Judges.load(run, "eval"), *[read_set(run, "test", 5)] * 2)
+    autoencoders(e)
+    (section,) = e.sections
+    table, chart = section.blocks[:2]
+    names = ["vae", "bound", *NAMES]
+    assert [row.cells[0] for row in table.rows] == names
+    assert all(row.cells[1] == 4 and row.cells[-2] >= 12 and row.cells[-1] > 0 for row in table.rows)
+    places = {point.name: (point.x, point.y.value) for point in chart.points}
+    assert [name for name in places if "k-means" not in name] == names
+    assert places["k-means for vq"][0] == places["vq"][0] and "k-means for residual" not in places
+    worst = next(block for block in section.blocks if block.title == "vq: the 5 worst of 5 by PSNR")
+    decibels = [float(caption.split(" dB. ")[0]) for _, caption in worst.items]
+    assert decibels == sorted(decibels) and np.mean(decibels) == pytest.approx(places["vq"][1], abs=0.01)
+    first = next(block for block in section.blocks if block.title == "vq: held-out pictures")
+    x, y, difference = (np.asarray(picture).astype(int) for picture in first.items[0][0])
+    assert np.array_equal(difference, 4 * np.minimum(abs(x - y), 63)) and difference.any()
 
 
 def test_a_masked_model_reads_and_writes_grids_of_two_sizes(run):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import signal
 import time
@@ -17,6 +18,7 @@ import pipelines
 from eval.definitions import define
 from pipelines.artefact import ArtefactError
 from pipelines.config import dump_recipe, load_recipe, parse_recipe
+from pipelines.evaluate import VAE_FIGURES, VQVAE_FIGURES
 from pipelines.runs import RECIPE, open_run, reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import Settings
@@ -36,6 +38,12 @@ def test_the_resumed_run_has_every_promised_figure(smoke):
     report = json.loads((smoke / "eval" / "report.json").read_text())
     assert report["schema"] == 1
     names = ["vae.psnr", "vqvae.psnr", "vqvae.usage", "vqvae.patch_kmeans_psnr", "caption.scene.colour"]
+    names += [f"vae.{name}" for name in VAE_FIGURES if name != "bits_per_dim"]  # its VAE has no law of pictures
+    names += [f"vqvae.{name}" for name in VQVAE_FIGURES]
+    for metric in ("fd", "featdist"):
+        found = [name for name in report["figures"] if re.match(rf"recon\.\w+\.{metric}\[indomain.*split=test\]", name)]
+        assert len(found) == 2 and all("not comparable" in report["figures"][name]["source"] for name in found)
+        names += found
     names += ["text.nats_per_token", "text.exact_nats_per_token"]
     for model in ("latent", "mdlm", "ddpm"):
         names += [f"{model}.scene.{attribute}" for attribute in ("background", "colour", "shape", "size", "relation")]
@@ -90,6 +98,7 @@ def test_a_stage_keeps_the_plan_that_it_began_with_and_says_so(tmp_path, caplog)
 
 def test_the_report_is_one_file_without_network(smoke):
     page = (smoke / "eval" / "report.html").read_text()
+    assert page.count("Rate and distortion") == 1 and "by PSNR" in page
     assert "Content-Security-Policy" in page
     assert 'src="http' not in page and 'href="http' not in page
 
@@ -237,8 +246,6 @@ def test_infilling_keeps_what_is_known(smoke):
     ],
 )
 def test_bad_input_is_a_sentence_not_a_traceback(smoke, tmp_path, words, said):
-    import re
-
     places = {"SMOKE": str(smoke), "OUT": str(tmp_path)}
     filled = [re.sub("SMOKE|OUT", lambda found: places[found.group()], word) for word in words]
     code = 1 if words[:2] == ("data", "check") else 2

@@ -1,0 +1,214 @@
+"""The figures of autoencoders: what comes back, what it costs, and all of them side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from eval.blocks import Bars, Block, Column, Figure, Gallery, Known, Point, Row, Scatter, Section, Table, missing
+from eval.features import NOTE, feature_key, paired_distance, quantise
+from eval.frechet import frechet_distance
+from eval.interval import Interval, mean_interval
+from eval.reconstruction import psnr, ssim
+from pipelines.codebook_measures import codebook_use
+from pipelines.codebook_measures import table as codebooks
+from pipelines.hardware import device_of
+from pipelines.judging import Pictures, scene_figures
+from pipelines.measures import Evaluation
+from pipelines.models import load_vae, load_vqvae
+from pipelines.pictures import from_uint8
+from pipelines.posterior_measures import posterior_use
+from tokenizer.kmeans import patch_kmeans_psnr
+from tokenizer.vae import VAE
+from tokenizer.vqvae import VQVAE
+
+BATCH = 128
+SHOWN = 8  # pictures beside their reconstructions
+WORST = 20  # pictures with the lowest PSNR
+BRIGHTER = 4  # times that a difference is shown
+BINS = 24
+COMPARED = (
+    "stage",
+    Column("factor"),
+    Column("bits / pixel", "plain", "lower"),
+    Column("entropy coded", "plain", "lower"),
+    Column("PSNR", "dB", "higher"),
+    Column("SSIM", "plain", "higher"),
+    Column("used", "share", "higher"),
+    Column("perplexity", "plain", "higher"),
+    "weights",
+    "steps",
+    "seconds",
+)
+
+
+@dataclass(frozen=True)
+class Codec:
+    """An autoencoder and what it made of the pictures that judge: reconstructions (n, H, W, 3), decibels (n,)."""
+
+    stage: str
+    model: VAE | VQVAE
+    again: Pictures
+    decibels: NDArray[np.float64]
+
+
+def autoencoders(e: Evaluation) -> None:
+    """Figures of every VAE and VQ-VAE: PSNR and SSIM, features and scenes, latents and codes, rates."""
+    kinds = [(kind, stage) for kind in ("vae", "vqvae") for stage in e.run.recipe.of_kind(e.name, kind)]
+    codecs, rows, blocks = list[Codec](), list[Row](), list[Block]()
+    for kind, stage in kinds:
+        model = load_vae(e.run, stage) if kind == "vae" else load_vqvae(e.run, stage)
+        again = reconstruct(model, e.real.pictures)
+        codec = Codec(stage, model, again, psnr(e.real.pictures, again))
+        codecs.append(codec)
+        _quality(e, codec)
+        if isinstance(model, VAE):
+            blocks += posterior_use(e, stage, model)
+        else:
+            _kmeans(e, stage, model)
+            more, charts = codebook_use(e, stage, model)
+            rows += more
+            blocks += charts
+    if codecs:
+        side_by_side = [compared(e, codecs), rate_and_distortion(e, codecs), *histograms(codecs)]
+        tables = [codebooks(rows)] if rows else []
+        pictures = [gallery for codec in codecs for gallery in galleries(e, codec)]
+        e.sections.append(Section("Autoencoders", [*side_by_side, *tables, *blocks, *pictures]))
+
+
+@torch.no_grad()
+def reconstruct(model: VAE | VQVAE, pictures: Pictures) -> Pictures:
+    """Pictures from the means of their posteriors, or from their codes."""
+    made = []
+    for start in range(0, len(pictures), BATCH):
+        x = from_uint8(pictures[start : start + BATCH]).to(device_of(model))
+        if isinstance(model, VAE):
+            made.append(quantise(model.decode(model.encode(x).mean)))
+        else:
+            made.append(quantise(model.decode_codes(model.codes(x), *x.shape[-2:])))
+    return np.concatenate(made)
+
+
+def _quality(e: Evaluation, codec: Codec) -> None:
+    """Note PSNR and SSIM, and what the judges make of the reconstructions."""
+    stage, again = codec.stage, codec.again
+    source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
+    e.note(f"{stage}.psnr", mean_interval(codec.decibels), source)
+    e.guarded(f"{stage}.ssim", lambda: mean_interval(ssim(e.real.pictures, again)), source)
+    if e.judges.scene is not None and e.real.labelled:
+        for attribute, interval in scene_figures(e.judges, again, e.real.labels, seed=e.seed).items():
+            e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
+    _features(e, f"recon.{stage}", again, source)
+
+
+def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> None:
+    """Note the distances of reconstructions from their originals on judge features: of the sets, and pair by pair."""
+    tower = e.judges.tower
+    if tower is None:
+        for metric in ("fd", "featdist"):
+            e.figures[f"{subject}.{metric}"] = missing("The recipe has no stage of kind judge before this one.")
+        return
+    real, made = e.judges.features(e.real.pictures), e.judges.features(again)
+    n, split = len(real), e.run.held_out_name()
+
+    def name(metric: str) -> str:
+        return f"{subject}.{feature_key(metric, tower, generated=n, reference=n, split=split)}"
+
+    about = f"reconstructions by {source}, against the same pictures; {NOTE}"
+    e.guarded(
+        name("fd"),
+        lambda: Interval(frechet_distance(made, real), -np.inf, np.inf, n),
+        f"{about}; biased upwards by about c / n, so no interval of resamples",
+    )
+    e.note(name("featdist"), mean_interval(paired_distance(made, real)), about)
+
+
+def _kmeans(e: Evaluation, stage: str, model: VQVAE) -> None:
+    """Note the PSNR of as many patches, where one code stands for a patch."""
+    name = f"{stage}.patch_kmeans_psnr"
+    if (grids := len(model.vocabularies)) > 1:
+        e.figures[name] = missing(f"{grids} grids of codes stand for a picture, and k-means on patches gives one")
+        return
+    train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
+    codes, patch = model.config.codes, model.downsample
+    e.guarded(
+        name,
+        lambda: mean_interval(patch_kmeans_psnr(train, test, codes, patch, seed=e.seed).numpy()),
+        f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size",
+    )
+
+
+def compared(e: Evaluation, codecs: list[Codec]) -> Table:
+    """One row per autoencoder: rate, quality, and what it took."""
+    rows = []
+    for codec in codecs:
+        made = e.run.manifest(codec.stage)
+        names = ("bits_per_pixel", "bits_per_pixel[entropy]", "psnr", "ssim", "usage", "perplexity")
+        figures: list[Known | None] = [e.figures.get(f"{codec.stage}.{name}") for name in names]
+        weights = sum(parameter.numel() for parameter in codec.model.parameters())
+        took = made.get("seconds", 0.0) + made.get("earlier_seconds", 0.0)  # none of a pretrained one
+        rows.append(Row([codec.stage, codec.model.downsample, *figures, weights, made.get("steps", 0), took]))
+    note = (
+        "Bits per pixel of a VQ-VAE: its codes, all equally long; entropy coded: as a coder that knows "
+        "each level's frequencies would write them. Of a VAE: its KL, which a coder reaches only with bits-back (it "
+        "gets the noise of the latents back), and only for draws, while PSNR and SSIM are of reconstructions from the "
+        "means. "
+        "Weights: those that gradients train; a codebook that follows averages is not among them."
+    )
+    return Table("All autoencoders", COMPARED, rows, note)
+
+
+def rate_and_distortion(e: Evaluation, codecs: list[Codec]) -> Scatter:
+    """PSNR over bits per pixel, and where k-means on raw patches lies at the same rate."""
+    points = []
+    for codec in codecs:
+        for name, figure, floor in (
+            (codec.stage, "psnr", False),
+            (f"k-means for {codec.stage}", "patch_kmeans_psnr", True),
+        ):
+            rate, quality = e.figures[f"{codec.stage}.bits_per_pixel"], e.figures.get(f"{codec.stage}.{figure}")
+            if isinstance(rate, Figure) and isinstance(quality, Figure):
+                points.append(Point(name, rate.value, quality, floor))
+    note = "Higher and further left is better. Diamonds: k-means on raw patches at the same rate, without a network."
+    return Scatter("Rate and distortion", points, "bits per pixel", "PSNR in dB", note)
+
+
+def histograms(codecs: list[Codec]) -> list[Bars]:
+    """PSNR of the pictures, on one scale for all."""
+    edges = np.histogram_bin_edges(np.concatenate([codec.decibels for codec in codecs]), BINS)
+    return [
+        Bars(
+            f"{codec.stage}: PSNR of {len(codec.decibels)} pictures",
+            edges.tolist(),
+            np.histogram(codec.decibels, edges)[0].tolist(),
+            "PSNR in dB",
+            "pictures",
+        )
+        for codec in codecs
+    ]
+
+
+def galleries(e: Evaluation, codec: Codec) -> list[Gallery]:
+    """The first pictures with their differences, and the worst."""
+    real, again = e.real.pictures, codec.again
+    triples = []
+    for x, y in zip(real[:SHOWN], again[:SHOWN], strict=True):
+        difference = np.abs(x.astype(int) - y).clip(0, 255 // BRIGHTER).astype(np.uint8) * BRIGHTER
+        triples.append(([Image.fromarray(picture) for picture in (x, y, difference)], ""))
+    worst = [
+        ([Image.fromarray(real[i]), Image.fromarray(again[i])], f"{codec.decibels[i]:.2f} dB. {e.real.captions[i]}")
+        for i in np.argsort(codec.decibels, kind="stable")[:WORST]
+    ]
+    labels = ("input", "reconstruction", f"|difference| × {BRIGHTER}")
+    note = f"The first {len(triples)} of {len(real)}, none picked."
+    return [
+        Gallery(f"{codec.stage}: {e.where} pictures", triples, columns=4, note=note, labels=labels),
+        Gallery(
+            f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=5, labels=labels[:2],
+            note="Picked for being worst: they say where it fails, not how it does in general.",
+        ),
+    ]  # fmt: skip
