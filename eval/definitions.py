@@ -142,8 +142,9 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "caption asked. Attributes are bound to "
      "their object and place: two swapped colours are two errors. Every object counts; the interval is over pictures."),
     (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
-     "Squared distance between two Gaussians fitted to judge features of generated and of real pictures. The features "
-     "come from a judge trained on this data, so the number is not FID and compares only within this report."),
+     "Squared distance between two Gaussians fitted to judge features of generated (or reconstructed) and of real "
+     "pictures. The features come from a judge trained on this data, so the number is not FID and compares only within "
+     "this report."),
     (r".*\.precision-k\d+(\[.*\])?", "precision", "share", "higher",
      "Share of generated pictures whose judge features lie within some real picture's ball of k nearest neighbours: "
      "how many look real (Kynkäänniemi 2019). It depends on both set sizes."),

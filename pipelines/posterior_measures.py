@@ -141,8 +141,8 @@ def _table(
         "the posteriors of these pictures (Hoffman and Johnson 2016). By channel, a value is a variable of one "
         "dimension and the mixture runs over pictures and positions. Of whole pictures the estimate of the information "
         f"cannot exceed the logarithm of their number, {limit:.2f} nats: where it stands there, the information is at "
-        f"least that and the missed prior at most what is left. {learned}{int((variance > ACTIVE).sum())} of {len(channels)} "
-        f"channels are active: their means vary by more than {ACTIVE} from picture to picture."
+        f"least that and the missed prior at most what is left. {learned}{int((variance > ACTIVE).sum())} of "
+        f"{len(channels)} channels are active: their means vary by more than {ACTIVE} from picture to picture."
     )
     return Table(f"{stage}: what the KL pays for", columns, rows, note)
 

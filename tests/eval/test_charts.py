@@ -91,6 +91,7 @@ def places(svg):
 
 def test_every_point_has_its_name_and_no_two_names_lie_on_each_other():
     many = [Point(f"p{number}", 1 + number / 100, Figure(20 + number / 100, 9)) for number in range(8)]
+    many.append(Point("above", 1.5, Figure(40.0, 9)))  # beside it the others have one height
     found = places(charts.scatter(Scatter("rate", many, "x", "y"), "p-"))
     heights = sorted(found[point.name][1] for point in many)
     assert min(b - a for a, b in pairwise(heights)) > 8  # a line of letters is some 8 points
