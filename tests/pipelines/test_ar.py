@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 PROMPTS = ["a red star on a sky background", "a blue circle on a black background", "a red star on a sky background"]
 TRAINING = {"steps": 4, "batch": 8, "compile": False, "bf16": False}
 TOWERS = {"width": 32, "text_width": 32, "layers": 1, "text_layers": 1, "embed_dim": 16}
-CODEC = {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}
+CODEC = {"network": {"channels": 16, "encoder_blocks": 1, "decoder_blocks": 1}}
 RESIDUAL = {"kind": "residual", "depth": 2, "level": {"codes": 12, "dim": 4}}
 STAGES = {
     "bpe": {"kind": "bpe", "vocab_size": 300},

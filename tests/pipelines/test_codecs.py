@@ -42,9 +42,8 @@ CODES = {"two": 34, "residual": 24, "vq": 32, "turned": 32, "sim": 32, "fsq": 36
 
 
 def codec(quantizer, **options):
-    model = {**CODEC, "quantizer": quantizer, **options}
-    if quantizer["kind"] in ("vq", "residual"):
-        model |= {"initial_vectors": 256, "revive_every": 3}
+    started = {"initial_vectors": 256, "revive_every": 3} if quantizer["kind"] in ("vq", "residual") else {}
+    model = {**CODEC, **started, "quantizer": quantizer, **options}
     return {"kind": "vqvae", "model": model, "training": {**TRAINING, "ema": 0.9}}
 
 
@@ -58,7 +57,7 @@ STAGES = {
     },
     "clip": {"kind": "clip", "needs": ["bpe"], "model": TOWERS, "training": TRAINING},
     **{name: codec(quantizer) for name, quantizer in QUANTIZERS.items()},
-    **{name: codec(quantizer, top=TOP) for name, quantizer in TWO_LEVELS.items()},
+    **{name: codec(quantizer, top=TOP, initial_vectors=160) for name, quantizer in TWO_LEVELS.items()},
     "encode": {"kind": "encode", "needs": ["bound", "two", "bpe", "clip"]},
     "mdlm": {
         "kind": "mdlm",
@@ -247,7 +246,7 @@ def test_every_parameter_takes_part_before_the_codes_do(run, name):
 
 def test_codebooks_start_coarse_to_fine_and_the_dead_codes_of_each_level_revive(run):
     stage = run.recipe.stage["two"]
-    task, generator = VQVAETask(run, stage), torch.Generator().manual_seed(0)
+    task, generator = VQVAETask(run, "two", stage), torch.Generator().manual_seed(0)
     top, (fine, finer) = task.network.top.quantizer, task.network.quantizer.levels
     task.before(0, 40, 40, generator)
     assert not task.quantise
