@@ -17,7 +17,7 @@ from pipelines.image_task import ImageTask
 from pipelines.models import device
 from pipelines.pictures import side_by_side
 from pipelines.runs import Run
-from pipelines.stage_config import AutoencoderStage
+from pipelines.stage_one_config import AutoencoderStage
 from pipelines.task import Training
 from tokenizer.perceptual import LPIPS, FeatureDistance, PerceptualDistance
 from tokenizer.vae import VAE

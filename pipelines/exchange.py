@@ -7,7 +7,7 @@ from pathlib import Path
 from pipelines.errors import PalimpsestError
 from pipelines.models import load_vae, load_vqvae
 from pipelines.runs import Run, stage_of
-from pipelines.stage_config import VAEStage, VQVAEStage
+from pipelines.stage_one_config import VAEStage, VQVAEStage
 from tokenizer.exchange import Scaling, read_vae, read_vqvae, write_vae, write_vqvae
 from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE

@@ -22,7 +22,7 @@ from pipelines.models import best_weights, plain
 from pipelines.pictures import grid, to_pil
 from pipelines.progress import track
 from pipelines.runs import Run
-from pipelines.stage_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
+from pipelines.stage_one_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
 from pipelines.task import Batch
 from tokenizer.exchange import Scaling
 from tokenizer.loss import reconstruction_loss, vqvae_loss

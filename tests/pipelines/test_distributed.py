@@ -25,6 +25,7 @@ model = { network = { channels = 16, encoder_blocks = 1, decoder_blocks = 1 }, q
 training = { minutes = 0.02, batch = 8, compile = false, bf16 = false }
 """
 ALMOST_UNQUANTISED = ("stage.vqvae.training.steps=12", "stage.vqvae.model.unquantised=0.99")
+CRITIC = ("stage.vqvae.adversarial.start=0.3", "stage.vqvae.adversarial.critic={channels=8, layers=1, lecam=0.1}")
 
 
 def on_two_ranks(*words: str | Path) -> str:
@@ -40,7 +41,7 @@ def test_two_processes_take_the_steps_of_one(smoke, tmp_path):
     data = reopen_run(smoke).data
     weights = {}
     for name, command in (("one", finish), ("two", on_two_ranks), ("other", finish)):
-        sets = (*ALMOST_UNQUANTISED, *(("stage.vqvae.training.batch=8",) if name == "other" else ()))
+        sets = (*ALMOST_UNQUANTISED, *CRITIC, *(("stage.vqvae.training.batch=8",) if name == "other" else ()))
         command(
             "train", "vqvae", ROOT / "recipes" / "smoke.toml", "--out", tmp_path / name, "--data", data, "--set", *sets
         )
