@@ -138,7 +138,7 @@ def losses(
     hidden = uniform((len(x),), generator, device=x.device) < caption_dropout
     nats = next_token_nll(network, x, layout, hidden)
     shown = (~hidden)[:, None].expand_as(nats.text)
-    text = torch.where(shown, nats.text, 0).sum() / shown.sum().clamp_min(1)
+    text = torch.where(shown, nats.text, 0).mean() / (1 - caption_dropout)  # a mean over items, unbiased
     image = nats.image.mean()
     return PriorLosses(image + text_weight * text, image, text)
 

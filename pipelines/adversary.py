@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from backbone.noise import Randomness
 from tokenizer.adversarial import CriticLoss, adaptive_weight, gradients_at
-from tokenizer.discriminator import CriticConfig, Rival
+from tokenizer.discriminator import Critic, CriticConfig
 from tokenizer.ranks import summed
 
 
@@ -56,17 +56,17 @@ class Opponent(nn.Module):
         """last: the decoder's last weight."""
         super().__init__()
         self.config = config
-        self.rival = Rival(config.critic)
+        self.critic = Critic(config.critic)
         self.register_buffer("adaptive", torch.tensor(0.0 if config.adaptive else 1.0))
         self.register_buffer("pulls", last.new_zeros(2, *last.shape), persistent=False)
 
     def forward(self, real: Tensor, fake: Tensor, generator: Randomness) -> CriticLoss:
         """The critic's loss of pictures (B, 3, H, W), both detached."""
-        return self.rival(real, fake, generator)
+        return self.critic(real, fake, generator)
 
     def term(self, fake: Tensor, closeness: Tensor, last: Tensor) -> Tensor:
         """The weighted adversarial term () of pictures (B, 3, H, W) whose distance to the true ones is closeness ()."""
-        adversarial = self.rival.judge(fake)
+        adversarial = self.critic.judge(fake)
         if self.config.adaptive:
             self.pulls += torch.stack(gradients_at([closeness, adversarial], last)).detach()
         return self.config.weight * self.adaptive * adversarial
@@ -74,7 +74,7 @@ class Opponent(nn.Module):
     @torch.no_grad()
     def settle(self) -> None:
         """End a step that was taken."""
-        self.rival.settle()
+        self.critic.settle()
         if self.config.adaptive:
             found = adaptive_weight(*summed(self.pulls))
             self.adaptive.copy_(torch.where(found.isfinite(), found, self.adaptive))

@@ -24,6 +24,7 @@ from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
 
 READ = 128  # pictures that are encoded at once
+PART = 32  # the same beside a network in training
 SHOWN = 16  # pictures in a grid while training
 
 
@@ -82,11 +83,11 @@ class AutoencoderTask(ImageTask):
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR of held-out pictures, and their perceptual distance where there is one."""
-        again = self.reconstruct(network, self.held_out)
+        again = torch.cat([self.reconstruct(network, part) for part in self.held_out.split(PART)])
         found = {"psnr": mean_psnr(self.held_out, again)}
         if self.perceptual is not None:
             at = device_of(network)
-            parts = zip(again.split(READ), self.held_out.split(READ), strict=True)
+            parts = zip(again.split(PART), self.held_out.split(PART), strict=True)
             values = [(len(y), float(self.perceptual(x_hat.to(at), y.to(at)))) for x_hat, y in parts]
             found["perceptual"] = sum(count * value for count, value in values) / len(again)
         return found

@@ -27,8 +27,12 @@ COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is
 
 def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
     """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from."""
-    there, codes = pictures * (size // config.multiple) ** 2, config.started_codes  # of the coarsest level
-    if not codes or there >= config.initial_vectors:
+    started = [i for i, level in enumerate(config.levels) if isinstance(level, VQConfig | ResidualConfig)]
+    if not started:
+        return
+    side = size // (config.network.factor * 2 ** (len(config.levels) - 1 - started[0]))  # of the coarsest of them
+    there, codes = pictures * side**2, config.started_codes
+    if there >= config.initial_vectors:
         return
     found = f"{pictures:,} training pictures of {size} pixels have {there:,} vectors"
     if there < codes:
@@ -50,9 +54,12 @@ def quantizer_grids(config: VQVAEConfig) -> list[tuple[QuantizerConfig, int]]:
 
 
 def worst_perplexity(codes: torch.Tensor, config: VQVAEConfig) -> torch.Tensor:
-    """Perplexity of the grid of codes (B, L) that has the lowest: ()."""
-    counts = code_counts(codes, config.codes).split([size for _, size in quantizer_grids(config)])
-    return torch.stack([perplexity(one) for one in counts]).min()
+    """Perplexity of the grid of codes (B, L) that `worst_grid` would name: ()."""
+    sizes = [size for _, size in quantizer_grids(config)]
+    counts = code_counts(codes, config.codes).split(sizes)
+    found = torch.stack([perplexity(one) for one in counts])
+    most = torch.stack([one.sum().clamp_max(size) for one, size in zip(counts, sizes, strict=True)])
+    return found[(found / most).argmin()]
 
 
 def worst_grid(codes: NDArray[np.integer], config: VQVAEConfig) -> tuple[int, Codebook]:

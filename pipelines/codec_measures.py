@@ -150,7 +150,7 @@ def compared(e: Evaluation, codecs: list[Codec]) -> Table:
         names = ("bits_per_pixel", "bits_per_pixel[entropy]", "psnr", "ssim", "usage", "perplexity")
         figures: list[Known | None] = [e.figures.get(f"{codec.stage}.{name}") for name in names]
         weights = sum(parameter.numel() for parameter in codec.model.parameters())
-        took = made.get("seconds", 0.0) + made.get("earlier_seconds", 0.0)  # none of a pretrained one
+        took = made.get("seconds", 0.0)  # before an interruption, too; none of a pretrained one
         rows.append(Row([codec.stage, codec.model.downsample, *figures, weights, made.get("steps", 0), took]))
     note = (
         "Bits per pixel of a VQ-VAE: its codes, all equally long; entropy coded: as a coder that knows "

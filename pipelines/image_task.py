@@ -9,9 +9,7 @@ from torch import Tensor
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import Stream, once
 from pipelines.runs import Run
-from pipelines.task import Batch, Task
-
-HELD_OUT = 256  # pictures behind a validation figure while training
+from pipelines.task import HELD_OUT, Batch, Task
 
 
 class ImageTask(Task):

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 from torch.utils.tensorboard import SummaryWriter
@@ -68,6 +68,11 @@ class Loop:
             raise PalimpsestError(
                 f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
                 "batch with each other: leave it out"
+            )
+        if training.batch // PartialState().num_processes % training.accumulate:
+            raise PalimpsestError(
+                f"stage.{name}.training.accumulate is {training.accumulate}, which does not divide the "
+                f"{training.batch // PartialState().num_processes} items of a batch of {training.batch} on each process"
             )
         apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])

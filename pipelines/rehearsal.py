@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from pipelines.descent import micro_batches
 from pipelines.hardware import autocast, step_generator, to_device
 from pipelines.optimizer import optimizers_of, set_rate
 from pipelines.task import Task, Training
@@ -40,7 +41,7 @@ def _values(players: Sequence[nn.Module]) -> Iterator[Tensor]:
 
 def _timed(task: Task, training: Training, device: torch.device, budget: float, world: int, *, playing: bool) -> float:
     """Return the median seconds of a step at rate 0."""
-    task.playing = playing
+    task.rehearse(playing)
     batches = task.batches(0, 0, world)
     optimizers = [optimizer for player in (task.network, task.rival) if player is not None
                   for optimizer in optimizers_of(player, training)]  # fmt: skip
@@ -49,13 +50,14 @@ def _timed(task: Task, training: Training, device: torch.device, budget: float, 
     while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):
         started, generator = time.monotonic(), step_generator(0, 0, len(times))
         batch, _ = next(batches)
-        with autocast(device, training.bf16), alone():  # other ranks wait
-            loss, _ = task.loss(task.network, to_device(batch, device), generator)
-        loss.backward()
-        if playing and task.rival is not None:
-            with autocast(device, training.bf16), alone():
-                own, _ = task.rival_loss(task.rival, generator)
-            own.backward()
+        for part in micro_batches(batch, training.accumulate):
+            with autocast(device, training.bf16), alone():  # other ranks wait
+                loss, _ = task.loss(task.network, to_device(part, device), generator)
+            loss.backward()
+            if playing and task.rival is not None:
+                with autocast(device, training.bf16), alone():
+                    own, _ = task.rival_loss(task.rival, generator)
+                own.backward()
         for optimizer in optimizers:
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)

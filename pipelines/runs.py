@@ -10,6 +10,7 @@ import shlex
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.judged_config import GenerateStage
 from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import AnyStage, MdlmStage, ScenesData
+from pipelines.stage_config import AnyStage, MdlmStage, ScenesData, VAEStage, VQVAEStage
 from pipelines.text.config import TextData, TextEvalStage
 
 log = logging.getLogger("palimpsest")
@@ -114,6 +115,8 @@ class Run:
         if isinstance(stage, MdlmStage) and stage.texts is not None:
             shards = sorted(Path(stage.texts.path).glob("*.tar"))
             found["texts"] = digest([[path.name, path.stat().st_size] for path in shards])
+        if isinstance(stage, VAEStage | VQVAEStage) and (files := _foreign(stage)):
+            found["files"] = {str(path): _content(path) for path in files}
         return found
 
     def check_settings(self) -> None:
@@ -191,6 +194,28 @@ class Run:
             return digest([hashes, data.valid_share, data.detokenise, *separated])[:16]
         shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
         return digest([self.data_manifest(), shards])[:16]
+
+
+def _foreign(stage: VAEStage | VQVAEStage) -> list[Path]:
+    """Return the files from elsewhere that an autoencoder is made of."""
+    look = stage.perceptual
+    files = [Path(look.trunk), Path(look.heads)] if look is not None and look.trunk else []
+    return files + (sorted(Path(stage.pretrained).glob("*.*")) if stage.pretrained else [])
+
+
+def _content(path: Path) -> str:
+    """Return the hash of a file; GONE where there is none, since what was made of it stands."""
+    if not path.is_file():
+        return GONE
+    about = path.stat()
+    return _hashed(path, about.st_size, about.st_mtime_ns)
+
+
+@cache
+def _hashed(path: Path, size: int, changed: int) -> str:
+    """Return the hash of a file, computed once while it stays as it is."""
+    del size, changed
+    return file_hash(path)[:16]
 
 
 def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:

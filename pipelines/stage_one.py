@@ -1,4 +1,4 @@
-"""Stage one: autoencoders, the text tokenizer, the text towers and the two judges, as tasks of the one loop."""
+"""Stage one: both kinds of autoencoder as tasks of the one loop, and the text tokenizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from pipelines.artefact import load_weights, save_weights, write_atomically
-from pipelines.autoencoder_task import READ, SHOWN, AutoencoderTask
+from pipelines.autoencoder_task import PART, READ, SHOWN, AutoencoderTask
 from pipelines.codebooks import check_start, warning_of, worst_grid, worst_perplexity
 from pipelines.data.stream import once
 from pipelines.exchange import start_vae, start_vqvae
@@ -29,6 +29,7 @@ from tokenizer.loss import reconstruction_loss, vqvae_loss
 from tokenizer.posterior import LatentMoments
 from tokenizer.prior import LearnedConfig
 from tokenizer.quantize import Moved, Quantizer
+from tokenizer.ranks import place
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEOutput
 from tokenizer.vqvae import VQVAE
@@ -74,11 +75,15 @@ class VAETask(AutoencoderTask):
         found = super().validate(network)
         if self.stage.model.variance == "none" and not self._learned:
             return found
-        x = self.held_out.to(device_of(network))
-        drawn: VAEOutput = network(x, step_generator(self.seed, 0, 0))
-        if drawn.log_scale is not None:
-            found["bits_per_dim"] = float(drawn.bound(x)) / math.log(2)
-        return found if drawn.prior_nats is None else {**found, "prior_nats": float(drawn.prior_nats)}
+        generator = step_generator(self.seed, 0, 0)
+        for part in self.held_out.split(PART):
+            x, share = part.to(device_of(network)), len(part) / len(self.held_out)
+            drawn: VAEOutput = network(x, generator)
+            if drawn.log_scale is not None:
+                found["bits_per_dim"] = found.get("bits_per_dim", 0.0) + share * float(drawn.bound(x)) / math.log(2)
+            if drawn.prior_nats is not None:
+                found["prior_nats"] = found.get("prior_nats", 0.0) + share * float(drawn.prior_nats)
+        return found
 
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
         """Held-out pictures beside their reconstructions, and pictures from a learned prior."""
@@ -127,6 +132,11 @@ class VQVAETask(AutoencoderTask):
                 moved += quantizer.revive(self._vectors(level, REVIVAL_POOL, offset=step), generator)
         return moved
 
+    def rehearse(self, playing: bool) -> None:
+        """Quantise, as all steps but the first do."""
+        super().rehearse(playing)
+        self.quantise = True
+
     def _from_data(self) -> dict[int, Quantizer]:
         """The levels whose codebooks start from the data, coarse to fine."""
         return {i: level for i, level in enumerate(self.model().levels) if level.starts_from_data}
@@ -143,13 +153,15 @@ class VQVAETask(AutoencoderTask):
         return self.network  # type: ignore[return-value]
 
     def _vectors(self, level: int, count: int, offset: int = 0) -> Tensor:
-        """Vectors (count, d) of a level, of training pictures; which ones depends on `offset` alone."""
+        """This rank's share of `count` vectors (n, d) of a level, of training pictures that `offset` chooses."""
         found: list[Tensor] = []
-        for batch, _ in self.stream(64, self.seed + 1).batches(64 * offset):
+        rank, world = place()
+        wanted = -(-count // world)
+        for batch, _ in self.stream(64 * world, self.seed + 1, rank, world).batches(64 * offset):
             found.append(self.model().vectors(batch["image"].to(device_of(self.network)), level))
-            if sum(map(len, found)) >= count:
+            if sum(map(len, found)) >= wanted:
                 break
-        return torch.cat(found)[:count]
+        return torch.cat(found)[:wanted]
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction plus beta times commitment."""
@@ -170,7 +182,8 @@ class VQVAETask(AutoencoderTask):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR and the use of the worst level of the codebook on held-out pictures; one that collapses is warned of."""
         model: VQVAE = network  # type: ignore[assignment]
-        codes = model.codes(self.held_out.to(device_of(network))).cpu().numpy()
+        parts = self.held_out.split(PART)
+        codes = torch.cat([model.codes(part.to(device_of(network))).cpu() for part in parts]).numpy()
         grid, found = worst_grid(codes, model.config)
         if self.quantise and (warning := warning_of(model.config, grid, found)):
             log.warning("%s", warning)
@@ -216,6 +229,8 @@ def _trained(task: VAETask | VQVAETask, stage: AutoencoderStage, run: Run, name:
         facts |= train(task, stage.training, folder, seed=run.recipe.seed, name=name)
         load_weights(task.network, best_weights(folder))
     config = task.model().config
+    if task.perceptual is not None:
+        facts["perceptual"] = task.perceptual.name
     return {**facts, "model": plain(config), "downsample": config.network.factor, "size": task.size}
 
 

@@ -42,6 +42,10 @@ class AutoencoderStage(Stage):
         for table in ("perceptual", "adversarial"):
             if self.training is None and getattr(self, table) is not None:
                 raise ValueError(f"[{table}] does nothing without [training]: leave it out, or train on")
+        self.check_model()
+
+    def check_model(self) -> None:
+        """Refuse what `pretrained` decides, and settings of a training that there is none of."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +60,14 @@ class VAEStage(AutoencoderStage):
         """What the sides of a picture must be multiples of."""
         return self.model.network.factor
 
-    def __post_init__(self) -> None:
-        """Refuse networks that the folder decides."""
-        super().__post_init__()
+    def check_model(self) -> None:
+        """Refuse what `pretrained` decides, and settings of a training that there is none of."""
         default = VAEConfig()
-        if self.pretrained and (self.model.network, self.model.latent_channels) != (
-            default.network,
-            default.latent_channels,
-        ):
+        own, known = ((model.network, model.latent_channels) for model in (self.model, default))
+        if self.pretrained and own != known:
             raise ValueError("model.network and model.latent_channels come from `pretrained`: leave them out")
+        if self.training is None and self.model != default:
+            raise ValueError("[model] does nothing without [training]: leave it out, or train on")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,13 +84,19 @@ class VQVAEStage(AutoencoderStage):
         """What the sides of a picture must be multiples of."""
         return self.model.multiple
 
-    def __post_init__(self) -> None:
-        """Refuse networks that the folder decides, and a share of nothing."""
-        super().__post_init__()
+    def check_model(self) -> None:
+        """Refuse what `pretrained` decides, settings of a training that there is none of, and a share of nothing."""
         default = VQVAEConfig()
+        if not 0 <= self.revive_until <= 1:
+            raise ValueError(f"revive_until is {self.revive_until}, expected a share of the training. Use 0.8.")
         own, known = ((model.network, model.quantizer, model.top) for model in (self.model, default))
         if self.pretrained and own != known:
             raise ValueError("model.network, quantizer and top come from `pretrained`: leave them out")
+        started = [(model.unquantised, model.initial_vectors) for model in (self.model, default)]
+        if self.pretrained and started[0] != started[1]:
+            raise ValueError("the codebook comes from `pretrained`: leave model.unquantised and initial_vectors out")
+        if self.training is None and (self.model, self.revive_until) != (default, VQVAEStage.revive_until):
+            raise ValueError("[model] and revive_until do nothing without [training]: leave them out, or train on")
         if self.revive_until != VQVAEStage.revive_until and not self.model.started_codes:
             raise ValueError(
                 f"revive_until is {self.revive_until}, but a quantizer of kind {self.model.quantizer.kind!r} does not "

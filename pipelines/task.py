@@ -18,7 +18,7 @@ from latent.unet import Stage
 from tokenizer.quantize import Moved
 
 Batch = dict[str, Any]
-HELD_OUT = 256  # items that validate a model of stage two
+HELD_OUT = 256  # items behind a validation figure while training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +112,10 @@ class Task(ABC):
         """
         del step, first, steps, generator
         return ()
+
+    def rehearse(self, playing: bool) -> None:
+        """Enter the phase that most steps with the rival, or without, are in, to be timed."""
+        self.playing = playing
 
     def after(self, step: int) -> None:
         """Do what a stage needs behind a step that was not skipped (codebooks learn from its passes here)."""

@@ -59,6 +59,8 @@ class CriticConfig:
             raise ValueError(f"penalty is {self.penalty}, expected 0 or a positive number. Leave it out for the usual.")
         if not 0 <= self.lecam < float("inf"):
             raise ValueError(f"lecam is {self.lecam}, expected 0 (none) or a positive number. Try 0.001.")
+        if not self.lecam and self.lecam_decay != type(self).lecam_decay:
+            raise ValueError(f"lecam_decay is {self.lecam_decay}, but lecam is 0. Give lecam, or leave it out.")
         if not 0 <= self.lecam_decay < 1:
             raise ValueError(f"lecam_decay is {self.lecam_decay}, expected 0 <= lecam_decay < 1. Use 0.999.")
 
@@ -113,8 +115,8 @@ class SpectralConv(nn.Conv2d):
 class PatchCritic(nn.Module):
     """Logits of overlapping patches: PatchGAN (arXiv:1611.07004, sec. 3.2 and app. 6.1.2) with norms by groups.
 
-    (B, 3, H, W) in [-1, 1] -> (B, H / 2^layers - 2, W / 2^layers - 2), rounded down. All weights start at N(0, 0.02),
-    so that all logits start near 0.
+    (B, 3, H, W) in [-1, 1] -> (B, H / 2^layers - 2, W / 2^layers - 2), rounded down. Weights start at N(0, 0.02), so
+    that logits start near 0; under spectral norm they start as torch has them, of norm 1.
     """
 
     def __init__(self, config: CriticConfig) -> None:
@@ -146,7 +148,7 @@ class PatchCritic(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
-class Rival(nn.Module):
+class Critic(nn.Module):
     """The critic with its loss: all that trains on pictures without a gradient."""
 
     averages: Tensor
@@ -155,7 +157,7 @@ class Rival(nn.Module):
     def __init__(self, config: CriticConfig) -> None:
         super().__init__()
         self.config = config
-        self.critic = PatchCritic(config)
+        self.net = PatchCritic(config)
         self.register_buffer("averages", torch.zeros(2))  # of logits on real and on made pictures
         self.register_buffer("pending", torch.zeros(3), persistent=False)  # their sums in this step, and the count
 
@@ -167,7 +169,7 @@ class Rival(nn.Module):
         The generator gives one number for each item where the penalty is that of wasserstein, and is left alone else.
         """
         real, fake = real.detach(), fake.detach()
-        logits_real, logits_fake = self.critic(torch.cat([real, fake])).chunk(2)  # one pass: no item sees another
+        logits_real, logits_fake = self.net(torch.cat([real, fake])).chunk(2)  # one pass: no item sees another
         terms = critic_terms(logits_real, logits_fake, self.config.kind)
         penalty = lecam = logits_real.new_zeros(())
         if self.config.penalty_weight:
@@ -180,10 +182,10 @@ class Rival(nn.Module):
 
     def _penalty(self, real: Tensor, fake: Tensor, generator: Randomness) -> Tensor:
         if self.config.kind != "wasserstein":
-            return r1_penalty(self.critic, real)
+            return r1_penalty(self.net, real)
         wide = torch.promote_types(real.dtype, torch.float32)
         share = uniform(real.shape[:1], generator, wide, real.device)
-        return between_penalty(self.critic, real.to(wide), fake.to(wide), share)
+        return between_penalty(self.net, real.to(wide), fake.to(wide), share)
 
     @torch.no_grad()
     def _remember(self, logits_real: Tensor, logits_fake: Tensor) -> None:
@@ -199,7 +201,7 @@ class Rival(nn.Module):
 
         All ranks call it together. Logits that are no numbers move nothing, and neither does a step without items.
         """
-        for layer in self.critic.net:
+        for layer in self.net.net:
             if isinstance(layer, SpectralConv):
                 layer.iterate()
         if not self.config.lecam:
@@ -212,5 +214,5 @@ class Rival(nn.Module):
 
     def judge(self, fake: Tensor) -> Tensor:
         """The generator's loss of pictures (B, 3, H, W), (), with a gradient to them and none to the critic."""
-        frozen = {name: parameter.detach() for name, parameter in self.critic.named_parameters()}
-        return generator_term(functional_call(self.critic, frozen, (fake,)), self.config.kind)
+        frozen = {name: parameter.detach() for name, parameter in self.net.named_parameters()}
+        return generator_term(functional_call(self.net, frozen, (fake,)), self.config.kind)

@@ -65,21 +65,24 @@ def read_vae(folder: Path, wanted: VAEConfig) -> tuple[VAE, Scaling]:
 def write_vae(vae: VAE, folder: Path, scaling: Scaling, size: int) -> None:
     """Write a VAE of pyramids as an `AutoencoderKL` folder. Raises ForeignFolderError for other networks.
 
-    scaling: also written as the one factor that older pipelines read, the inverse of the channels' mean deviation. A
-    learned prior and a variance have no place there and stay behind.
+    Pipelines of diffusers unscale latents by latents_std / scaling_factor and latents_mean, or, older ones, by
+    1 / scaling_factor alone; the factor is the inverse of the channels' mean deviation and the deviations are in its
+    unit, so that the former are exact and the latter as near as one number can be. A learned prior and a variance have
+    no place there and stay behind.
     """
     network = _network(vae.config.network)
     if network.inner is not None:
         raise ForeignFolderError("AutoencoderKL knows no inner channels: train with network.inner left out")
+    factor = len(scaling.std) / sum(scaling.std)
     document = {
         **_common(network, size),
         "_class_name": "AutoencoderKL",
         "latent_channels": vae.config.latent_channels,
         "use_quant_conv": network.projected,
         "use_post_quant_conv": network.projected,
-        "scaling_factor": len(scaling.std) / sum(scaling.std),
+        "scaling_factor": factor,
         "latents_mean": list(scaling.mean),
-        "latents_std": list(scaling.std),
+        "latents_std": [std * factor for std in scaling.std],
     }
     _write(folder, document, vae)
 
@@ -188,12 +191,13 @@ def _network(config: object) -> PyramidConfig:
 
 
 def _scaling(document: Mapping[str, Any], channels: int) -> Scaling:
-    """Return mean and deviation: (z - shift) factor = (z - mean) / std."""
+    """Return mean and deviation: z = latents std / factor + mean, or z = latents / factor + shift."""
     mean, std = document.get("latents_mean"), document.get("latents_std")
+    factor = float(document.get("scaling_factor") or DEFAULT_SCALING)
     if mean and std:
-        return Scaling(tuple(map(float, mean)), tuple(map(float, std)))
-    shift, factor = document.get("shift_factor") or 0.0, document.get("scaling_factor") or DEFAULT_SCALING
-    return Scaling((float(shift),) * channels, (1 / float(factor),) * channels)
+        return Scaling(tuple(map(float, mean)), tuple(float(one) / factor for one in std))
+    shift = float(document.get("shift_factor") or 0.0)
+    return Scaling((shift,) * channels, (1 / factor,) * channels)
 
 
 def _load(module: nn.Module, folder: Path) -> None:

@@ -45,8 +45,10 @@ class PerceptualConfig:
     net: Trunk = "vgg"
 
     def __post_init__(self) -> None:
-        if not 0 <= self.weight < float("inf"):
-            raise ValueError(f"weight is {self.weight}, expected 0 or a positive number. Use 1.")
+        if not 0 < self.weight < float("inf"):
+            raise ValueError(f"weight is {self.weight}, expected a number above 0. Use 1, or leave the table out.")
+        if self.net != "vgg" and not self.trunk:
+            raise ValueError(f"net is {self.net!r}, but no trunk is given. Give trunk and heads, or leave net out.")
         if bool(self.trunk) != bool(self.heads):
             given, missing = ("trunk", "heads") if self.trunk else ("heads", "trunk")
             raise ValueError(

@@ -23,6 +23,11 @@ def alone() -> Iterator[None]:
         _alone.reset(token)
 
 
+def place() -> tuple[int, int]:
+    """Return this process' rank and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if _together() else (0, 1)
+
+
 def summed(values: Tensor) -> Tensor:
     """Sum over the ranks, in place."""
     if _together():

@@ -47,6 +47,11 @@ class VAEConfig:
             raise ValueError(f"kl_warmup is {self.kl_warmup}, expected a share from 0 (none) to 1. Try 0.1.")
         if not 0 <= self.free_bits < float("inf"):
             raise ValueError(f"free_bits is {self.free_bits}, expected 0 nats (none) or more. Try 0.1.")
+        if self.weight == 0 and (self.kl_warmup or self.free_bits):
+            raise ValueError(
+                f"kl_weight is 0, so that kl_warmup {self.kl_warmup} and free_bits {self.free_bits} do nothing. Leave "
+                "them out, or try kl_weight = 2e-3."
+            )
         if not SCALES[0] <= self.scale <= SCALES[1]:
             raise ValueError(f"scale is {self.scale}, expected {SCALES[0]:g} to {SCALES[1]:g}. Try 0.1.")
         idle, reason = (

@@ -12,6 +12,7 @@ from pipelines.descent import micro_batches, suspects
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import seeded, step_generator
 from pipelines.loop import BAD_STEPS, Interrupted, Loop
+from pipelines.rehearsal import rehearse
 from pipelines.task import Task, Training
 
 
@@ -154,6 +155,22 @@ def test_the_budget_counts_steps_with_the_rival_and_without(tmp_path):
     facts = run(Duel(), tmp_path, Training(minutes=0.02, batch=16, bf16=False))
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["steps"] == facts["steps"] and plan["budget"] is None
+
+
+def test_the_rehearsal_times_micro_batches_of_either_phase_and_leaves_no_trace(tmp_path):
+    task = Duel()
+    seen, loss = [], task.loss
+
+    def watched(network, batch, generator):
+        seen.append((task.playing, len(batch["x"])))
+        return loss(network, batch, generator)
+
+    task.loss = watched
+    before = flat(task.network), flat(task.rival)
+    training = Training(minutes=1, batch=16, accumulate=4, bf16=False)
+    assert 0 < rehearse(task, training, torch.device("cpu"), 0.5, 1) < 1
+    assert {size for _, size in seen} == {4} and {playing for playing, _ in seen} == {False, True}
+    assert torch.equal(before[0], flat(task.network)) and torch.equal(before[1], flat(task.rival))
 
 
 def test_parts_of_a_batch_are_all_of_it_in_order():

@@ -23,6 +23,29 @@ count = 40
 kind = "vqvae"
 model = { network = { channels = 16, encoder_blocks = 1, decoder_blocks = 1 }, quantizer = { kind = "lfq", bits = 4 } }
 training = { minutes = 0.02, batch = 8, compile = false, bf16 = false }
+[stage.levels]
+kind = "vqvae"
+training = { steps = 8, batch = 8, accumulate = 2, compile = false, bf16 = false, ema = 0.9 }
+[stage.levels.model]
+network = { channels = 16, encoder_blocks = 1, decoder_blocks = 1 }
+quantizer = { codes = 16 }
+top = { channels = 16, blocks = 1, quantizer = { codes = 8 } }
+initial_vectors = 160
+unquantised = 0.3
+revive_every = 2
+[stage.levels.adversarial]
+start = 0.5
+critic = { channels = 8, layers = 1, spectral = true, lecam = 0.1 }
+[stage.latents]
+kind = "vae"
+training = { steps = 6, batch = 8, accumulate = 2, compile = false, bf16 = false }
+[stage.latents.model]
+network = { channels = 16, encoder_blocks = 1, decoder_blocks = 1 }
+variance = "learned"
+prior = { kind = "realnvp", layers = 2, channels = 8 }
+[stage.latents.adversarial]
+start = 0.0
+critic = { channels = 8, layers = 1, kind = "wasserstein" }
 """
 ALMOST_UNQUANTISED = ("stage.vqvae.training.steps=12", "stage.vqvae.model.unquantised=0.99")
 CRITIC = ("stage.vqvae.adversarial.start=0.3", "stage.vqvae.adversarial.critic={channels=8, layers=1, lecam=0.1}")
@@ -70,3 +93,16 @@ def test_one_process_times_steps_whose_loss_is_about_the_batches_of_both(tmp_pat
     on_two_ranks("train", "codes", tmp_path / "tiny.toml", "--out", tmp_path)
     manifest = json.loads((tmp_path / "tiny" / "codes" / "manifest.json").read_text())
     assert manifest["steps"] > 0 and manifest["skipped_steps"] == 0
+
+
+@pytest.mark.parametrize("name", ["levels", "latents"])
+def test_two_processes_train_two_players_over_micro_batches(tmp_path, name):
+    """Levels of codes that start, revive and settle, penalties and a learned prior, each with a critic."""
+    (tmp_path / "tiny.toml").write_text(TINY, encoding="utf-8")
+    on_two_ranks("train", name, tmp_path / "tiny.toml", "--out", tmp_path)
+    folder = tmp_path / "tiny" / name
+    assert json.loads((folder / "manifest.json").read_text())["skipped_steps"] == 0
+    assert all(value.isfinite().all() for value in load_file(folder / "model.safetensors").values())
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    (last,) = (line for line in lines if line["split"] == "train")
+    assert last["rival_gradient_norm"] > 0 and last["adversarial_weight"] > 0

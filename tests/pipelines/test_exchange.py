@@ -1,6 +1,7 @@
 """Pretrained autoencoders as stages of a recipe, trained on from there, and written again for diffusers."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -77,12 +78,31 @@ def test_an_exported_stage_is_what_diffusers_reads(made, tmp_path):
     assert "AutoencoderKL.from_pretrained" in said
     theirs = AutoencoderKL.from_pretrained(tmp_path / "kl").eval()
     torch.testing.assert_close(theirs.encode(x).latent_dist.mean, load_vae(run, "further").encode(x).mean, **CLOSE)
-    assert theirs.config.latents_std == pytest.approx(run.manifest("further")["latent_std"])
+    scaled = [std / theirs.config.scaling_factor for std in theirs.config.latents_std]
+    assert scaled == pytest.approx(run.manifest("further")["latent_std"])
     application().cli(args=["export", str(run.folder), "further_vq", str(tmp_path / "vq")])
     model = load_vqvae(run, "further_vq")
     torch.testing.assert_close(
         VQModel.from_pretrained(tmp_path / "vq").eval()(x).sample, model.decode_codes(model.codes(x), 16, 24), **CLOSE
     )
+
+
+def test_a_stage_is_not_the_same_once_its_folder_holds_other_weights(made):
+    run, _, _ = made
+    folder = Path(run.recipe.stage["vae"].pretrained)
+    assert run.finished("vae")
+    kept = (folder / "diffusion_pytorch_model.safetensors").read_bytes()
+    try:
+        other = shaken(AutoencoderKL(latent_channels=4, **LEVELS))
+        other.decoder.conv_out.bias.data += 1
+        other.save_pretrained(folder.parent / "other")
+        other_weights = (folder.parent / "other" / "diffusion_pytorch_model.safetensors").read_bytes()
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(other_weights)
+        with pytest.raises(PalimpsestError, match=r"does not match the recipe: files\..*safetensors was"):
+            run.finished("vae")
+    finally:
+        (folder / "diffusion_pytorch_model.safetensors").write_bytes(kept)
+    assert run.finished("vae")
 
 
 def test_what_cannot_be_exported_is_said(made, tmp_path):
@@ -101,6 +121,11 @@ def test_what_cannot_be_exported_is_said(made, tmp_path):
         ({"kind": "vae"}, "needs .training., pretrained = FOLDER, or both"),
         ({"kind": "vae", "pretrained": "x", "model": {"latent_channels": 8}}, "come from `pretrained`: leave them out"),
         ({"kind": "vqvae", "pretrained": "x", "model": {"quantizer": {"kind": "fsq"}}}, "come from `pretrained`"),
+        ({"kind": "vqvae", "pretrained": "x", "model": {"top": {}}}, "and top come from `pretrained`"),
+        ({"kind": "vqvae", "pretrained": "x", "model": {"unquantised": 0.2}}, "codebook comes from `pretrained`"),
+        ({"kind": "vqvae", "pretrained": "x", "revive_until": 0.5}, "revive_until do nothing without"),
+        ({"kind": "vae", "pretrained": "x", "model": {"variance": "learned"}}, "does nothing without .training."),
+        ({"kind": "vqvae", "revive_until": -3.0, "training": TRAINING}, "revive_until is -3.0, expected a share"),
     ],
 )
 def test_a_stage_says_where_its_networks_come_from_once(tmp_path, stage, words):

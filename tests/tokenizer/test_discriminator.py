@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tokenizer.discriminator import CriticConfig, PatchCritic, Rival, SpectralConv
+from tokenizer.discriminator import Critic, CriticConfig, PatchCritic, SpectralConv
 
 KINDS = ["hinge", "non_saturating", "wasserstein"]
 
@@ -17,13 +17,13 @@ def pictures(count: int, side: int = 16, seed: int = 0) -> Tensor:
     return torch.rand(count, 3, side, side, generator=generator(seed), dtype=torch.float64) * 2 - 1
 
 
-def rival(**options) -> Rival:
+def critic(**options) -> Critic:
     torch.manual_seed(0)
-    return Rival(CriticConfig(**{"channels": 8, "layers": 1, **options})).double()
+    return Critic(CriticConfig(**{"channels": 8, "layers": 1, **options})).double()
 
 
-def all_terms(kind: str, spectral: bool = False) -> Rival:
-    built = rival(kind=kind, spectral=spectral, penalty=2.0, lecam=0.3, lecam_decay=0.5)
+def all_terms(kind: str, spectral: bool = False) -> Critic:
+    built = critic(kind=kind, spectral=spectral, penalty=2.0, lecam=0.3, lecam_decay=0.5)
     built.averages.copy_(torch.tensor([0.3, -0.2]))
     return built
 
@@ -88,9 +88,9 @@ def test_spectral_norm_has_the_gradient_of_the_paper():
 
 
 def test_only_settling_moves_spectral_vectors():
-    built = rival(spectral=True)
+    built = critic(spectral=True)
     with torch.no_grad():
-        for layer in built.critic.net.children():
+        for layer in built.net.net.children():
             if isinstance(layer, SpectralConv):
                 layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator(1)))
     before = {name: value.clone() for name, value in built.named_buffers()}
@@ -101,7 +101,7 @@ def test_only_settling_moves_spectral_vectors():
     assert not any(torch.equal(value, before[name]) for name, value in built.named_buffers() if name in vectors)
     for _ in range(500):
         built.settle()
-    for layer in built.critic.net.children():
+    for layer in built.net.net.children():
         if isinstance(layer, SpectralConv):
             assert torch.linalg.matrix_norm(layer.normalised().flatten(1), 2).item() == pytest.approx(1, abs=1e-6)
 
@@ -122,7 +122,7 @@ def test_judging_reaches_the_pictures_and_changes_nothing_of_the_critic(kind: st
 def test_a_step_against_judges_gradient_makes_pictures_look_more_real(kind: str):
     built, fake = all_terms(kind), pictures(2).requires_grad_(True)
     (gradient,) = torch.autograd.grad(built.judge(fake), fake)
-    assert built.critic(fake - 1e-2 * gradient / gradient.norm()).mean() > built.critic(fake).mean()
+    assert built.net(fake - 1e-2 * gradient / gradient.norm()).mean() > built.net(fake).mean()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -156,7 +156,7 @@ def test_micro_batches_average_to_the_batch_and_move_the_averages_once(kind: str
 
 def test_settling_moves_the_averages_to_the_mean_logits_by_the_decay():
     built, real, fake = all_terms("hinge"), pictures(3, seed=1), pictures(3, seed=2)
-    means = torch.stack([built.critic(x).mean() for x in (real, fake)]).detach()
+    means = torch.stack([built.net(x).mean() for x in (real, fake)]).detach()
     expected = 0.5 * torch.tensor([0.3, -0.2]).double() + 0.5 * means
     built(real, fake, generator(0))
     built.settle()
@@ -193,16 +193,16 @@ def test_a_batch_that_blew_up_does_not_reach_the_averages():
 def test_r1_is_taken_at_real_pictures(kind: str):
     built, real, fake = all_terms(kind), pictures(2, seed=1), pictures(2, seed=2)
     x = real.clone().requires_grad_(True)
-    (slope,) = torch.autograd.grad(built.critic(x).mean((1, 2)).sum(), x)
+    (slope,) = torch.autograd.grad(built.net(x).mean((1, 2)).sum(), x)
     torch.testing.assert_close(built(real, fake, generator(0)).penalty, slope.square().sum() / 4)
 
 
 def test_the_penalty_draws_one_number_for_each_item_and_only_where_it_needs_one():
     used, untouched = generator(0), generator(0)
-    rival(kind="wasserstein")(pictures(3), pictures(3, seed=1), used)
+    critic(kind="wasserstein")(pictures(3), pictures(3, seed=1), used)
     torch.rand(3, generator=untouched, dtype=torch.float64)
     assert torch.equal(used.get_state(), untouched.get_state())
-    rival(kind="non_saturating", penalty=1.0)(pictures(3), pictures(3, seed=1), used)
+    critic(kind="non_saturating", penalty=1.0)(pictures(3), pictures(3, seed=1), used)
     assert torch.equal(used.get_state(), untouched.get_state())
 
 
@@ -224,7 +224,7 @@ def test_losses_and_penalties_stay_float32_under_autocast(kind: str, spectral: b
 @pytest.mark.parametrize("spectral", [True, False])
 def test_a_critic_learns_to_tell_stripes_from_columns(kind: str, spectral: bool):
     """Both have the same colours; only their direction differs."""
-    built = rival(kind=kind, spectral=spectral, lecam=0.01 if kind == "hinge" else 0.0).float()
+    built = critic(kind=kind, spectral=spectral, lecam=0.01 if kind == "hinge" else 0.0).float()
     optimizer = torch.optim.Adam(built.parameters(), lr=1e-2, betas=(0.5, 0.99))
 
     def stripes(seed: int) -> Tensor:
@@ -237,7 +237,7 @@ def test_a_critic_learns_to_tell_stripes_from_columns(kind: str, spectral: bool)
         loss.total.backward()
         optimizer.step()
         built.settle()
-    real, fake = built.critic(stripes(1000)).mean((1, 2)), built.critic(stripes(1001).mT).mean((1, 2))
+    real, fake = built.net(stripes(1000)).mean((1, 2)), built.net(stripes(1001).mT).mean((1, 2))
     assert real.min() > fake.max()
 
 

@@ -63,9 +63,14 @@ def test_diffusers_reads_a_vae_of_ours(tmp_path):
     write_vae(ours, tmp_path, scaling, size=16)
     theirs, x = AutoencoderKL.from_pretrained(tmp_path).eval(), pictures()
     torch.testing.assert_close(theirs.encode(x).latent_dist.mean, ours.encode(x).mean, **CLOSE)
-    assert theirs.config.scaling_factor == pytest.approx(0.25) and theirs.config.latents_std == [2.0, 4.0, 6.0]
+    config, latents = theirs.config, torch.randn(1, 3, 2, 2)
+    std, mean = (torch.tensor(getattr(config, name)).view(1, -1, 1, 1) for name in ("latents_std", "latents_mean"))
+    unscaled = latents * std / config.scaling_factor + mean  # as their pipelines do
+    expected = [latents[0, i] * scaling.std[i] + scaling.mean[i] for i in range(3)]
+    torch.testing.assert_close(unscaled[0], torch.stack(expected))
+    assert config.scaling_factor == pytest.approx(0.25)  # what pipelines that know of one number read
     again, read = read_vae(tmp_path, VAEConfig(variance="learned"))
-    assert read == scaling
+    assert read.mean == scaling.mean and read.std == pytest.approx(scaling.std)
     assert all(torch.equal(value, again.state_dict()[name]) for name, value in ours.state_dict().items()
                if name != "log_scale")  # fmt: skip
 
