@@ -218,12 +218,45 @@ def export(
     print(export_stage(reopen_run(run), stage, folder))
 
 
+def reconstruct(
+    run: Annotated[Path, tyro.conf.Positional], pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    model: str | None = None, out: Path = Path("reconstructed"), tile: int = 256, overlap: int = 64,
+    sampled: bool = False, seed: int = 0,
+) -> None:  # fmt: skip
+    """Pass your own pictures, of any size, through a trained autoencoder.
+
+    Pictures larger than a tile pass tile by tile, blended where tiles overlap. That is not what one pass over the whole
+    picture would give where the network looks further than a quarter of the overlap, or has norms or attention over the
+    picture (all kinds here have norms), which then see a tile.
+
+    Args:
+        run: folder of a finished run, such as runs/scenes.
+        pictures: image files.
+        model: stage of kind vae or vqvae; the first one by default.
+        out: folder for the pictures, as PNG.
+        tile: side of a tile in pixels.
+        overlap: by how many pixels tiles overlap.
+        sampled: of a VAE: decode a draw from the posterior instead of its mean.
+        seed: of the draws; a picture depends on it and its number alone.
+    """
+    from pipelines.reconstruct import Tiles, reconstruct_files
+    from pipelines.runs import reopen_run
+
+    tiles = Tiles(size=tile, overlap=overlap)
+    done = reconstruct_files(reopen_run(run), model, pictures, out, tiles=tiles, draws=seed if sampled else None)
+    for line in done.lines:
+        print(line)
+    if done.problems:
+        raise PalimpsestError("\n".join(done.problems))
+
+
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
     "train": train,
     "encode": encode,
     "eval": evaluate,
     "export": export,
+    "reconstruct": reconstruct,
 }
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "sample": (

@@ -179,12 +179,16 @@ class VQVAE(nn.Module):
 
     def decode_codes(self, codes: Tensor, height: int, width: int) -> Tensor:
         """codes: (B, L) int64 of pictures of so many pixels -> (B, 3, height, width) float32, not clamped."""
+        return self.decode(self.lookup(codes, height, width))
+
+    def lookup(self, codes: Tensor, height: int, width: int) -> Tensor:
+        """codes: (B, L) int64 of pictures of so many pixels -> what the decoder reads, (B, dim, h, w)."""
         parts, start, first = [], 0, 0
         for (h, w), level in self._shapes(height, width):
             end = start + level.grids * h * w
             parts.append(level.lookup((codes[:, start:end] - first).unflatten(1, (-1, w))))
             start, first = end, first + level.vocabulary
-        return self.decode(parts[0] if len(parts) == 1 else stacked(*parts))
+        return parts[0] if len(parts) == 1 else stacked(*parts)
 
     def codewords(self) -> Tensor:
         """What each code adds to what the decoder reads: (codes, dim) float32; each level has features of its own."""
