@@ -114,10 +114,10 @@ class ContrastiveConfig(TowerSizes):
         """A new `open_clip.CLIP`, a function of the configuration and the seed; global random state stays as it was."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return _construct(self.document())
+            return construct(self.document())
 
 
-def _construct(document: dict[str, Any]) -> nn.Module:
+def construct(document: dict[str, Any]) -> nn.Module:
     """Untrained model of a configuration document, on the CPU, with its preprocessing attached as open_clip does."""
     open_clip = import_open_clip()
     cfg = copy.deepcopy(document["model_cfg"])
@@ -250,7 +250,7 @@ def load_contrastive(folder: Path) -> nn.Module:
     """
     document = read_document(folder)
     weights = find_weights(folder)
-    model = _construct(document)
+    model = construct(document)
     load_checkpoint = importlib.import_module("open_clip.factory").load_checkpoint
     try:
         load_checkpoint(model, str(weights))

@@ -19,6 +19,7 @@ import tyro
 from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
+from pipelines.cli_codec import export, reconstruct
 from pipelines.cli_sample import (
     Words,
     sample_caption,
@@ -35,8 +36,9 @@ Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE .
 
 
 def run(
-    recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, budget: float | None = None, set_: Sets = ()
-) -> None:
+    recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, budget: float | None = None, set_: Sets = (),
+    dry: bool = False,
+) -> None:  # fmt: skip
     """Run every stage of a recipe; finished stages are skipped and an interrupted one goes on.
 
     Args:
@@ -45,7 +47,16 @@ def run(
         data: folder of shards; needed where the recipe names none.
         budget: minutes for the whole run; training times are scaled to fit.
         set_: recipe values to change, such as stage.vae.training.minutes=5.
+        dry: build every network without memory, print what the recipe would train, or why it cannot, and run nothing.
     """
+    if dry:
+        from pipelines.config import load_recipe
+        from pipelines.dry import dry_run
+        from pipelines.run import within_budget, worker_count
+
+        read = load_recipe(recipe, set_)
+        print(dry_run(read if budget is None else within_budget(read, budget, worker_count())))
+        return
     from pipelines.run import run_recipe, start_run, summary
 
     opened = start_run(recipe, out=out, data=data, budget=budget, overrides=set_)
@@ -200,54 +211,6 @@ def study_import(
     from pipelines.study import import_study
 
     print(import_study(votes, key, out))
-
-
-def export(
-    run: Annotated[Path, tyro.conf.Positional], stage: Words, folder: Annotated[Path, tyro.conf.Positional]
-) -> None:
-    """Write a trained autoencoder (networks of kind pyramid) as a folder that diffusers reads.
-
-    Args:
-        run: folder of a finished run, such as runs/scenes.
-        stage: one of kind vae or vqvae.
-        folder: where to; must not exist yet, or be empty.
-    """
-    from pipelines.exchange import export as export_stage
-    from pipelines.runs import reopen_run
-
-    print(export_stage(reopen_run(run), stage, folder))
-
-
-def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional], pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    model: str | None = None, out: Path = Path("reconstructed"), tile: int = 256, overlap: int = 64,
-    sampled: bool = False, seed: int = 0,
-) -> None:  # fmt: skip
-    """Pass your own pictures, of any size, through a trained autoencoder.
-
-    Pictures larger than a tile pass tile by tile, blended where tiles overlap. That is not what one pass over the whole
-    picture would give where the network looks further than a quarter of the overlap, or has norms or attention over the
-    picture (all kinds here have norms), which then see a tile.
-
-    Args:
-        run: folder of a finished run, such as runs/scenes.
-        pictures: image files.
-        model: stage of kind vae or vqvae; the first one by default.
-        out: folder for the pictures, as PNG.
-        tile: side of a tile in pixels.
-        overlap: by how many pixels tiles overlap.
-        sampled: of a VAE: decode a draw from the posterior instead of its mean.
-        seed: of the draws; a picture depends on it and its number alone.
-    """
-    from pipelines.reconstruct import Tiles, reconstruct_files
-    from pipelines.runs import reopen_run
-
-    tiles = Tiles(size=tile, overlap=overlap)
-    done = reconstruct_files(reopen_run(run), model, pictures, out, tiles=tiles, draws=seed if sampled else None)
-    for line in done.lines:
-        print(line)
-    if done.problems:
-        raise PalimpsestError("\n".join(done.problems))
 
 
 VERBS: dict[str, Callable[..., None]] = {

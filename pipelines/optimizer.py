@@ -22,8 +22,7 @@ def optimizers_of(network: nn.Module, training: Training, factor: float = 1.0) -
     rate serves both; embeddings, norms, biases and convolutions stay with AdamW.
     """
     learned = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    linear = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
-    matrices = [p for p in learned if id(p) in linear] if training.optimizer == "muon" else []
+    matrices = matrices_of(network, training)
     moved = {id(matrix) for matrix in matrices}
     adamw = torch.optim.AdamW(
         [parameter for parameter in learned if id(parameter) not in moved],
@@ -39,6 +38,13 @@ def optimizers_of(network: nn.Module, training: Training, factor: float = 1.0) -
         for group in optimizer.param_groups:
             group["factor"] = factor
     return optimizers
+
+
+def matrices_of(network: nn.Module, training: Training) -> list[nn.Parameter]:
+    """Return the parameters that muon moves; none where all are AdamW's."""
+    linear = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
+    learned = (parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) in linear)
+    return list(learned) if training.optimizer == "muon" else []
 
 
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -51,15 +51,19 @@ def read_vae(folder: Path, wanted: VAEConfig) -> tuple[VAE, Scaling]:
 
     Weights in half precision become float32. Raises ForeignFolderError where the folder is no such autoencoder.
     """
+    vae = VAE(vae_config(folder, wanted))
+    _load(vae, folder)
+    return vae, _scaling(_document(folder, "AutoencoderKL"), vae.config.latent_channels)
+
+
+def vae_config(folder: Path, wanted: VAEConfig) -> VAEConfig:
+    """Return the configuration of the VAE that `read_vae` returns, without reading its weights."""
     document = _document(folder, "AutoencoderKL")
-    channels = int(document.get("latent_channels", 4))
     projected = bool(document.get("use_quant_conv", True))
     if projected != bool(document.get("use_post_quant_conv", True)):
         raise ForeignFolderError(f"{folder} has a 1x1 convolution on one side of the latents only, which is not built")
     network = _pyramid(folder, document, projected=projected)
-    vae = VAE(replace(wanted, network=network, latent_channels=channels))
-    _load(vae, folder)
-    return vae, _scaling(document, channels)
+    return replace(wanted, network=network, latent_channels=int(document.get("latent_channels", 4)))
 
 
 def write_vae(vae: VAE, folder: Path, scaling: Scaling, size: int) -> None:
@@ -92,6 +96,13 @@ def read_vqvae(folder: Path, wanted: VQVAEConfig) -> VQVAE:
 
     Its codebook is one that is learned by gradient.
     """
+    model = VQVAE(vqvae_config(folder, wanted))
+    _load(model, folder)
+    return model
+
+
+def vqvae_config(folder: Path, wanted: VQVAEConfig) -> VQVAEConfig:
+    """Return the configuration of the VQ-VAE that `read_vqvae` returns, without reading its weights."""
     document = _document(folder, "VQModel")
     if document.get("norm_type", "group") != "group":
         raise ForeignFolderError(f"{folder}: norm_type is {document['norm_type']!r}, and only 'group' is built")
@@ -100,9 +111,7 @@ def read_vqvae(folder: Path, wanted: VQVAEConfig) -> VQVAE:
     network = replace(_pyramid(folder, document, projected=True), inner=None if inner == dim else inner)
     quantizer = VQConfig(codes=int(document.get("num_vq_embeddings", 256)), dim=dim, learn="gradient")
     started = max(wanted.initial_vectors, quantizer.codes)
-    model = VQVAE(replace(wanted, network=network, quantizer=quantizer, initial_vectors=started))
-    _load(model, folder)
-    return model
+    return replace(wanted, network=network, quantizer=quantizer, initial_vectors=started)
 
 
 def write_vqvae(model: VQVAE, folder: Path, size: int) -> None:

@@ -1,0 +1,83 @@
+"""`palimpsest run RECIPE --dry`: what a recipe would train, without data, memory or training.
+
+Every network is built on torch's meta device, which knows shapes and no values, so that sizes that do not fit are
+refused here as they would be hours later. What only the data or another stage's result can tell is taken from the
+recipe, or said to be unknown.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pipelines.errors import PalimpsestError
+from pipelines.optimizer import matrices_of
+from pipelines.recipe import Recipe
+from pipelines.sketch import Part, sketch
+from pipelines.task import Training
+
+HEADS = ("stage", "kind", "parameters", "training", "batch", "shape", "memory", "needs")
+NOTE = (
+    "Memory: weights, optimiser and averaged weights, as they are kept on each device. Gradients (4 bytes a "
+    "parameter), activations and frozen networks beside them come on top."
+)
+
+
+def dry_run(recipe: Recipe) -> str:
+    """Return the table of a recipe's stages. Raises PalimpsestError, which names the stage, where one cannot be."""
+    rows: list[tuple[str, ...]] = [HEADS]
+    for name in recipe.order():
+        stage = recipe.stage[name]
+        try:
+            _check_files(stage)
+            with torch.device("meta"):
+                found = sketch(recipe, name)
+        except (ValueError, OSError) as error:
+            raise PalimpsestError(f"stage.{name} cannot be built: {error}") from error
+        needs = ", ".join(stage.needs)
+        if not found.parts:
+            rows.append((name, stage.kind, "", "", "", found.shape, "", needs))
+        for part in found.parts:
+            label = f"{name} {part.label}".strip()
+            rows.append((label, stage.kind, *_numbers(part), found.shape, _memory(part), needs))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([*lines, "", NOTE])
+
+
+def _check_files(stage: Any) -> None:
+    """Raise ValueError where a stage names a local file that is not there."""
+    perceptual = getattr(stage, "perceptual", None)
+    for path in (perceptual.trunk, perceptual.heads) if perceptual else ():
+        if path and not Path(path).is_file():
+            raise ValueError(f"perceptual names the file {path!r}, which is not there: give its path with --set")
+
+
+def _numbers(part: Part) -> tuple[str, str, str]:
+    """Return parameters, length of the training, and batch of a part, in words."""
+    count = "unknown" if part.network is None else f"{sum(p.numel() for p in part.network.parameters()):,}"
+    if (training := part.training) is None:
+        return count, "none", ""
+    length = f"{training.steps:,} steps" if training.steps else f"{training.minutes:g} minutes"
+    batch = f"{training.batch}" if training.accumulate == 1 else f"{training.batch} in {training.accumulate} parts"
+    return count, length, batch
+
+
+def memory(network: nn.Module, training: Training | None) -> int:
+    """Return the bytes of weights, moments of the optimiser and averaged weights of a network."""
+    weights = sum(value.numel() * value.element_size() for value in (*network.parameters(), *network.buffers()))
+    if training is None:
+        return weights
+    matrices = sum(matrix.numel() for matrix in matrices_of(network, training))  # one moment each, all others two
+    learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    return weights * (1 if training.ema is None else 2) + 4 * (2 * learned - matrices)
+
+
+def _memory(part: Part) -> str:
+    if part.network is None:
+        return "unknown"
+    amount = memory(part.network, part.training) / 1e6
+    return f"{amount / 1e3:.2f} GB" if amount >= 1e3 else f"{amount:.1f} MB"

@@ -1,0 +1,244 @@
+"""The networks of a recipe's stages, from the recipe alone: for `pipelines.dry`, which builds them without memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from backbone.clip import ContrastiveConfig, construct, read_document
+from discrete.layout import Layout
+from discrete.model import MaskedTransformer
+from discrete.picture_prior import PicturePrior
+from discrete.text_model import TextTransformer
+from eval.scene import SceneJudge, SceneJudgeConfig
+from latent.classifier import NoisyMatch
+from latent.unet import UNet, UNetConfig
+from pipelines.data.grammar import for_size
+from pipelines.data.scenes import describe
+from pipelines.models import build_latent
+from pipelines.recipe import Recipe
+from pipelines.stage_config import (
+    ArStage,
+    BPEStage,
+    ClassifierStage,
+    ClipStage,
+    DistillStage,
+    EncodeStage,
+    JudgeStage,
+    LatentConfig,
+    LatentStage,
+    MdlmStage,
+    SceneJudgeStage,
+    ScenesData,
+    UpscaleStage,
+    VAEStage,
+    VQVAEStage,
+)
+from pipelines.task import Training
+from pipelines.text.config import TextModelStage, TextTokensStage
+from tokenizer.discriminator import Rival
+from tokenizer.exchange import vae_config, vqvae_config
+from tokenizer.vae import VAE, VAEConfig
+from tokenizer.vqvae import VQVAE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A network of a stage, on the meta device (None: its size is not known yet), and how it trains, if it does."""
+
+    network: nn.Module | None
+    training: Training | None = None
+    label: str = ""  # where a stage has several
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """What a stage is made of, and the shape of what it reads or makes."""
+
+    parts: tuple[Part, ...] = ()
+    shape: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the encoders of a cache decide: latents (channels, side, side), codes, and the sizes of the text."""
+
+    channels: int
+    side: int
+    layout: Layout
+    text: dict[str, int]
+
+
+def sketch(recipe: Recipe, name: str) -> Sketch:
+    """Build the networks of a stage on the device that torch has as its default."""
+    stage, size = recipe.stage[name], getattr(recipe.data, "size", 0)
+    match stage:
+        case BPEStage():
+            return Sketch(shape=f"{stage.length} tokens of {stage.vocab_size:,}")
+        case VAEStage():
+            vae = _vae(stage)
+            shape = f"{vae.config.latent_channels} x {_grid(size, vae.downsample)} latents"
+            return Sketch((Part(network=vae, training=stage.training), *_critic(stage)), shape)
+        case VQVAEStage():
+            vqvae = _vqvae(stage)
+            _grid(size, vqvae.config.multiple)
+            return Sketch((Part(network=vqvae, training=stage.training), *_critic(stage)), _codes(vqvae, size))
+        case ClipStage() | JudgeStage():
+            made = _towers(recipe, name, stage)
+            return Sketch((Part(network=made[0], training=stage.training),), f"text {_sizes(made[1])}")
+        case SceneJudgeStage():
+            return Sketch((Part(network=_scene_judge(recipe, stage), training=stage.training),), _pixels(size))
+        case EncodeStage():
+            made = encoded(recipe, name)
+            latents = f"{made.channels} x {made.side} x {made.side} latents"
+            return Sketch(shape=f"{latents}, {made.layout.image_length} codes, text {_sizes(made.text)}")
+        case LatentStage() | DistillStage():
+            model = recipe.origin(name).model
+            return _over_latents(recipe, name, stage.training, lambda made: _latent(model, made))
+        case ClassifierStage():
+            return _over_latents(recipe, name, stage.training, lambda made: _match(stage, made))
+        case UpscaleStage():
+            config = dataclasses.replace(stage.model, channels=3, image_channels=3, **_encoded_for(recipe, name).text)
+            shape = f"{stage.source} to {_pixels(stage.size)}"
+            return Sketch((Part(network=UNet(config), training=stage.training),), shape)
+        case MdlmStage() | ArStage():
+            layout = _encoded_for(recipe, name).layout
+            built = _tokens(stage, layout)
+            shape = f"{layout.text_length} + {layout.image_length} tokens of {layout.mask_id + 1:,}"
+            return Sketch((Part(network=built, training=stage.training),), shape)
+        case TextModelStage():
+            return Sketch((Part(network=_text_model(recipe, name, stage), training=stage.training),),
+                          f"{stage.length} tokens")  # fmt: skip
+        case _:  # it trains nothing
+            return Sketch()
+
+
+def encoded(recipe: Recipe, name: str) -> Encoded:
+    """Return what the encoders of the encode stage `name` decide."""
+    vae, vqvae, bpe, clip = (recipe.of_kind(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
+    stages = recipe.stage[vae], recipe.stage[vqvae], recipe.stage[bpe], recipe.stage[clip]
+    continuous, discrete, captions, towers = stages
+    assert isinstance(continuous, VAEStage) and isinstance(discrete, VQVAEStage)
+    assert isinstance(captions, BPEStage) and isinstance(towers, ClipStage)
+    config, model = _vae_config(continuous), _vqvae(discrete)
+    layout = Layout(
+        text_length=captions.length,
+        text_vocab=captions.vocab_size,
+        sides=tuple(side for side, _ in model.grids(recipe.size, recipe.size)),
+        image_vocabs=model.vocabularies,
+    )
+    text = _towers(recipe, clip, towers)[1]
+    side = recipe.size // config.network.factor
+    return Encoded(channels=config.latent_channels, side=side, layout=layout, text=text)
+
+
+def _encoded_for(recipe: Recipe, name: str) -> Encoded:
+    return encoded(recipe, recipe.of_kind(name, "encode")[0])
+
+
+def _over_latents(
+    recipe: Recipe, name: str, training: Training, build: Callable[[Encoded], tuple[nn.Module, int, int]]
+) -> Sketch:
+    """Sketch a model of latents; build: the network, what must divide the latents' sides, and the patch it reads."""
+    made = _encoded_for(recipe, name)
+    network, factor, patch = build(made)
+    if made.side % factor:
+        raise ValueError(
+            f"the latents are {made.side} x {made.side}, and the model reads multiples of {factor}: take a smaller "
+            "patch or fewer levels, or another data.size"
+        )
+    return Sketch((Part(network=network, training=training),), f"{(made.side // patch) ** 2} tokens, patch {patch}")
+
+
+def _latent(model: LatentConfig, made: Encoded) -> tuple[nn.Module, int, int]:
+    config = dataclasses.replace(model, channels=made.channels, **made.text)
+    return build_latent(config), config.factor if isinstance(config, UNetConfig) else config.patch, config.patch
+
+
+def _match(stage: ClassifierStage, made: Encoded) -> tuple[nn.Module, int, int]:
+    """Build a classifier with as many captions in its bank as it may have."""
+    config = dataclasses.replace(stage.model, channels=made.channels, pooled_width=made.text["pooled_width"])
+    return NoisyMatch(config, stage.schedule), config.patch, config.patch
+
+
+def _tokens(stage: MdlmStage | ArStage, layout: Layout) -> nn.Module:
+    if isinstance(stage, MdlmStage):
+        return MaskedTransformer(stage.model, layout)
+    return PicturePrior(stage.model, layout)
+
+
+def _text_model(recipe: Recipe, name: str, stage: TextModelStage) -> nn.Module | None:
+    """Build a text model, unless the text alone tells how many characters there are."""
+    tokens = recipe.stage[recipe.of_kind(name, "text_tokens")[0]]
+    assert isinstance(tokens, TextTokensStage)
+    return TextTransformer(stage.model, tokens.vocab_size) if tokens.vocab_size else None
+
+
+def _scene_judge(recipe: Recipe, stage: SceneJudgeStage) -> nn.Module | None:
+    """Build the judge of scenes, unless the data's own manifest has to say what is in them."""
+    if not isinstance(recipe.data, ScenesData):
+        return None
+    made = describe(for_size(recipe.data.size))
+    config = SceneJudgeConfig(attributes=made["attributes"], slots=len(made["objects"]), widths=stage.widths)
+    return SceneJudge(config)
+
+
+def _vae_config(stage: VAEStage) -> VAEConfig:
+    return vae_config(Path(stage.pretrained), stage.model) if stage.pretrained else stage.model
+
+
+def _vae(stage: VAEStage) -> VAE:
+    return VAE(_vae_config(stage))
+
+
+def _vqvae(stage: VQVAEStage) -> VQVAE:
+    return VQVAE(vqvae_config(Path(stage.pretrained), stage.model) if stage.pretrained else stage.model)
+
+
+def _critic(stage: VAEStage | VQVAEStage) -> tuple[Part, ...]:
+    """Return the second player of an autoencoder, which keeps no average."""
+    if stage.adversarial is None or stage.training is None:
+        return ()
+    training = dataclasses.replace(stage.training, ema=None)
+    return (Part(network=Rival(stage.adversarial.critic), training=training, label="critic"),)
+
+
+def _towers(recipe: Recipe, name: str, stage: ClipStage | JudgeStage) -> tuple[nn.Module, dict[str, int]]:
+    """Return contrastive towers, and what a latent model needs to know of their text."""
+    if stage.pretrained is not None:
+        document = read_document(Path(stage.pretrained))
+        text = document["model_cfg"]["text_cfg"]
+        width, length = text.get("width", 512), text.get("context_length", 77)
+        sizes = {"text_width": width, "pooled_width": document["model_cfg"]["embed_dim"], "text_length": length}
+        return construct(document), sizes
+    bpe = recipe.stage[recipe.of_kind(name, "bpe")[0]]
+    assert isinstance(bpe, BPEStage)
+    config = ContrastiveConfig(
+        **vars(stage.model), image_size=recipe.size, vocab_size=bpe.vocab_size, context_length=bpe.length, end_id=1
+    )
+    sizes = {"text_width": config.text_width, "pooled_width": config.embed_dim, "text_length": config.context_length}
+    return config.build(seed=0), sizes
+
+
+def _grid(size: int, multiple: int) -> str:
+    """Return the grid of positions that pictures become. Raises ValueError where it does not fit."""
+    if size % multiple:
+        raise ValueError(f"pictures of {size} pixels, expected a multiple of {multiple}: change data.size")
+    return f"{size // multiple} x {size // multiple}"
+
+
+def _codes(model: VQVAE, size: int) -> str:
+    grids = zip(model.grids(size, size), model.vocabularies, strict=True)
+    return ", ".join(f"{h} x {w} codes of {codes:,}" for (h, w), codes in grids)
+
+
+def _sizes(text: dict[str, int]) -> str:
+    return f"{text['text_length']} x {text['text_width']}, pooled {text['pooled_width']}"
+
+
+def _pixels(size: int) -> str:
+    return f"{size} x {size} pixels"
