@@ -40,7 +40,7 @@ from pipelines.stage_config import (
 )
 from pipelines.task import Training
 from pipelines.text.config import TextModelStage, TextTokensStage
-from tokenizer.discriminator import Rival
+from tokenizer.discriminator import Critic
 from tokenizer.exchange import vae_config, vqvae_config
 from tokenizer.vae import VAE, VAEConfig
 from tokenizer.vqvae import VQVAE
@@ -204,7 +204,7 @@ def _critic(stage: VAEStage | VQVAEStage) -> tuple[Part, ...]:
     if stage.adversarial is None or stage.training is None:
         return ()
     training = dataclasses.replace(stage.training, ema=None)
-    return (Part(network=Rival(stage.adversarial.critic), training=training, label="critic"),)
+    return (Part(network=Critic(stage.adversarial.critic), training=training, label="critic"),)
 
 
 def _towers(recipe: Recipe, name: str, stage: ClipStage | JudgeStage) -> tuple[nn.Module, dict[str, int]]:
