@@ -78,7 +78,7 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
     stage, size = recipe.stage[name], getattr(recipe.data, "size", 0)
     match stage:
         case BPEStage():
-            return Sketch(shape=f"{stage.length} tokens of {stage.vocab_size:,}")
+            return Sketch(shape=f"{stage.length} tokens of at most {stage.vocab_size:,}")
         case VAEStage():
             vae = _vae(stage)
             shape = f"{vae.config.latent_channels} x {_grid(size, vae.downsample)} latents"
