@@ -6,12 +6,13 @@ from dataclasses import replace
 from itertools import pairwise, product
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from backbone.attention import available
 from discrete.predict import denoiser
-from scripts.bench import accelerator, sampling, timing, training
+from scripts.bench import accelerator, autoencoders, sampling, timing, training
 from scripts.bench import discrete as text
 from scripts.bench.peers import PEERS, ours, theirs
 from scripts.bench.rivals import Rival, batch_of, count
@@ -205,6 +206,19 @@ def test_quick_discrete_has_every_table_and_its_numbers_are_above_zero(capsys):
     numbers += [value for row in draws[1:] for value in values(row[2:])]
     assert all(value > 0 for value in numbers)
     assert "transformers" in printed
+
+
+def test_quick_autoencoders_have_every_table_with_both_kinds_on_both_sides(capsys):
+    autoencoders.main(autoencoders.Options(quick=True))
+    speed, sweep, quality, book = tables(capsys.readouterr().out)
+    assert [row[1] for row in speed[1:]] == ["vae", "vae", "vqvae", "vqvae"]
+    assert [(row[1], row[2]) for row in sweep[1:]] == list(product(("vae", "vqvae"), ("ours", "theirs")))
+    assert [row[1] for row in quality[1:]] == ["vae", "vqvae"]
+    assert [row[0] for row in book[1:]] == ["0", "1"]
+    for row in quality[1:]:
+        mine, other, difference = values(row[3:6])
+        assert difference == pytest.approx(mine - other, abs=0.011)
+        assert np.mean([float(part) for part in row[6].split(",")]) == pytest.approx(difference, abs=0.011)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 50])
