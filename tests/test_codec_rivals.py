@@ -67,7 +67,11 @@ def test_the_loss_of_their_vqvae_is_ours_of_the_same_vectors(place):
     x_hat, codes = model.rebuild(x)
     codewords = model.network.quantize.embedding(codes).view(4, 4, 4, -1).permute(0, 3, 1, 2)
     expected = vqvae_loss(x_hat, x, *codebook_terms(vectors, codewords), kind=config.reconstruction, beta=config.beta)
-    torch.testing.assert_close(model.loss(x, torch.Generator()), expected.total)
+    found = model.loss(x, torch.Generator())
+    torch.testing.assert_close(found, expected.total)
+    parameters = list(model.network.parameters())  # which term beta weighs shows in the gradients alone
+    for one, other in zip(*(torch.autograd.grad(loss, parameters) for loss in (found, expected.total)), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
     assert expected.own > 0
 
 
