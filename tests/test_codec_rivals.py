@@ -16,6 +16,7 @@ from scripts.bench import autoencoders
 from scripts.bench.codec_rivals import WIDE, Place, Shape, codec, configs, their_vae, their_vqvae
 from scripts.bench.codec_runs import Job, Ledger, Pictures, Trainer, some_of, steps_of
 from scripts.bench.rivals import count
+from tests.conftest import ROOT
 from tokenizer.loss import codebook_terms, vqvae_loss
 from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
@@ -125,6 +126,15 @@ def test_without_diffusers_one_sentence_says_how_to_install_it():
     assert done.returncode == 1
     assert done.stderr.strip().count("\n") == 0
     assert "pip install" in done.stderr
+
+
+def test_the_benchmark_runs_alone_without_what_other_tests_import():
+    done = subprocess.run(
+        [sys.executable, "-m", "scripts.bench.autoencoders", "--quick", "--tables", "speed", "--kind", "vqvae"],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "| scenes | vqvae |" in done.stdout
 
 
 def test_without_data_the_options_say_what_to_give():

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+import diffusers
 import torch
-from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
-from diffusers.models.autoencoders.vq_model import VQModel
 from torch import Tensor, nn
 
+from backbone.cure import cure_torchvision
 from backbone.folded import FoldedConfig
 from pipelines.hardware import seeded
 from pipelines.recipe import Recipe
@@ -30,6 +30,7 @@ from tokenizer.quantize import VQConfig
 from tokenizer.vae import VAE, VAEConfig
 from tokenizer.vqvae import VQVAE, VQVAEConfig
 
+cure_torchvision()  # diffusers imports it for its networks
 Kind = Literal["vae", "vqvae"]
 Side = Literal["ours", "theirs"]
 LEVELS = 3  # each but the last halves the picture: f4, as ours
@@ -106,9 +107,9 @@ def configs(shape: Shape) -> tuple[VAEConfig, VQVAEConfig]:
     )
 
 
-def their_vae(shape: Shape, config: VAEConfig) -> AutoencoderKL:
+def their_vae(shape: Shape, config: VAEConfig) -> Any:
     """AutoencoderKL with as many latent channels as ours."""
-    return AutoencoderKL(
+    return diffusers.AutoencoderKL(  # pyright: ignore[reportPrivateImportUsage]
         block_out_channels=shape.widths,  # type: ignore[arg-type]
         down_block_types=("DownEncoderBlock2D",) * LEVELS,  # type: ignore[arg-type]
         up_block_types=("UpDecoderBlock2D",) * LEVELS,  # type: ignore[arg-type]
@@ -116,9 +117,9 @@ def their_vae(shape: Shape, config: VAEConfig) -> AutoencoderKL:
     )
 
 
-def their_vqvae(shape: Shape, config: VQVAEConfig) -> VQModel:
+def their_vqvae(shape: Shape, config: VQVAEConfig) -> Any:
     """VQModel with a codebook as large as ours; beta weighs the encoder's term, as in the paper."""
-    network = VQModel(
+    network = diffusers.VQModel(  # pyright: ignore[reportPrivateImportUsage]
         block_out_channels=shape.widths,
         down_block_types=("DownEncoderBlock2D",) * LEVELS,
         up_block_types=("UpDecoderBlock2D",) * LEVELS,
@@ -155,12 +156,12 @@ def _our_vqvae(task: VQVAETask) -> Codec:
     )
 
 
-def _their_vae(network: AutoencoderKL, config: VAEConfig) -> Codec:
+def _their_vae(network: Any, config: VAEConfig) -> Codec:
     def encode(x: Tensor) -> Gaussian:
-        return Gaussian.of(network.encode(x).latent_dist.parameters)  # type: ignore[union-attr]
+        return Gaussian.of(network.encode(x).latent_dist.parameters)
 
     def decode(z: Tensor) -> Tensor:
-        return network.decode(z).sample.float()  # type: ignore[union-attr]
+        return network.decode(z).sample.float()
 
     def loss(x: Tensor, generator: torch.Generator) -> Tensor:
         posterior = encode(x)
@@ -170,11 +171,11 @@ def _their_vae(network: AutoencoderKL, config: VAEConfig) -> Codec:
     return Codec(network=network, loss=loss, before=_nothing, rebuild=lambda x: (decode(encode(x).mean), None))
 
 
-def _their_vqvae(network: VQModel, config: VQVAEConfig) -> Codec:
+def _their_vqvae(network: Any, config: VQVAEConfig) -> Codec:
     def quantised(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Pictures, the codebook's term with beta times the commitment, and codes (B h w,)."""
-        z, terms, (_, _, codes) = network.quantize(network.encode(x).latents.float())  # type: ignore[union-attr]
-        return network.decode(z, force_not_quantize=True).sample.float(), terms, codes  # type: ignore[union-attr]
+        z, terms, (_, _, codes) = network.quantize(network.encode(x).latents.float())
+        return network.decode(z, force_not_quantize=True).sample.float(), terms, codes
 
     def loss(x: Tensor, generator: torch.Generator) -> Tensor:
         del generator
