@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.util import find_spec
@@ -79,14 +79,14 @@ class Options:
     sets: Annotated[tuple[SetName, ...], tyro.conf.arg(name="set")] = ("openmoji", "cifar10")
     kinds: Annotated[tuple[Kind, ...], tyro.conf.arg(name="kind")] = ("vae", "vqvae")
     tables: tuple[Table, ...] = ("speed", "sweep", "quality", "codebook")
-    steps: int = 600
-    sweep_steps: int = 150
-    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
+    steps: int = 400
+    sweep_steps: int = 100
+    rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
     seeds: int = 3
     batch: int = 8
     rounds: int = 15
     bf16: bool = True
-    long_steps: int = 4000
+    long_steps: int = 8000
     long_batch: int = 16
     out: Path = Path("runs/bench/autoencoders.jsonl")
     quick: bool = False
@@ -128,9 +128,14 @@ def report(options: Options) -> None:
     print(machine(CPU))
 
 
-def pairs(options: Options) -> Iterator[tuple[SetName, Kind]]:
+def pairs(options: Options) -> list[tuple[SetName, Kind]]:
     """Sets and kinds."""
-    return ((name, kind) for name in options.sets for kind in options.kinds)
+    return [(name, kind) for name in options.sets for kind in options.kinds]
+
+
+def both_sides(options: Options) -> list[Key]:
+    """Sets, kinds and sides."""
+    return [(name, kind, side) for name, kind in pairs(options) for side in SIDES]
 
 
 # What a step costs.
@@ -168,16 +173,8 @@ def speed_row(options: Options, trainer: Trainer, name: SetName, kind: Kind) -> 
     took = alternate(steps, options.rounds, CPU)
     times = [shown(median(took[side]), 0, 1e3) for side in SIDES]
     widths = f"{shape.channels} and {', '.join(map(str, shape.widths))}"
-    precision = "bf16" if options.bf16 else "float32"
-    return [
-        name,
-        kind,
-        widths,
-        " / ".join(sizes.values()),
-        precision,
-        *times,
-        shown(ratio(took["ours"], took["theirs"])),
-    ]
+    what = [name, kind, widths, " / ".join(sizes.values()), "bf16" if options.bf16 else "float32"]
+    return [*what, *times, shown(ratio(took["ours"], took["theirs"]))]
 
 
 # Trainings.
@@ -199,15 +196,12 @@ def trials(options: Options, name: SetName, kind: Kind, side: Side) -> dict[floa
     }
 
 
-def sweep(options: Options, trainer: Trainer) -> Mapping[Key, dict[float, float]]:
+def sweep(options: Options, trainer: Trainer, keys: Sequence[Key]) -> Mapping[Key, dict[float, float]]:
     """PSNR in dB by rate, for each set, kind and side."""
-    sides: list[Key] = [(name, kind, side) for name, kind in pairs(options) for side in SIDES]
-    # the sides take turns, so that the time which is left can be told
-    trainer.finish([trials(options, *key)[rate] for rate in options.rates for key in sides])
+    # both sides with every rate, so that the time which is left can be told
+    trainer.finish([trials(options, *key)[rate] for rate in options.rates for key in keys])
     known = trainer.ledger.known
-    return {
-        key: {rate: float(np.mean(known[job].psnr)) for rate, job in trials(options, *key).items()} for key in sides
-    }
+    return {key: {rate: float(np.mean(known[job].psnr)) for rate, job in trials(options, *key).items()} for key in keys}
 
 
 def best(found: Mapping[float, float]) -> float:
@@ -219,7 +213,7 @@ def sweep_table(options: Options, trainer: Trainer) -> str:
     """A row for each set, kind and side."""
     rows = [
         [*key, *(f"{found[rate]:.2f}" for rate in options.rates), f"{best(found):g}"]
-        for key, found in sweep(options, trainer).items()
+        for key, found in sweep(options, trainer, both_sides(options)).items()
     ]
     columns = ["set", "kind", "side", *(f"{rate:g}" for rate in options.rates), "best rate"]
     return f"PSNR in dB of training pictures after {options.sweep_steps} steps, one seed\n\n{table(columns, rows)}"
@@ -227,7 +221,7 @@ def sweep_table(options: Options, trainer: Trainer) -> str:
 
 def quality_table(options: Options, trainer: Trainer) -> str:
     """A row for each set and kind."""
-    rates = {key: best(found) for key, found in sweep(options, trainer).items()}
+    rates = {key: best(found) for key, found in sweep(options, trainer, both_sides(options)).items()}
     jobs = {key: [job_of(options, *key, rate, seed) for seed in range(options.seeds)] for key, rate in rates.items()}
     trainer.finish([runs[seed] for seed in range(options.seeds) for runs in jobs.values()])
     known = trainer.ledger.known
@@ -267,19 +261,18 @@ def health(found: Mapping[Side, Sequence[Result]], figure: Callable[[Result], fl
 def codebook_table(options: Options, trainer: Trainer) -> str:
     """A row for each seed."""
     name: SetName = "scenes" if options.quick else "cifar10"
-    rate = best(sweep(replace(options, sets=(name,), kinds=("vqvae",)), trainer)[name, "vqvae", "ours"])
+    key: Key = (name, "vqvae", "ours")
+    rate = best(sweep(options, trainer, [key])[key])
     longer = replace(options, steps=options.long_steps, batch=options.long_batch)
-    jobs = [job_of(longer, name, "vqvae", "ours", rate, seed) for seed in range(options.seeds)]
+    jobs = [job_of(longer, *key, rate, seed) for seed in range(options.seeds)]
     trainer.finish(jobs)
     place, codes = Place(folder=options.folder / name, size=SIZES[name]), options.shape.codes
     train, test = (trainer.of(place, split).at(slice(None)) for split in ("train", "test"))
     baseline = patch_kmeans_psnr(train, test, codes, PATCH).numpy()
     rows = [codebook_row(job, trainer.ledger.known[job], baseline) for job in jobs]
     columns = ["seed", "usage", "perplexity", "PSNR, dB", "k-means on patches, dB", "difference, dB"]
-    title = (
-        f"Our VQ-VAE of {codes} codes on {name}, {longer.steps} steps of {longer.batch} at {rate:g}, n = {len(test)}"
-    )
-    return f"{title}\n\n{table(columns, rows)}"
+    title = f"Our VQ-VAE of {codes} codes on {name}, {longer.steps} steps of {longer.batch} at {rate:g}"
+    return f"{title}, n = {len(test)}\n\n{table(columns, rows)}"
 
 
 def codebook_row(job: Job, found: Result, baseline: np.ndarray) -> list[str]:
