@@ -32,7 +32,7 @@ ALL = [(kind, side) for kind in ("vae", "vqvae") for side in ("ours", "theirs")]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("sets")
-    write(out / "scenes", count=10, size=16, seed=0)
+    write(out / "scenes", count=26, size=16, seed=0)
     return out
 
 
@@ -84,14 +84,14 @@ def test_the_loss_of_their_vae_has_the_divergence_that_they_compute(place):
     z = posterior.mean + posterior.std * torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(3))
     difference = model.network.decode(z).sample - x
     expected = difference.abs().mean() + 2 * difference.square().mean()
-    expected = expected + config.kl_weight * posterior.kl().mean() / posterior.mean[0].numel()
+    expected = expected + config.weight * posterior.kl().mean() / posterior.mean[0].numel()
     torch.testing.assert_close(model.loss(x, torch.Generator().manual_seed(3)), expected)
 
 
 def test_batches_are_those_of_the_stream_in_every_epoch(place):
     stream = Stream(split=open_split(place.folder, "train"), seed=5, batch=4, decode=image_and_caption(16)).batches()
     pictures = Pictures.read(place, "train")
-    for step in range(6):  # of ten pictures: an epoch ends within a batch, and between two
+    for step in range(14):  # of 26 pictures: an epoch ends within a batch, and between two
         torch.testing.assert_close(pictures.batch(step, 4, 5), next(stream)[0]["image"])
 
 

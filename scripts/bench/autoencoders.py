@@ -86,7 +86,7 @@ class Options:
     batch: int = 8
     rounds: int = 15
     bf16: bool = True
-    long_steps: int = 8000
+    long_steps: int = 5000
     long_batch: int = 16
     out: Path = Path("runs/bench/autoencoders.jsonl")
     quick: bool = False

@@ -59,13 +59,14 @@ WIDE = Shape(channels=168, widths=(32, 64, 128))
 class Codec:
     """A network as the loop sees it.
 
-    loss: of pictures (B, 3, H, W) in [-1, 1]; before: what comes ahead of a step (step, steps, generator); rebuild:
-    pictures to pictures without noise, and the codes between them, of a VQ-VAE.
+    loss: of pictures (B, 3, H, W) in [-1, 1]; before: what comes ahead of a step (step, steps, generator); after: what
+    comes behind it (step); rebuild: pictures to pictures without noise, and the codes between them, of a VQ-VAE.
     """
 
     network: nn.Module
     loss: Callable[[Tensor, torch.Generator], Tensor]
-    before: Callable[[int, int, torch.Generator], None]
+    before: Callable[[int, int, torch.Generator], object]
+    after: Callable[[int], None]
     rebuild: Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
@@ -88,10 +89,10 @@ def codec(kind: Kind, side: Side, shape: Shape, place: Place, training: Training
     match kind, side:
         case "vae", "ours":
             stage = VAEStage(model=vae, training=training)
-            return _our_vae(VAETask(place.run(stage, seed), stage))
+            return _our_vae(VAETask(place.run(stage, seed), kind, stage))
         case "vqvae", "ours":
             stage = VQVAEStage(model=vqvae, training=training)
-            return _our_vqvae(VQVAETask(place.run(stage, seed), stage))
+            return _our_vqvae(VQVAETask(place.run(stage, seed), kind, stage))
         case "vae", _:
             return _their_vae(seeded(seed, lambda: their_vae(shape, vae)), vae)
         case _:
@@ -137,6 +138,7 @@ def _our_vae(task: VAETask) -> Codec:
         network=network,
         loss=lambda x, generator: task.loss(network, {"image": x}, generator)[0],
         before=lambda step, steps, generator: task.before(step, steps, steps, generator),
+        after=task.after,
         rebuild=lambda x: (network.decode(network.encode(x).mean), None),
     )
 
@@ -146,12 +148,13 @@ def _our_vqvae(task: VQVAETask) -> Codec:
 
     def rebuild(x: Tensor) -> tuple[Tensor, Tensor]:
         codes = network.codes(x)
-        return network.decode_codes(codes), codes
+        return network.decode_codes(codes, *x.shape[-2:]), codes
 
     return Codec(
         network=network,
         loss=lambda x, generator: task.loss(network, {"image": x}, generator)[0],
         before=lambda step, steps, generator: task.before(step, steps, steps, generator),
+        after=task.after,
         rebuild=rebuild,
     )
 
@@ -166,9 +169,11 @@ def _their_vae(network: Any, config: VAEConfig) -> Codec:
     def loss(x: Tensor, generator: torch.Generator) -> Tensor:
         posterior = encode(x)
         x_hat = decode(posterior.sample(generator))
-        return vae_loss(x_hat, x, posterior, kind=config.reconstruction, weight=config.kl_weight).total
+        return vae_loss(x_hat, x, posterior, kind=config.reconstruction, weight=config.weight).total
 
-    return Codec(network=network, loss=loss, before=_nothing, rebuild=lambda x: (decode(encode(x).mean), None))
+    return Codec(
+        network=network, loss=loss, before=_nothing, after=_nothing, rebuild=lambda x: (decode(encode(x).mean), None)
+    )
 
 
 def _their_vqvae(network: Any, config: VQVAEConfig) -> Codec:
@@ -186,8 +191,8 @@ def _their_vqvae(network: Any, config: VQVAEConfig) -> Codec:
         x_hat, _, codes = quantised(x)
         return x_hat, codes
 
-    return Codec(network=network, loss=loss, before=_nothing, rebuild=rebuild)
+    return Codec(network=network, loss=loss, before=_nothing, after=_nothing, rebuild=rebuild)
 
 
-def _nothing(step: int, steps: int, generator: torch.Generator) -> None:
-    del step, steps, generator
+def _nothing(*of_a_step: object) -> None:
+    del of_a_step

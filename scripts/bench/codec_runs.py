@@ -174,7 +174,7 @@ def steps_of(model: Codec, training: Training, pictures: Pictures, seed: int) ->
 
 
 def step_of(model: Codec, training: Training) -> Callable[[int, Tensor, torch.Generator], float]:
-    """A step (number, pictures, generator) -> loss: what comes ahead of it, forward, backward, clipping and AdamW."""
+    """A step (number, pictures, generator) -> loss: forward, backward, clipping, AdamW, and what comes around it."""
     optimizers, steps = optimizers_of(model.network.train(), training), training.steps or 1
     parameters = list(model.network.parameters())
 
@@ -188,6 +188,7 @@ def step_of(model: Codec, training: Training) -> Callable[[int, Tensor, torch.Ge
         torch.nn.utils.clip_grad_norm_(parameters, training.clip)
         for optimizer in optimizers:
             optimizer.step()
+        model.after(number)
         return float(loss.detach())
 
     return step
