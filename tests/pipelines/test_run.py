@@ -99,7 +99,7 @@ def test_a_stage_keeps_the_plan_that_it_began_with_and_says_so(tmp_path, caplog)
 
 def test_the_report_is_one_file_without_network(smoke):
     page = (smoke / "eval" / "report.html").read_text()
-    assert page.count("Rate and distortion") == 1 and "by PSNR" in page
+    assert "Rate and distortion" in page and "by PSNR" in page
     assert "Content-Security-Policy" in page
     assert 'src="http' not in page and 'href="http' not in page
 
