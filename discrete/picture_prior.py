@@ -113,11 +113,6 @@ def _nll(logits: Tensor, truth: Tensor) -> Tensor:
     return F.cross_entropy(wide.flatten(0, 1), truth.flatten(), reduction="none").view_as(truth)
 
 
-def log_likelihood(network: Network, x: Tensor, layout: Layout) -> Tensor:
-    """log p(codes | text) of each sequence x (B, L), exact, in nats: (B,) float64."""
-    return -next_token_nll(network, x, layout).image.double().sum(1)
-
-
 class PriorLosses(NamedTuple):
     """total is minimised; the others are nats per token of their span, padding included. All ()."""
 

@@ -13,7 +13,6 @@ from discrete.picture_prior import (
     PicturePriorConfig,
     SpanNats,
     draw_codes,
-    log_likelihood,
     losses,
     next_token_nll,
     shifted,
@@ -46,6 +45,11 @@ def pairs(layout: Layout, batch: int, seed: int = 1) -> Tensor:
     codes = [(grid.codes.start, grid.codes.stop, (batch, grid.side**2)) for grid in layout.grids]
     parts = [torch.randint(*each, generator=g) for each in codes]
     return layout.join(text, torch.cat(parts, 1))
+
+
+def log_likelihood(network: PicturePrior, x: Tensor, layout: Layout) -> Tensor:
+    """log p(codes | text) of each sequence, (B,) float64."""
+    return -next_token_nll(network, x, layout).image.double().sum(1)
 
 
 def full_logits(network: PicturePrior, text: Tensor, codes: Tensor) -> Tensor:

@@ -257,3 +257,8 @@ def test_the_usual_penalty_is_that_of_the_kind():
     weights = {kind: CriticConfig(kind=kind).penalty_weight for kind in KINDS}
     assert weights == {"hinge": 0, "non_saturating": 0, "wasserstein": 10}
     assert CriticConfig(kind="wasserstein", penalty=0.0).penalty_weight == 0
+
+
+def test_a_decay_of_averages_that_nobody_keeps_is_refused():
+    with pytest.raises(ValueError, match=r"lecam_decay is 0.9, but lecam is 0.*leave it out"):
+        CriticConfig(lecam_decay=0.9)

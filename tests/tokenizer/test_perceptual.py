@@ -230,3 +230,9 @@ def test_a_tower_without_maps_is_refused():
 def test_a_distance_that_cannot_be_is_refused(options: dict, match: str):
     with pytest.raises(ValueError, match=match):
         PerceptualConfig(**options)
+
+
+@pytest.mark.parametrize(("change", "words"), [({"weight": 0.0}, "weight is 0.0"), ({"net": "alex"}, "net is 'alex'")])
+def test_a_distance_that_weighs_nothing_and_a_network_without_weights_are_refused(change: dict, words: str):
+    with pytest.raises(ValueError, match=rf"{words}.*leave"):
+        PerceptualConfig(**change)

@@ -382,3 +382,10 @@ def test_codebooks_start_from_the_data_and_revive(config: QuantizerConfig):
 def test_a_value_out_of_range_is_named_with_a_remedy(build, message: str):
     with pytest.raises(ValueError, match=message):
         build()
+
+
+@pytest.mark.parametrize("change", [{"diversity": 2.0}, {"temperature": 0.1}, {"group": 5}])
+def test_settings_of_an_entropy_that_weighs_nothing_are_refused(change: dict):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"{name} is .* entropy_weight is 0.*Leave it out"):
+        LFQConfig(entropy_weight=0.0, **change)

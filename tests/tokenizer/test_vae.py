@@ -137,3 +137,10 @@ def test_a_kl_that_is_not_weighed_is_the_bound_itself_or_weighed_as_usual():
 def test_a_setting_that_a_variance_makes_no_use_of_is_refused(settings, words: str):
     with pytest.raises(ValueError, match=words):
         VAEConfig(**settings)
+
+
+@pytest.mark.parametrize("change", [{"kl_warmup": 0.1}, {"free_bits": 0.5}])
+def test_settings_of_a_kl_that_weighs_nothing_are_refused(change: dict):
+    (name,) = change
+    with pytest.raises(ValueError, match=rf"kl_weight is 0.*{name}.*Leave"):
+        VAEConfig(kl_weight=0.0, **change)

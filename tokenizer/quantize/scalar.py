@@ -75,6 +75,13 @@ class LFQConfig:
                 f"{self.temperature}, expected 0 or more, and a temperature above 0. Use 0.1, 1 and 0.01."
             )
 
+        for name in ("diversity", "temperature", "group"):
+            if not self.entropy_weight and getattr(self, name) != getattr(LFQConfig, name):
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}, but entropy_weight is 0, so that it does nothing. Leave it out, "
+                    "or use entropy_weight = 0.1."
+                )
+
     @property
     def dim(self) -> int:
         """Features of a vector."""
