@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -11,41 +10,28 @@ from torch import Tensor, nn
 
 from discrete.picture_prior import PicturePrior, losses
 from pipelines.ar_sampler import ArSampler
-from pipelines.cache import open_cache
-from pipelines.hardware import seeded, step_generator
 from pipelines.loop import train
-from pipelines.models import load_bpe, load_vqvae, plain
+from pipelines.models import plain
 from pipelines.prior_cost import pair_cost
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid
 from pipelines.stage_config import ArStage
-from pipelines.task import HELD_OUT, Batch, Task
+from pipelines.task import Batch
+from pipelines.token_task import TokenTask
 
 
-class ArTask(Task):
+class ArTask(TokenTask):
     """Each token of [text | image tokens] from those before it."""
 
-    unit = "sequences"
     criterion = "image_nats_per_token"
 
     def __init__(self, run: Run, name: str, stage: ArStage) -> None:
-        self.run, self.name, self.stage = run, name, stage
-        self.cache = open_cache(run, name)
-        self.layout = self.cache.layout
-        self.network = seeded(run.recipe.seed + 1, self._build)
-        self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
-        self.bpe = load_bpe(run, run.need(name, "bpe")[0])
+        self.stage = stage
+        super().__init__(run, name, stage)
 
-    def _build(self) -> PicturePrior:
-        network = PicturePrior(self.stage.model, self.layout)
-        vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
-        network.initialise_codes(vqvae.codewords().detach().cpu(), step_generator(self.run.recipe.seed, 0, 0))
-        return network
-
-    def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
-        """Shuffled cached tokens."""
-        stream = self.cache.stream("train", self.stage.training.batch, self.run.recipe.seed + 1, rank, world)
-        return stream.batches(cursor)
+    def build(self) -> PicturePrior:
+        """Return a new causal transformer."""
+        return PicturePrior(self.stage.model, self.layout)
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Nats per token of the image, and of the text by its weight."""

@@ -37,7 +37,7 @@ class Descent:
     """Takes the steps of one training run."""
 
     def __init__(self, task: Task, training: Training, state: State, accelerator: Accelerator) -> None:
-        self.task, self.training, self.state, self.accelerator = task, training, state, accelerator
+        self.task, self.training, self.accelerator = task, training, accelerator
         self.network, *rest = accelerator.prepare(task.network, *state.optimizers)
         self.rival: nn.Module | None = None if task.rival is None else accelerator.prepare(task.rival)
         self.optimizers: list[Any] = rest
@@ -114,8 +114,8 @@ def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:
             f"training.accumulate is {count}, but a batch on one device has {sizes[odd]} items ({odd}): take a batch "
             "that it divides"
         )
+    parts = {key: size // count for key, size in sizes.items()}
     for number in range(count):
-        parts = {key: size // count for key, size in sizes.items()}
         yield {
             key: value[number * parts[key] : (number + 1) * parts[key]] if key in parts else value
             for key, value in batch.items()

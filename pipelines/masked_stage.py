@@ -15,45 +15,37 @@ from torch import Tensor, nn
 from discrete.model import MaskedTransformer
 from discrete.task import losses
 from pipelines.artefact import load_weights
-from pipelines.cache import open_cache
 from pipelines.data.decode import caption_only
 from pipelines.data.shards import open_split
 from pipelines.data.stream import Stream
 from pipelines.hardware import device_of, seeded, step_generator
 from pipelines.loop import train
 from pipelines.masked_sampler import MaskedSampler
-from pipelines.models import best_weights, device, load_bpe, load_vqvae, plain
+from pipelines.models import best_weights, device, plain
 from pipelines.pair_schedule import learn_powers
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid
 from pipelines.stage_config import MdlmStage
-from pipelines.task import HELD_OUT, Batch, Task
+from pipelines.task import Batch
 from pipelines.text_bound import caption_bound
+from pipelines.token_task import TokenTask
 
 
-class MdlmTask(Task):
+class MdlmTask(TokenTask):
     """Masked diffusion over [text | image tokens]: several tasks, one network (discrete.task)."""
 
-    unit = "sequences"
-
     def __init__(self, run: Run, name: str, stage: MdlmStage) -> None:
-        self.run, self.name, self.stage = run, name, stage
-        self.cache = open_cache(run, name)
-        self.layout = self.cache.layout
-        self.network = seeded(run.recipe.seed + 1, self._build)
-        self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
-        self.bpe = load_bpe(run, run.need(name, "bpe")[0])
+        self.stage = stage
+        super().__init__(run, name, stage)
 
-    def _build(self) -> MaskedTransformer:
-        network = MaskedTransformer(self.stage.model, self.layout)
-        vqvae = load_vqvae(self.run, self.run.need(self.name, "vqvae")[0])
-        network.initialise_codes(vqvae.codewords().detach().cpu(), step_generator(self.run.recipe.seed, 0, 0))
-        return network
+    def build(self) -> MaskedTransformer:
+        """Return a new masked transformer."""
+        return MaskedTransformer(self.stage.model, self.layout)
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached tokens, and where the recipe has them, texts without pictures in step with them."""
-        batch, seed = self.stage.training.batch, self.run.recipe.seed + 1
-        pairs = self.cache.stream("train", batch, seed, rank, world).batches(cursor)
+        batch, seed = self.batch, self.seed
+        pairs = super().batches(cursor, rank, world)
         if self.stage.texts is None:
             return pairs
         count = round(self.stage.texts.share * batch)
