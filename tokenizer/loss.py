@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, NamedTuple, assert_never
 
 import torch
@@ -96,11 +97,13 @@ def levels_nll(x_hat: Tensor, x: Tensor, log_scale: Tensor) -> Tensor:
         p(x) = Phi((x + 1/255 - x_hat) / scale) - Phi((x - 1/255 - x_hat) / scale),   the outermost levels open
 
     so the 256 levels add up to 1, and bounds are bits per dimension of the images themselves (as arXiv:1701.05517,
-    eq. 2, has it for logistic laws). x in [-1, 1] at levels of 8 bits; scales are held within SCALES. In float64, since
-    the gradient of the tails cancels; returned in float32.
+    eq. 2, has it for logistic laws). x in [-1, 1] at levels of 8 bits; scales are held within SCALES, with the gradient
+    of the bound itself beyond it, so that a learned one comes back. In float64, since the gradient of the tails
+    cancels; returned in float32.
     """
-    x, x_hat = x.double(), x_hat.double()
-    scale = log_scale.double().exp().clamp(*SCALES)
+    x, x_hat, log_scale = x.double(), x_hat.double(), log_scale.double()
+    held = log_scale.clamp(*map(math.log, SCALES))
+    scale = (log_scale + (held - log_scale).detach()).exp()
     low = torch.where(x < -1 + HALF_LEVEL, -torch.inf, (x - HALF_LEVEL - x_hat) / scale)
     high = torch.where(x > 1 - HALF_LEVEL, torch.inf, (x + HALF_LEVEL - x_hat) / scale)
     flip = low > 0  # on the side where both tails are small

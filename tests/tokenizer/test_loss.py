@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from tokenizer.loss import codebook_terms, elbo_loss, levels_nll, reconstruction_loss, vae_loss, vqvae_loss
+from tokenizer.loss import SCALES, codebook_terms, elbo_loss, levels_nll, reconstruction_loss, vae_loss, vqvae_loss
 from tokenizer.posterior import Gaussian
 
 
@@ -53,6 +53,20 @@ def test_beta_weighs_the_encoder_term_and_never_the_codebook_term():
 
 
 LEVELS = -1 + 2 * torch.arange(256, dtype=torch.float32) / 255
+
+
+@pytest.mark.parametrize("start", [SCALES[0], SCALES[1], 0.3 * SCALES[0], 3 * SCALES[1]])
+def test_a_learned_scale_comes_back_from_its_bounds_to_the_deviation_of_the_data(start: float):
+    """Away from the outermost levels the likeliest scale of a normal law is the root of the mean square."""
+    generator = torch.Generator().manual_seed(0)
+    x = ((0.2 * torch.randn(2000, generator=generator)).clamp(-0.9, 0.9) * 127.5 + 127.5).round() / 127.5 - 1
+    log_scale = torch.tensor(start).log().requires_grad_(True)
+    optimiser = torch.optim.Rprop([log_scale], 0.1)  # by signs: slopes at the lower bound are 1e5 times larger
+    for _ in range(60):
+        optimiser.zero_grad()
+        levels_nll(torch.zeros(2000), x, log_scale).mean().backward()
+        optimiser.step()
+    assert log_scale.exp().item() == pytest.approx(x.square().mean().sqrt().item(), rel=0.01)
 
 
 @pytest.mark.parametrize("scale", [3e-3, 0.02, 0.3, 2.0])
