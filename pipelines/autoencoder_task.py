@@ -37,11 +37,10 @@ class AutoencoderTask(ImageTask):
         self.perceptual = perceptual_of(run, name, stage)
         self.look = stage.perceptual
         self.adversarial = config = stage.adversarial
-        self.opponent: Opponent | None = None
         self.pair: tuple[Tensor, Tensor] | None = None
         if config is not None:
-            self.opponent = seeded(run.recipe.seed + 5, lambda: Opponent(config, self._last()))
-            self.rival, self.rival_start = self.opponent, config.start
+            self.rival = seeded(run.recipe.seed + 5, lambda: Opponent(config, self._last()))
+            self.rival_start = config.start
 
     def _last(self) -> Tensor:
         """The decoder's last weight."""
@@ -56,10 +55,10 @@ class AutoencoderTask(ImageTask):
             distance = self.perceptual(x_hat, x)
             cost = self.look.weight * distance
             scalars["perceptual"] = distance.detach()
-        if self.opponent is not None and self.playing:
-            term = self.opponent.term(x_hat, closeness + cost, self._last())
+        if isinstance(self.rival, Opponent) and self.playing:
+            term = self.rival.term(x_hat, closeness + cost, self._last())
             self.pair, cost = (x, x_hat.detach()), cost + term
-            scalars |= {"adversarial": term.detach(), "adversarial_weight": self.opponent.adaptive.clone()}
+            scalars |= {"adversarial": term.detach(), "adversarial_weight": self.rival.adaptive.clone()}
         return cost, scalars
 
     def rival_loss(self, rival: nn.Module, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
@@ -78,8 +77,8 @@ class AutoencoderTask(ImageTask):
 
     def after(self, step: int) -> None:
         """Settle what moved in the step."""
-        if self.opponent is not None and self.playing:
-            self.opponent.settle()
+        if isinstance(self.rival, Opponent) and self.playing:
+            self.rival.settle()
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR of held-out pictures, and their perceptual distance where there is one."""

@@ -41,17 +41,16 @@ class Descent:
         self.network, *rest = accelerator.prepare(task.network, *state.optimizers)
         self.rival: nn.Module | None = None if task.rival is None else accelerator.prepare(task.rival)
         self.optimizers: list[Any] = rest
-        self.players = [task.network, *([] if task.rival is None else [task.rival])]
 
     def step(self, batch: Batch, generator: torch.Generator) -> Taken:
         """Take one step; one whose loss or gradient is not finite on any rank changes nothing."""
         buffers = [buffer.clone() for buffer in self._buffers()]  # a forward pass moves codebooks and norms
-        for player in self.players:
+        for player in self.task.players:
             player.zero_grad(set_to_none=True)
         loss, scalars, bad = self._descend(batch, generator)
         if self.anywhere(bool(bad)):
             return self._leave_out(buffers, bad)
-        norms = dict(zip(("gradient_norm", "rival_gradient_norm"), map(self._clipped, self.players), strict=False))
+        norms = dict(zip(("gradient_norm", "rival_gradient_norm"), map(self._clipped, self.task.players), strict=False))
         if not all(bool(norm.isfinite()) for norm in norms.values()):
             return self._leave_out(buffers, suspects(batch))
         for optimizer in self.optimizers:
@@ -100,7 +99,7 @@ class Descent:
         return bool(total > 0)
 
     def _buffers(self) -> Iterator[Tensor]:
-        return (buffer for player in self.players for buffer in player.buffers())
+        return (buffer for player in self.task.players for buffer in player.buffers())
 
 
 def micro_batches(batch: Batch, count: int) -> Iterator[Batch]:

@@ -30,7 +30,7 @@ from pipelines.artefact import PLAN, save_weights, write_atomically
 from pipelines.descent import Descent, Taken
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import can_compile, prefetch, step_generator
-from pipelines.optimizer import optimizers_of, set_rate
+from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
 from pipelines.rehearsal import rehearse
@@ -77,17 +77,13 @@ class Loop:
         apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])
         self.device = self.accelerator.device
-        task.network.to(self.device)
-        optimizers = optimizers_of(task.network, training)
-        if task.rival is not None:
-            task.rival.to(self.device)
-            own = task.rival_training(training)
-            optimizers += optimizers_of(task.rival, own, factor=own.learning_rate / training.learning_rate)
+        for player in task.players:
+            player.to(self.device)
         if training.compile and can_compile():
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
         average = copy.deepcopy(task.network).requires_grad_(False) if training.ema else None
-        self.state = State(task.network, average, optimizers, task.rival)
+        self.state = State(task.network, average, players_optimizers(task, training), task.rival)
         self.stop = False
 
     def run(self) -> dict[str, Any]:

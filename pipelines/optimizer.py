@@ -7,9 +7,18 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from pipelines.task import Training
+from pipelines.task import Task, Training
 
 MOMENTUM = 0.95
+
+
+def players_optimizers(task: Task, training: Training) -> list[torch.optim.Optimizer]:
+    """Return the optimisers of a task's network and, by settings of its own, of its rival."""
+    optimizers = optimizers_of(task.network, training)
+    if task.rival is not None:
+        own = task.rival_training(training)
+        optimizers += optimizers_of(task.rival, own, factor=own.learning_rate / training.learning_rate)
+    return optimizers
 
 
 def optimizers_of(network: nn.Module, training: Training, factor: float = 1.0) -> list[torch.optim.Optimizer]:

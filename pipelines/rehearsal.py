@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pipelines.descent import micro_batches
 from pipelines.hardware import autocast, step_generator, to_device
-from pipelines.optimizer import optimizers_of, set_rate
+from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.task import Task, Training
 from tokenizer.ranks import alone
 
@@ -23,13 +23,12 @@ def rehearse(task: Task, training: Training, device: torch.device, budget: float
 
     budget: seconds of the whole training, of which at most a tenth goes by here for each phase.
     """
-    players = [task.network, *([] if task.rival is None else [task.rival])]
-    kept = [value.detach().clone() for value in _values(players)]
+    kept = [value.detach().clone() for value in _values(task.players)]
     shares = {False: 1.0} if task.rival is None else {False: task.rival_start, True: 1 - task.rival_start}
     seconds = sum(share * _timed(task, training, device, budget, world, playing=playing)
                   for playing, share in shares.items() if share)  # fmt: skip
     with torch.no_grad():
-        for value, before in zip(_values(players), kept, strict=True):
+        for value, before in zip(_values(task.players), kept, strict=True):
             value.copy_(before)
     return seconds
 
@@ -43,8 +42,7 @@ def _timed(task: Task, training: Training, device: torch.device, budget: float, 
     """Return the median seconds of a step at rate 0."""
     task.rehearse(playing)
     batches = task.batches(0, 0, world)
-    optimizers = [optimizer for player in (task.network, task.rival) if player is not None
-                  for optimizer in optimizers_of(player, training)]  # fmt: skip
+    optimizers = players_optimizers(task, training)
     set_rate(optimizers, 0.0)
     times: list[float] = []
     while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):

@@ -89,6 +89,11 @@ class Task(ABC):
     unit: str = "images"
     criterion: str = ""  # the figure of `validate` by which weights are chosen, lower being better
 
+    @property
+    def players(self) -> list[nn.Module]:
+        """The network and, where it has one, its rival."""
+        return [self.network, *([] if self.rival is None else [self.rival])]
+
     @abstractmethod
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Yield (batch, cursor behind it) without end, from the sample that `cursor` names."""

@@ -117,7 +117,7 @@ def test_the_gradients_of_the_two_players_never_mix(run, tmp_path, kind, make):
         Loop(task, stage, tmp_path / name, seed=0, name=name).run()
         found[name] = [
             {key: value.grad.clone() for key, value in player.named_parameters() if value.grad is not None}
-            for player in (task.network, task.opponent)
+            for player in (task.network, task.rival)
         ]
     for player, alone in ((0, "autoencoder"), (1, "critic")):
         both, single = found["both"][player], found[alone][player]
@@ -137,7 +137,7 @@ def test_the_adversarial_term_reaches_the_autoencoder(run):
         task.loss(task.network, batch, step_generator(0, 0, 0))[0].backward()
         gradients.append(next(task.model().decoder.parameters()).grad.clone())
     assert not torch.allclose(*gradients)
-    assert all(parameter.grad is None for parameter in task.opponent.parameters())
+    assert all(parameter.grad is None for parameter in task.rival.parameters())
 
 
 @pytest.mark.parametrize(("kind", "make"), PLAYERS)
@@ -148,7 +148,7 @@ def test_steps_of_micro_batches_are_steps_of_whole_batches_for_both_players(run,
         task = task_of(run, kind, make, critic=CriticConfig(**SMALL, spectral=True, lecam=0.1, lecam_decay=0.5))
         training = dataclasses.replace(task.stage.training, steps=4, accumulate=count)
         Loop(task, training, tmp_path / str(count), seed=0, name=kind).run()
-        ends.append((values(task.network), values(task.opponent)))
+        ends.append((values(task.network), values(task.rival)))
     for whole, parts in zip(*ends, strict=True):
         for name, value in whole.items():
             torch.testing.assert_close(parts[name], value, atol=2e-4, rtol=1e-3)
@@ -175,7 +175,7 @@ def test_an_interrupted_duel_goes_on_exactly(run, tmp_path):
         with pytest.raises(Interrupted):
             trained(tmp_path / "parts", stop_at)
     parts = trained(tmp_path / "parts")
-    for player in ("network", "opponent"):
+    for player in ("network", "rival"):
         first, second = values(getattr(whole, player)), values(getattr(parts, player))
         assert all(torch.equal(value, second[name]) for name, value in first.items()), player
 
