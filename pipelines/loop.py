@@ -133,7 +133,8 @@ class Loop:
         """One optimiser step, with what stands around it."""
         state, steps = self.state, self.plan.at(self.state.step)
         generator = step_generator(self.seed, rank, state.step)
-        self.task.playing = self.task.rival is not None and state.step >= self.task.rival_start * self.plan.first
+        begins = int(self.task.rival_start * self.plan.first)  # rounded down: any share below 1 leaves it a step
+        self.task.playing = self.task.rival is not None and state.step >= begins
         state.follow(self.task.before(state.step, self.plan.first, steps, generator))
         set_rate(self.descent.optimizers, learning_rate(self.training, state.step, steps))
         taken = self.descent.step(batch, generator)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,11 @@ from pipelines.artefact import load_state, save_state
 from pipelines.errors import PalimpsestError
 from tokenizer.quantize import Moved
 
+PARTS = {  # networks of a state that a checkpoint holds, in words
+    "network": "a network",
+    "average": "averaged weights (training.ema)",
+    "rival": "a second player (the table adversarial)",
+}
 BEST = ".best-{}.safetensors"  # the weights that validated best so far, by their step
 
 
@@ -68,27 +74,44 @@ class State:
         self.last_save = time.monotonic()
 
     def load(self, folder: Path) -> bool:
-        """Go on from the newest checkpoint that reads; False when there is none."""
+        """Go on from the newest checkpoint that reads; False when there is none.
+
+        Raises PalimpsestError for a checkpoint of other players, averages or optimisers than those of this run.
+        """
         for name in ("checkpoint.pt", "checkpoint.previous.pt"):
             values = load_state(folder / name)
             if values is None:
                 continue
-            self.network.load_state_dict(values["network"])
-            if self.average is not None:
-                self.average.load_state_dict(values["average"])
-            if self.rival is not None:
-                self.rival.load_state_dict(values["rival"])
-            states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
-            for optimizer, kept in zip(self.optimizers, states, strict=True):
-                optimizer.load_state_dict(kept)
-            self.step, self.cursor = values["step"], values["cursor"]
-            self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
+            try:
+                self._restore(values)
+            except (RuntimeError, ValueError) as error:  # torch's words for shapes and numbers that differ
+                raise PalimpsestError(
+                    f"{folder / name} does not fit what the stage trains now: {error}. Go on with the recipe and the "
+                    f"version that began it, or delete {folder} to begin the stage anew."
+                ) from error
             return True
         if any(folder.glob("checkpoint*.pt")):
             raise PalimpsestError(
                 f"No checkpoint in {folder} can be read. Look at the disk; to begin the stage anew, delete that folder."
             )
         return False
+
+    def _restore(self, values: dict[str, Any]) -> None:
+        """Take over a checkpoint. Raises ValueError or RuntimeError where it is one of something else."""
+        for part, name in PARTS.items():
+            kept, wanted = values.get(part), getattr(self, part)
+            if (kept is None) != (wanted is None):
+                holds, asks = ("no ", "asks for it") if kept is None else ("", "has none")
+                raise ValueError(f"it holds {holds}state of {name}, and the stage {asks}")
+            if wanted is not None:
+                wanted.load_state_dict(kept)
+        states = values["optimizers"] if "optimizers" in values else [values["optimizer"]]  # of older checkpoints
+        if len(states) != len(self.optimizers):
+            raise ValueError(f"it holds state of {len(states)} optimisers, and the stage has {len(self.optimizers)}")
+        for optimizer, kept in zip(self.optimizers, states, strict=True):
+            optimizer.load_state_dict(kept)
+        self.step, self.cursor = values["step"], values["cursor"]
+        self.seconds, self.skipped, self.best = values["seconds"], values["skipped"], values.get("best")
 
 
 def drop_checkpoints(folder: Path) -> None:

@@ -76,6 +76,13 @@ def test_the_rival_plays_from_its_share_of_the_steps_on(tmp_path):
     assert not torch.equal(before, flat(task.rival))
 
 
+def test_a_rival_that_starts_late_in_a_short_run_still_plays(tmp_path):
+    task = Duel()
+    task.rival_start = 0.99
+    run(task, tmp_path)
+    assert task.critic_steps == [19]
+
+
 def test_no_gradient_of_one_player_reaches_the_other(tmp_path):
     """With the other's loss taken away, each player's gradient is the same to the last bit, parameter by parameter."""
     found = {}
@@ -116,6 +123,29 @@ def test_the_interrupted_duel_equals_the_uninterrupted_one(tmp_path):
     parts = Duel()
     run(parts, tmp_path / "parts")
     assert torch.equal(flat(whole.network), flat(parts.network)) and torch.equal(flat(whole.rival), flat(parts.rival))
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({"alone": True}, {}, "it holds no state of a second player .*, and the stage asks for it"),
+        ({}, {"alone": True}, "it holds state of a second player .*, and the stage has none"),
+        ({}, {"ema": 0.9}, r"it holds no state of averaged weights \(training.ema\), and the stage asks for it"),
+        ({"ema": 0.9}, {}, "it holds state of averaged weights .*, and the stage has none"),
+        ({}, {"optimizer": "muon"}, "it holds state of 2 optimisers, and the stage has 4"),
+        ({}, {"wide": True}, "size mismatch for weight"),
+    ],
+)
+def test_a_checkpoint_of_something_else_is_refused_with_the_part_and_a_remedy(tmp_path, before, after, words):
+    def loop_of(alone=False, wide=False, **changes):
+        task = Duel(alone=alone)
+        task.network = nn.Linear(2, 3) if wide else task.network
+        task.loop = Loop(task, dataclasses.replace(TRAINING, **changes), tmp_path, seed=3, name="duel")
+        return task.loop
+
+    loop_of(**before).state.save(tmp_path)
+    with pytest.raises(PalimpsestError, match=rf"(?s)checkpoint.pt does not fit .*{words}.* delete .* anew"):
+        loop_of(**after).run()
 
 
 def test_the_rival_has_a_learning_rate_and_moments_of_its_own(tmp_path):
