@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pipelines.errors import PalimpsestError
+from pipelines.hardware import seeded
 from pipelines.models import load_vae, load_vqvae
 from pipelines.runs import Run, stage_of
 from pipelines.stage_one_config import VAEStage, VQVAEStage
@@ -13,9 +14,14 @@ from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
 
 
-def start_vae(stage: VAEStage) -> tuple[VAE, Scaling] | None:
-    """Return what the folder that a stage starts from holds, if any. Raises ForeignFolderError as reading does."""
-    return read_vae(Path(stage.pretrained), stage.model) if stage.pretrained else None
+def start_vae(stage: VAEStage, seed: int) -> tuple[VAE, Scaling] | None:
+    """Return what the folder that a stage starts from holds, if any; a learned prior, which it has not, is of the seed.
+
+    Raises ForeignFolderError as reading does.
+    """
+    if not (folder := stage.pretrained):
+        return None
+    return seeded(seed, lambda: read_vae(Path(folder), stage.model))
 
 
 def start_vqvae(stage: VQVAEStage) -> VQVAE | None:

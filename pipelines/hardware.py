@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
-Module = TypeVar("Module", bound=nn.Module)
 
 
 def step_generator(seed: int, rank: int, step: int, device: torch.device | str = "cpu") -> torch.Generator:
@@ -42,8 +41,8 @@ def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:
     }
 
 
-def seeded(seed: int, build: Callable[[], Module]) -> Module:
-    """Build a network whose initial weights are a function of the seed; global random state stays as it was."""
+def seeded(seed: int, build: Callable[[], Item]) -> Item:
+    """Build what has initial weights, as a function of the seed; global random state stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()

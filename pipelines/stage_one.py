@@ -212,7 +212,7 @@ def train_vae(run: Run, name: str, stage: VAEStage) -> dict[str, Any]:
 
     The latter brings the statistics that stage two is to scale its latents by.
     """
-    network, scaling = start_vae(stage) or (None, None)
+    network, scaling = start_vae(stage, run.recipe.seed) or (None, None)
     task = VAETask(run, name, stage, network)
     facts = _trained(task, stage, run, name)
     if stage.training is not None or scaling is None:

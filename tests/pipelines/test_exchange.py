@@ -1,5 +1,6 @@
 """Pretrained autoencoders as stages of a recipe, trained on from there, and written again for diffusers."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,11 +10,13 @@ from diffusers import AutoencoderKL, VQModel
 
 from pipelines.cli import application
 from pipelines.errors import PalimpsestError
-from pipelines.exchange import export
+from pipelines.exchange import export, start_vae
 from pipelines.models import load_vae, load_vqvae
 from pipelines.runs import open_run
 from pipelines.stages import run_stage
 from tests.tokenizer.test_exchange import CLOSE, LEVELS, pictures, shaken
+from tokenizer.prior import RealNVPConfig
+from tokenizer.vae import VAEConfig
 
 TRAINING = {"steps": 3, "batch": 8, "learning_rate": 1e-3, "compile": False, "bf16": False}
 
@@ -68,6 +71,17 @@ def test_training_goes_on_from_the_pretrained_weights_and_measures_its_own_scali
     assert run.manifest("further")["latent_std"] != run.manifest("vae")["latent_std"]
     book = load_vqvae(run, "further_vq").quantizer.codebook - load_vqvae(run, "vqvae").quantizer.codebook
     assert 0 < book.abs().max() < 0.02  # k-means did not put it elsewhere
+
+
+def test_a_prior_that_the_folder_has_not_starts_as_a_function_of_the_seed_alone(made):
+    run, _, _ = made
+    stage = dataclasses.replace(run.recipe.stage["further"], model=VAEConfig(prior=RealNVPConfig(layers=2, channels=8)))
+    before, found = torch.get_rng_state(), []
+    for seed in (0, 0, 1):
+        model, _ = start_vae(stage, seed) or (None, None)
+        found.append(model.prior.steps[1].conditioner.first.weight)
+    assert torch.equal(found[0], found[1]) and not torch.equal(found[0], found[2])
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 @torch.no_grad()
