@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from backbone.noise import Randomness
+from pipelines.task import check_betas
 from tokenizer.adversarial import CriticLoss, adaptive_weight, gradients_at
 from tokenizer.discriminator import Critic, CriticConfig
 from tokenizer.ranks import summed
@@ -40,6 +41,7 @@ class AdversarialConfig:
             )
         if self.learning_rate is not None and not 0 < self.learning_rate < math.inf:
             raise ValueError(f"learning_rate is {self.learning_rate}, expected a number above 0. Leave it out.")
+        check_betas(self.betas, "adversarial.betas")
 
 
 class Opponent(nn.Module):

@@ -35,14 +35,14 @@ def dry_run(recipe: Recipe) -> str:
             _check_files(stage)
             with torch.device("meta"):
                 found = sketch(recipe, name)
+            numbers = [(*_numbers(part), found.shape, _memory(part)) for part in found.parts]
         except (ValueError, OSError) as error:
             raise PalimpsestError(f"stage.{name} cannot be built: {error}") from error
         needs = ", ".join(stage.needs)
         if not found.parts:
             rows.append((name, stage.kind, "", "", "", found.shape, "", needs))
-        for part in found.parts:
-            label = f"{name} {part.label}".strip()
-            rows.append((label, stage.kind, *_numbers(part), found.shape, _memory(part), needs))
+        for part, cells in zip(found.parts, numbers, strict=True):
+            rows.append((f"{name} {part.label}".strip(), stage.kind, *cells, needs))
     widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, "", NOTE])

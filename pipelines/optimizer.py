@@ -50,10 +50,17 @@ def optimizers_of(network: nn.Module, training: Training, factor: float = 1.0) -
 
 
 def matrices_of(network: nn.Module, training: Training) -> list[nn.Parameter]:
-    """Return the parameters that muon moves; none where all are AdamW's."""
+    """Return the parameters that muon moves; none where all are AdamW's.
+
+    Raises ValueError where muon is asked for and would move none.
+    """
+    if training.optimizer == "adamw":
+        return []
     linear = {id(module.weight) for module in network.modules() if isinstance(module, nn.Linear)}
-    learned = (parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) in linear)
-    return list(learned) if training.optimizer == "muon" else []
+    learned = [parameter for parameter in network.parameters() if parameter.requires_grad and id(parameter) in linear]
+    if not learned:
+        raise ValueError("training.optimizer is 'muon', which moves linear maps, but none learns here: leave it out")
+    return learned
 
 
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:

@@ -274,6 +274,11 @@ def _check_autoencoder(recipe: Recipe, name: str, stage: VAEStage | VQVAEStage) 
             f"data.size is {recipe.size}, but the critic of stage.{name} needs {least} pixels: lower adversarial.critic"
             ".layers"
         )
+    if stage.perceptual and recipe.size < (least := stage.perceptual.smallest):
+        raise ValueError(
+            f"data.size is {recipe.size}, but LPIPS of stage.{name} needs {least} pixels with net = "
+            f"{stage.perceptual.net!r}: take larger pictures, or the tower of a clip stage (without trunk and heads)"
+        )
     if stage.perceptual and not stage.perceptual.trunk and not recipe.of_kind(name, "clip"):
         raise ValueError(
             f"stage.{name}.perceptual has no files and no tower: name a stage of kind clip in stage.{name}.needs, or "

@@ -200,10 +200,10 @@ def _vqvae(stage: VQVAEStage) -> VQVAE:
 
 
 def _critic(stage: VAEStage | VQVAEStage) -> tuple[Part, ...]:
-    """Return the second player of an autoencoder, which keeps no average."""
+    """Return the second player of an autoencoder, which keeps no average and is AdamW's."""
     if stage.adversarial is None or stage.training is None:
         return ()
-    training = dataclasses.replace(stage.training, ema=None)
+    training = dataclasses.replace(stage.training, ema=None, optimizer="adamw")
     return (Part(network=Critic(stage.adversarial.critic), training=training, label="critic"),)
 
 

@@ -70,8 +70,18 @@ class Training:
             raise ValueError(
                 f"training.accumulate = {self.accumulate}, expected a number that divides batch = {self.batch}"
             )
+        check_betas(self.betas, "training.betas")
+        for name in ("weight_decay", "warmup"):
+            if not 0 <= (value := getattr(self, name)) < math.inf:
+                raise ValueError(f"training.{name} = {value}, expected 0 (none) or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")
+
+
+def check_betas(betas: tuple[float, float], name: str) -> None:
+    """Raise ValueError unless both of an optimiser's decays are at least 0 and below 1."""
+    if not all(0 <= beta < 1 for beta in betas):
+        raise ValueError(f"{name} = {list(betas)}, expected two decays from 0 to below 1, such as [0.9, 0.99]")
 
 
 class Task(ABC):

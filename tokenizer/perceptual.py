@@ -56,6 +56,11 @@ class PerceptualConfig:
                 f"(the tower of a clip stage). Give {missing}, or leave {given} out."
             )
 
+    @property
+    def smallest(self) -> int:
+        """Shortest side of a picture that the network takes; a tower resizes pictures to its own."""
+        return TRUNKS[self.net].smallest if self.trunk else 1
+
 
 class PerceptualDistance(nn.Module, ABC):
     """Distance between pictures in the maps of a frozen network, in its own precision whatever autocast is on.

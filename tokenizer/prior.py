@@ -44,6 +44,9 @@ class LearnedConfig:
             if (value := getattr(self, name)) < least:
                 raise ValueError(f"prior.{name} is {value}, expected at least {least}. Try {usual}.")
 
+    def check(self, latent_channels: int) -> None:
+        """Raise ValueError where the networks do not fit latents of so many channels."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RealNVPConfig(LearnedConfig):
@@ -58,6 +61,14 @@ class AutoregressiveFlowConfig(LearnedConfig):
 
     kind: Literal["autoregressive"] = "autoregressive"
     layers: int = 4
+
+    def check(self, latent_channels: int) -> None:
+        """Ask for a hidden feature for each channel of the latents, without which some would not see those before."""
+        if self.channels < latent_channels:
+            raise ValueError(
+                f"prior.channels is {self.channels}, expected at least the {latent_channels} channels of the latents. "
+                f"Try {8 * latent_channels}."
+            )
 
 
 PriorConfig = NormalConfig | RealNVPConfig | AutoregressiveFlowConfig
@@ -115,11 +126,6 @@ def prior_of(config: PriorConfig, latent_channels: int) -> Prior:
         case RealNVPConfig():
             steps: list[Step] = [_coupling(config, latent_channels, i) for i in range(config.layers)]
         case AutoregressiveFlowConfig():
-            if config.channels < latent_channels:
-                raise ValueError(
-                    f"prior.channels is {config.channels}, expected at least the {latent_channels} channels of the "
-                    f"latents. Try {8 * latent_channels}."
-                )
             sizes = (latent_channels, config.channels, config.blocks)
             steps = [Autoregression(*sizes, turned=i % 2 == 1) for i in range(config.layers)]
         case _:

@@ -63,8 +63,10 @@ class VAEConfig:
             raise ValueError(
                 f"{idle} is {getattr(self, idle)!r}, but variance = {self.variance!r} {reason}. Leave {idle} out."
             )
-        if isinstance(self.prior, LearnedConfig) and not self.prior.detached:
-            self._check_felt()
+        if isinstance(self.prior, LearnedConfig):
+            self.prior.check(self.latent_channels)
+            if not self.prior.detached:
+                self._check_felt()
 
     @property
     def weight(self) -> float:

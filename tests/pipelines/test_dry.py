@@ -135,6 +135,7 @@ def test_pretrained_autoencoders_are_as_large_as_their_folders_say(tmp_path):
     [
         (SMOKE, ["stage.latent.model.patch=3"], "stage.latent cannot be built: the latents are 8 x 8.*multiples of 3"),
         (SMOKE, ["stage.ddpm.model.multipliers=[1,1,1,1,1]"], "stage.ddpm cannot be built: .*multiples of 16"),
+        (SMOKE, ["stage.vae.training.optimizer=muon"], "stage.vae cannot be built: .*'muon'.*none learns"),
         (SMOKE, ["stage.match.model.patch=5"], "stage.match cannot be built: .*multiples of 5"),
         (LARGE, ["data.size=264"], "stage.vqvae reads pictures of 264 pixels"),
         (LARGE, ["stage.judge.model.patch_size=24"], "stage.judge cannot be built: image_size 256 .* stride 24"),

@@ -8,6 +8,7 @@ from torch.autograd.functional import jacobian
 
 from tokenizer.flow import Autoregression
 from tokenizer.prior import AutoregressiveFlowConfig, NormalConfig, Prior, PriorConfig, RealNVPConfig, prior_of
+from tokenizer.vae import VAEConfig
 
 REALNVP = RealNVPConfig(layers=5, channels=6)
 AUTOREGRESSIVE = AutoregressiveFlowConfig(layers=3, channels=6)
@@ -212,4 +213,6 @@ def test_a_size_out_of_range_is_named_with_a_remedy(table, words):
 
 def test_fewer_features_than_channels_of_the_latents_are_refused():
     with pytest.raises(ValueError, match=r"prior\.channels is 3, expected at least the 4 channels.*Try 32"):
-        prior_of(AutoregressiveFlowConfig(channels=3), 4)
+        VAEConfig(prior=AutoregressiveFlowConfig(channels=3, detached=True))
+    VAEConfig(prior=AutoregressiveFlowConfig(channels=3), latent_channels=3)
+    VAEConfig(prior=RealNVPConfig(channels=3))
