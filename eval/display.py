@@ -25,6 +25,7 @@ from eval.blocks import (
     Usage,
     why_not_finite,
 )
+from eval.page import LARGEST, QUALITY, lossy
 
 
 @dataclass(frozen=True)
@@ -150,6 +151,16 @@ def usage_line(block: Usage) -> str:
     return (
         f"{used} of {len(block.counts)} codes used over {number(total)} tokens; perplexity {math.exp(entropy):.1f}; "
         f"the commonest code takes {number(max(block.counts) / total, 'share')}. Dashed: every code equally often."
+    )
+
+
+def pictures_line(block: Gallery) -> str:
+    """What the page does to the pictures of a gallery in one sentence, or nothing where it shows them as they are."""
+    if not any(lossy(image) for item in block.items for image, _ in labelled(block, item)):
+        return ""
+    return (
+        f"Shown as WebP of quality {QUALITY} and at most {LARGEST} pixels a side, which alters fine detail; every "
+        "figure is of the pictures themselves."
     )
 
 

@@ -22,6 +22,7 @@ POLICY = (
 )
 LOSSLESS = 160  # pictures up to this many pixels a side stay PNG, larger ones become WebP thumbnails
 LARGEST = 768
+QUALITY = 90  # of WebP
 
 
 def environment() -> Environment:
@@ -88,13 +89,18 @@ def png(image: Image.Image) -> bytes:
 
 def data_uri(image: Image.Image) -> str:
     """A picture for a page: PNG while small, else a WebP of at most LARGEST pixels a side."""
-    if max(image.size) <= LOSSLESS:
+    if not lossy(image):
         return as_uri("image/png", png(image))
     small = bare(image)
     small.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    small.save(buffer, "WEBP", quality=90)
+    small.save(buffer, "WEBP", quality=QUALITY)
     return as_uri("image/webp", buffer.getvalue())
+
+
+def lossy(image: Image.Image) -> bool:
+    """Whether `data_uri` shows a picture that is not the same to the last bit."""
+    return max(image.size) > LOSSLESS
 
 
 def as_uri(kind: str, content: bytes) -> str:

@@ -33,7 +33,7 @@ from eval.blocks import (
     why_not_finite,
 )
 from eval.definitions import define
-from eval.display import draw, grid, labelled, runs, seconds, show, usage_line
+from eval.display import draw, grid, labelled, pictures_line, runs, seconds, show, usage_line
 from eval.headline import headline
 from eval.page import asset, data_uri, environment, render, write_whole
 
@@ -94,6 +94,7 @@ def to_html(report: Report) -> str:
     made.globals |= {
         "draw": lambda block: draw(block, f"c{next(numbers)}-"),
         "usage_line": usage_line,
+        "pictures_line": pictures_line,
         "labelled": labelled,
     }
     style = asset("page.css") + asset("report.css") + charts.css()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,7 +29,9 @@ from tokenizer.vqvae import VQVAE
 
 BATCH = 128
 SHOWN = 8  # pictures beside their reconstructions
-WORST = 20  # pictures with the lowest PSNR
+WORST = 20  # pictures with the lowest PSNR of one autoencoder,
+WORST_OF_ALL = 160  # of all of them together,
+FEWEST = 4  # and of one however many there are
 BRIGHTER = 4  # times that a difference is shown
 BINS = 24
 COMPARED = (
@@ -76,7 +79,8 @@ def autoencoders(e: Evaluation) -> None:
     if codecs:
         side_by_side = [compared(e, codecs), rate_and_distortion(e, codecs), *histograms(codecs)]
         tables = [codebooks(rows)] if rows else []
-        pictures = [gallery for codec in codecs for gallery in galleries(e, codec)]
+        count = worst_shown(len(codecs))
+        pictures = [*first_pictures(e, codecs), *(worst_pictures(e, codec, count) for codec in codecs)]
         e.sections.append(Section("Autoencoders", [*side_by_side, *tables, *blocks, *pictures]))
 
 
@@ -192,23 +196,41 @@ def histograms(codecs: list[Codec]) -> list[Bars]:
     ]
 
 
-def galleries(e: Evaluation, codec: Codec) -> list[Gallery]:
-    """The first pictures with their differences, and the worst."""
-    real, again = e.real.pictures, codec.again
-    triples = []
-    for x, y in zip(real[:SHOWN], again[:SHOWN], strict=True):
-        difference = np.abs(x.astype(int) - y).clip(0, 255 // BRIGHTER).astype(np.uint8) * BRIGHTER
-        triples.append(([Image.fromarray(picture) for picture in (x, y, difference)], ""))
-    worst = [
-        ([Image.fromarray(real[i]), Image.fromarray(again[i])], f"{codec.decibels[i]:.2f} dB. {e.real.captions[i]}")
-        for i in np.argsort(codec.decibels, kind="stable")[:WORST]
-    ]
-    labels = ("input", "reconstruction", f"|difference| × {BRIGHTER}")
-    note = f"The first {len(triples)} of {len(real)}, none picked."
+def first_pictures(e: Evaluation, codecs: list[Codec]) -> list[Gallery]:
+    """The first pictures, what comes back of each below them, autoencoder by autoencoder, and the differences."""
+    real = e.real.pictures[:SHOWN]
+    back, apart = [(_images(real), "input")], []
+    for codec in codecs:
+        again = codec.again[:SHOWN]
+        difference = np.abs(real.astype(int) - again).clip(0, 255 // BRIGHTER).astype(np.uint8) * BRIGHTER
+        about = f"{codec.stage}, {codec.decibels.mean():.2f} dB over all {len(codec.decibels)}"
+        back.append((_images(again), about))
+        apart.append((_images(difference), about))
+    which = f"The first {len(real)} of {len(e.real)} {e.where} pictures, none picked"
     return [
-        Gallery(f"{codec.stage}: {e.where} pictures", triples, columns=4, note=note, labels=labels),
-        Gallery(
-            f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=5, labels=labels[:2],
-            note="Picked for being worst: they say where it fails, not how it does in general.",
-        ),
-    ]  # fmt: skip
+        Gallery("Reconstructions", back, columns=1, note=f"{which}."),
+        Gallery(f"|input - reconstruction| × {BRIGHTER}", apart, columns=1, note=f"{which}; black is no difference."),
+    ]
+
+
+def worst_pictures(e: Evaluation, codec: Codec, count: int) -> Gallery:
+    """The `count` pictures of which least comes back."""
+    real, again = e.real.pictures, codec.again
+    worst = [
+        (_images([real[i], again[i]]), f"{codec.decibels[i]:.2f} dB. {e.real.captions[i]}")
+        for i in np.argsort(codec.decibels, kind="stable")[:count]
+    ]
+    return Gallery(
+        f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=5,
+        labels=("input", "reconstruction"),
+        note="Picked for being worst: they say where it fails, not how it does in general.",
+    )  # fmt: skip
+
+
+def worst_shown(codecs: int) -> int:
+    """How many of the worst pictures stand on the page for each of so many autoencoders."""
+    return max(FEWEST, min(WORST, WORST_OF_ALL // codecs))
+
+
+def _images(pictures: Sequence[NDArray] | NDArray) -> list[Image.Image]:
+    return [Image.fromarray(picture) for picture in pictures]

@@ -9,6 +9,7 @@ import pytest
 
 from eval import charts
 from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage, missing
+from eval.svg import inline
 
 
 def curve(**changes):
@@ -54,6 +55,41 @@ def test_every_colour_of_a_chart_has_a_dark_twin(draw):
     used = {e.get(kind) for e in ElementTree.fromstring(draw()).iter() for kind in ("fill", "stroke")} - {None}
     assert used <= known, used - known
     assert all(light in charts.css() and dark in charts.css() for light, dark in charts.PALETTE.values())
+
+
+@pytest.mark.parametrize("draw", DRAWN, ids=NAMES)
+def test_a_chart_holds_nothing_that_a_browser_makes_no_use_of(draw):
+    svg = draw()
+    root = ElementTree.fromstring(svg)
+    values = [value for e in root.iter() for name, value in e.attrib.items() if name != "id"]
+    ids = [e.get("id") for e in root.iter() if e.get("id")]
+    used = {name for value in values for name in re.findall(r"#(p-[^)]+)", value)}
+    assert len(ids) == len(set(ids)) and set(ids) == used  # every reference has its target, every target a reference
+    assert not [e for e in root.iter() if e.get("font-family") or (e.tag == "g" and not e.attrib)]
+    assert not re.search(r"\d\.\d{3}", svg) and not re.search(r">\s+<", svg)
+
+
+def drawn_lines(svg):
+    """All straight lines of an SVG with their looks, whether each has a path of its own or not."""
+    found = []
+    for path in svg.iter():
+        look = dict(part.split(": ") for part in path.get("style", "").split("; ") if ": " in part) | path.attrib
+        if path.tag.endswith("path") and look.get("fill") == "none" and look.get("stroke"):
+            numbers = r"M ([-\d.]+) ([-\d.]+) +L ([-\d.]+) ([-\d.]+) *(?=M|$)"
+            ends = re.findall(numbers, " ".join(path.get("d").split()))
+            found += [(look["stroke"], *(float(number) for number in line)) for line in ends]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("draw", DRAWN, ids=NAMES)
+def test_every_line_that_matplotlib_draws_is_in_the_chart(draw, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(charts, "inline", lambda svg, *rest: drawn.append(svg) or inline(svg, *rest))
+    ours = drawn_lines(ElementTree.fromstring(draw()))
+    theirs = drawn_lines(ElementTree.fromstring(drawn[0]))
+    assert len(ours) == len(theirs) >= 6
+    for (colour, *ends), (other, *there) in zip(ours, theirs, strict=True):
+        assert colour == other and ends == pytest.approx(there, abs=0.0051)
 
 
 @pytest.mark.parametrize("low", [1.3, 0.3, 0.09, 1e-5])

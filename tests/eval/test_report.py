@@ -282,6 +282,15 @@ def test_pictures_lose_all_that_is_not_pixels():
     assert data_uri(picture(size=300)).startswith("data:image/webp")
 
 
+def test_a_page_says_where_its_pictures_are_altered_and_only_there():
+    def page(size):
+        return to_html(report([Section("s", [Gallery("g", [([picture(size=size)] * 2, "")])])]))
+
+    said = "Shown as WebP of quality"
+    assert page(160).count(said) == 0 == page(160).count("image/webp")
+    assert page(161).count(said) == 1 and page(161).count("image/webp") == 2
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "I;16", "F"])
 def test_any_mode_of_picture_is_shown(mode):
     assert bare(Image.new(mode, (5, 7))).size == (5, 7)

@@ -9,7 +9,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from pipelines.codec_measures import autoencoders
+from eval.blocks import Gallery
+from pipelines.codec_measures import autoencoders, worst_shown
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import once
 from pipelines.judging import Judges
@@ -211,9 +212,17 @@ def test_the_page_sets_all_autoencoders_side_by_side(run):
     worst = next(block for block in section.blocks if block.title == "vq: the 5 worst of 5 by PSNR")
     decibels = [float(caption.split(" dB. ")[0]) for _, caption in worst.items]
     assert decibels == sorted(decibels) and np.mean(decibels) == pytest.approx(places["vq"][1], abs=0.01)
-    first = next(block for block in section.blocks if block.title == "vq: held-out pictures")
-    x, y, difference = (np.asarray(picture).astype(int) for picture in first.items[0][0])
-    assert np.array_equal(difference, 4 * np.minimum(abs(x - y), 63)) and difference.any()
+    back, apart = (block for block in section.blocks if isinstance(block, Gallery) and block.columns == 1)
+    (inputs, _), *rows = back.items
+    assert np.array_equal(inputs, e.real.pictures) and [about.split(",")[0] for _, about in rows] == names
+    for (again, about), (difference, beside), codec in zip(rows, apart.items, names, strict=True):
+        assert about == beside and about.startswith(f"{codec}, {places[codec][1]:.2f} dB")
+        expected = 4 * np.minimum(abs(np.asarray(inputs).astype(int) - np.asarray(again)), 63)
+        assert np.array_equal(difference, expected) and expected.any()
+
+
+def test_many_autoencoders_show_fewer_of_their_worst_pictures_but_always_some():
+    assert [worst_shown(count) for count in (1, 8, 10, 28, 500)] == [20, 20, 16, 5, 4]
 
 
 def test_a_masked_model_reads_and_writes_grids_of_two_sizes(run):
