@@ -18,6 +18,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
 from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage
+from eval.labels import clip, compact, spread
 from eval.page import printable
 from eval.svg import inline
 
@@ -44,6 +45,7 @@ MARKERS = (  # matplotlib's sign and the same shape in a 12 x 12 key
     ("P", "M4.5 2h3v2.5H10v3H7.5V10h-3V7.500H2v-3h2.500z"),
 )
 Style = TypeVar("Style")
+LINE = 0.157  # inches between the names of two points
 POINTS = 400  # a line keeps at most this many points: longer ones are averaged in bins
 RC = {
     "svg.fonttype": "none",
@@ -128,9 +130,14 @@ def bars(block: Bars, prefix: str) -> Markup:
 
 
 def scatter(block: Scatter, prefix: str) -> Markup:
-    """A dot per point with its interval and its name beside it; x is logarithmic where it spans more than ten."""
+    """A dot per point with its interval and its name beside it; x is logarithmic where it spans more than ten.
+
+    The chart is as tall as its names need.
+    """
     shown = [point for point in block.points if math.isfinite(point.x) and math.isfinite(point.y.value)]
     shown.sort(key=lambda point: point.y.value)
+
+    height = max(2.9, 0.5 + 1.05 * LINE * len(shown))  # inches, half of one for the axis below
 
     def draw(axes: Axes) -> None:
         for point in shown:
@@ -144,12 +151,12 @@ def scatter(block: Scatter, prefix: str) -> Markup:
             axes.set_xscale("log")
         axes.margins(x=0.1, y=0.12)
         axes.autoscale_view()
-        _names(axes, shown)
+        _names(axes, shown, LINE / (height - 0.5))
         axes.set_xlabel(clip(block.x_label))
         axes.set_ylabel(clip(block.y_label))
         _plain_ticks(axes)
 
-    return _svg(draw, (4.2, 2.9), block.title, prefix)
+    return _svg(draw, (4.2, height), block.title, prefix)
 
 
 def dots(block: Dots, prefix: str) -> Markup:
@@ -217,20 +224,6 @@ def positive(block: Curve) -> bool:
     return bool(len(finite) and (finite > 0).all())
 
 
-def compact(x: float) -> str:
-    """A tick label without mathematics: 1500 -> 1.5k."""
-    for size, sign in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(x) >= size:
-            return f"{x / size:.3g}{sign}"
-    return f"{x:.3g}"
-
-
-def clip(text: str, longest: int = 30) -> str:
-    """A label short enough for an axis."""
-    flat = " ".join(printable(text).split())
-    return flat if len(flat) <= longest else flat[: longest - 1] + "…"
-
-
 def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
     colour, ends = _colour(index), figure.interval()
     if ends:
@@ -238,14 +231,15 @@ def _dot(axes: Axes, figure: Figure, y: float, index: int) -> None:
     axes.plot([figure.value], [y], _turned(MARKERS, index)[0], color=colour, markersize=4.2, markeredgewidth=0)
 
 
-def _names(axes: Axes, points: Sequence[Point]) -> None:
-    """Names of points in order of height, towards the middle, moved up where two would lie on each other."""
-    last = -math.inf
-    for point in points:
-        x, y = axes.transAxes.inverted().transform(axes.transData.transform((point.x, point.y.value)))
-        last = max(y, last + 0.065)
-        where, side = (x + 0.015, "left") if x < 0.5 else (x - 0.015, "right")
-        axes.text(where, last, clip(point.name), transform=axes.transAxes, ha=side, va="center", fontsize=8.5)
+def _names(axes: Axes, points: Sequence[Point], step: float) -> None:
+    """Names of points in order of height, towards the middle; one that had to move is tied to its point by a line."""
+    within = axes.transData + axes.transAxes.inverted()
+    places = [within.transform((point.x, point.y.value)) for point in points]
+    for point, (x, y), height in zip(points, places, spread([y for _, y in places], step), strict=True):
+        where, side = (x + 0.03, "left") if x < 0.5 else (x - 0.03, "right")
+        if abs(height - y) > step / 4:
+            axes.plot((x, where), (y, height), color=LIGHT["muted"], linewidth=0.4, transform=axes.transAxes)
+        axes.text(where, height, clip(point.name), transform=axes.transAxes, ha=side, va="center", fontsize=8.5)
 
 
 def _logarithmic(axes: Axes) -> None:

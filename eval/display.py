@@ -95,7 +95,7 @@ def number(value: float, unit: Unit = "plain", *, bare: bool = False) -> str:
         return f"{value:.2f}" + ("" if bare else " dB")
     if isinstance(value, int) or 1e4 <= abs(value) < 1e15:
         return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
-    return f"{value:#.4g}".replace("-", "−")
+    return f"{value:#.4g}".removesuffix(".").replace("-", "−")
 
 
 def seconds(value: float) -> str:

@@ -1,6 +1,7 @@
 """The sections that follow from the figures' names alone: what a reader wants to see first."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 
 from eval.blocks import Column, Dots, Figure, Known, Row, RowKind, Section, Table
@@ -46,11 +47,12 @@ def _listed(title: str, figures: Mapping[str, Known]) -> Table | None:
     """Each figure on its own line, for groups whose members have different units."""
     if not figures:
         return None
-    rows = []
+    rows, labels = [], Counter(define(name).label for name in figures)
     for name, figure in figures.items():
         known = define(name)
+        label = known.label if labels[known.label] == 1 else f"{name.split('.')[0]}: {known.label}"
         about = (figure.n, figure.source) if isinstance(figure, Figure) else (None, None)
-        rows.append(Row([known.label, figure, known.better, *about, name], unit=known.unit))
+        rows.append(Row([label, figure, known.better, *about, name], unit=known.unit))
     return Table(title, ["figure", "value", "better", "n", "source", Column("name", code=True)], rows)
 
 

@@ -168,17 +168,19 @@ def compared(e: Evaluation, codecs: list[Codec]) -> Table:
 
 def rate_and_distortion(e: Evaluation, codecs: list[Codec]) -> Scatter:
     """PSNR over bits per pixel, and where k-means on raw patches lies at the same rate."""
-    points = []
+    points: dict[str, Point] = {}
     for codec in codecs:
-        for name, figure, floor in (
-            (codec.stage, "psnr", False),
-            (f"k-means for {codec.stage}", "patch_kmeans_psnr", True),
-        ):
+        named = [(codec.stage, "psnr", False)]
+        if isinstance(codec.model, VQVAE):  # one point for all that have as many codes for as large patches
+            named.append(
+                (f"k-means, {codec.model.config.codes} codes, f{codec.model.downsample}", "patch_kmeans_psnr", True)
+            )
+        for name, figure, floor in named:
             rate, quality = e.figures[f"{codec.stage}.bits_per_pixel"], e.figures.get(f"{codec.stage}.{figure}")
             if isinstance(rate, Figure) and isinstance(quality, Figure):
-                points.append(Point(name, rate.value, quality, floor))
+                points[name] = Point(name, rate.value, quality, floor)
     note = "Higher and further left is better. Diamonds: k-means on raw patches at the same rate, without a network."
-    return Scatter("Rate and distortion", points, "bits per pixel", "PSNR in dB", note)
+    return Scatter("Rate and distortion", list(points.values()), "bits per pixel", "PSNR in dB", note)
 
 
 def histograms(codecs: list[Codec]) -> list[Bars]:

@@ -6,9 +6,12 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from eval import charts
 from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage, missing
+from eval.labels import spread
 from eval.svg import inline
 
 
@@ -132,6 +135,26 @@ def test_every_point_has_its_name_and_no_two_names_lie_on_each_other():
     heights = sorted(found[point.name][1] for point in many)
     assert min(b - a for a, b in pairwise(heights)) > 8  # a line of letters is some 8 points
     assert found["p7"][1] < found["p0"][1]  # SVG counts downwards: the highest name belongs to the highest point
+
+
+def test_names_stay_in_the_chart_however_many_points_lie_at_its_top(recwarn):
+    many = [Point(f"p{number:02}", 1 + number / 100, Figure(26 + number / 1e3, 9)) for number in range(40)]
+    many += [Point("low", 1.5, Figure(20.0, 9))]
+    svg = charts.scatter(Scatter("rate", many, "x", "y"), "p-")
+    height = float(ElementTree.fromstring(svg).get("viewBox").split()[3])
+    found = [places(svg)[point.name][1] for point in many]
+    assert 0 < min(found) and max(found) < height and min(b - a for a, b in pairwise(sorted(found))) > 8
+    assert not recwarn.list  # matplotlib warns of an axis that its names leave no room
+    assert found[-1] > height / 2 and found[:-1] == sorted(found[:-1], reverse=True)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20), st.floats(0.001, 0.05))
+def test_spread_heights_keep_their_order_and_move_only_where_they_must(heights, step):
+    given_order = sorted(heights)
+    moved = spread(given_order, step)
+    assert all(b - a >= step - 1e-9 for a, b in pairwise(moved)) and moved[-1] <= 1 and moved[0] > 1e-9 - 1
+    if all(b - a >= step for a, b in pairwise(given_order)):
+        assert moved == pytest.approx(given_order)
 
 
 def test_an_interval_is_drawn_where_there_is_one_and_a_point_without_a_value_is_not():

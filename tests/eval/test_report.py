@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from eval.blocks import Bars, Point, Scatter
+from eval.display import number
 from eval.page import bare, data_uri, write_whole
 from eval.report import (
     Column,
@@ -266,6 +267,16 @@ def test_headline_sets_models_above_judges_and_chance_and_slices_side_by_side():
 
 def test_headline_of_nothing_is_an_empty_section():
     assert headline({}).blocks == []
+
+
+def test_figures_of_one_kind_are_told_apart_by_their_stage_and_alone_keep_their_label():
+    names = ["l1.psnr", "l2.psnr", "l1.ssim", "vae.psnr"]
+    (table,) = headline({name: Figure(20.0, 9) for name in names}).blocks
+    assert [row.cells[0] for row in table.rows] == ["l1: PSNR", "l2: PSNR", "SSIM", "VAE PSNR"]
+
+
+def test_no_number_ends_in_a_point():
+    assert [number(value) for value in (1005.4, 12.5, 0.25, 100.0)] == ["1005", "12.50", "0.2500", "100.0"]
 
 
 def test_row_of_wrong_length_is_refused_by_name():

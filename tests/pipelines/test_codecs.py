@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from eval.blocks import Gallery
+from eval.blocks import Figure, Gallery
 from pipelines.codec_measures import autoencoders, worst_shown
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import once
@@ -202,13 +202,19 @@ def test_the_page_sets_all_autoencoders_side_by_side(run):
     e = Evaluation(run, "eval", run.recipe.stage["eval"], Judges.load(run, "eval"), *[read_set(run, "test", 5)] * 2)
     autoencoders(e)
     (section,) = e.sections
-    table, chart = section.blocks[:2]
+    (table, chart), figures = section.blocks[:2], e.figures
     names = ["vae", "bound", *NAMES]
     assert [row.cells[0] for row in table.rows] == names
     assert all(row.cells[1] == 4 and row.cells[-2] >= 12 and row.cells[-1] > 0 for row in table.rows)
     places = {point.name: (point.x, point.y.value) for point in chart.points}
     assert [name for name in places if "k-means" not in name] == names
-    assert places["k-means for vq"][0] == places["vq"][0] and "k-means for residual" not in places
+    marks = [name for name in places if "k-means" in name]
+    assert places["k-means, 32 codes, f4"][0] == places["vq"][0] and len(marks) == len(set(marks))
+    assert {places[name] for name in marks} == {
+        (figures[f"{name}.bits_per_pixel"].value, figures[f"{name}.patch_kmeans_psnr"].value)
+        for name in NAMES
+        if isinstance(figures[f"{name}.patch_kmeans_psnr"], Figure)
+    }
     worst = next(block for block in section.blocks if block.title == "vq: the 5 worst of 5 by PSNR")
     decibels = [float(caption.split(" dB. ")[0]) for _, caption in worst.items]
     assert decibels == sorted(decibels) and np.mean(decibels) == pytest.approx(places["vq"][1], abs=0.01)
