@@ -52,7 +52,7 @@ def sample_image(
         choice_temperature: of the masked sampler confidence: noise on the order; 4.5 and cosine are MaskGIT's.
         scale: each pixel is drawn this wide.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "rule": rule, "interval": interval}
     asked |= {"negative": negative, "grid": grid, "start": start}
@@ -97,7 +97,7 @@ def sample_text(
         schedule: how fast tokens are revealed: linear, cosine (slowly at first) or square (quickly at first).
         choice_temperature: of confidence: noise on the order; 4.5 together with --schedule cosine is MaskGIT.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     asked |= {"bound": bound, "eta": eta, "loop": loop, "loop_at": loop_at, "block": block, "schedule": schedule}
@@ -125,7 +125,7 @@ def sample_caption(
         top_k: draw from so many of the likeliest tokens.
         top_p: draw from the likeliest tokens that together have this probability.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "temperature": temperature}
     asked |= {"top_k": top_k, "top_p": top_p}
@@ -159,7 +159,7 @@ def sample_infill(
         top_p: draw from the likeliest tokens that together have this probability.
         scale: each pixel is drawn this wide.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     hidden = None if words_alone else box
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, "temperature": temperature}
@@ -181,7 +181,7 @@ def sample_prior(
         seed: a picture depends on it and its number alone.
         scale: each pixel is drawn this wide.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     print("\n".join(str(path) for path in load(run).save_prior(count, out, seed=seed, model=model, scale=scale)))
 
@@ -213,7 +213,7 @@ def sample_pair(
         choice_temperature: of confidence: noise on the order.
         scale: each pixel is drawn this wide.
     """
-    from pipelines.generate import load
+    from pipelines.pipeline import load
 
     asked = {"sampler": sampler, "steps": steps, "temperature": temperature, "top_k": top_k, "top_p": top_p}
     asked |= {"bound": bound, "eta": eta, "schedule": schedule, "choice_temperature": choice_temperature}

@@ -24,7 +24,7 @@ from pipelines.models import build_latent
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid
 from pipelines.sampling_options import Settings
-from pipelines.stage_config import LatentConfig, LatentStage
+from pipelines.stage_two_config import LatentConfig, LatentStage
 from pipelines.task import HELD_OUT, Batch, Task, Training
 
 TIME_BINS = 4

@@ -22,8 +22,9 @@ from latent.mmdit import MMDiT, MMDiTConfig
 from latent.unet import UNet, UNetConfig
 from pipelines.artefact import ArtefactError, load_weights
 from pipelines.config import read_config
+from pipelines.errors import PalimpsestError
 from pipelines.runs import Run
-from pipelines.stage_config import ClassifierStage, LatentConfig
+from pipelines.stage_two_config import ClassifierStage, LatentConfig
 from tokenizer.plain import PlainTokenizer
 from tokenizer.text import BPE
 from tokenizer.vae import VAE, VAEConfig
@@ -133,3 +134,16 @@ def load_text_model(run: Run, name: str, tokenizer: PlainTokenizer) -> TextTrans
 def load_scene_judge(run: Run, name: str) -> SceneJudge:
     """Load the judge of scenes of stage `name`."""
     return _load(run, name, SceneJudgeConfig, SceneJudge)
+
+
+def autoencoders(run: Run) -> list[str]:
+    """Return the stages of a run's recipe that are autoencoders."""
+    return [name for name, stage in run.recipe.stage.items() if stage.kind in ("vae", "vqvae")]
+
+
+def no_autoencoder(run: Run, name: str) -> PalimpsestError:
+    """Return the error of a stage that is named as an autoencoder and is none."""
+    known = f"name one of {', '.join(autoencoders(run))}" if autoencoders(run) else "this run has none"
+    return PalimpsestError(
+        f"stage {name!r} is of kind {run.recipe.stage[name].kind!r}, expected vae or vqvae: {known}."
+    )

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import shlex
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +26,14 @@ from pipelines.artefact import (
 from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
+from pipelines.identity import GONE, content, flatten, foreign_files, is_default, latent_settings, plain_stage
 from pipelines.judged_config import GenerateStage
 from pipelines.recipe import Recipe
-from pipelines.sampling_options import Settings
 from pipelines.stage_config import AnyStage, MdlmStage, ScenesData, VAEStage, VQVAEStage
 from pipelines.text.config import TextData, TextEvalStage
 
 log = logging.getLogger("palimpsest")
 VERSION = "0.1.0"
-GONE = "the data folder is gone"
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
@@ -108,15 +105,15 @@ class Run:
             found["size"] = self.recipe.size
         if isinstance(self.recipe.stage[name], GenerateStage):
             below = self.recipe.settings_below(self.recipe.base(name)).items()
-            found |= {"below": {base: _latent_settings(settings) for base, settings in below}} if below else {}
+            found |= {"below": {base: latent_settings(settings) for base, settings in below}} if below else {}
         if isinstance(stage := self.recipe.stage[name], TextEvalStage):
             paths = [self.data / other.file for other in stage.other]
             found["other"] = {path.name: file_hash(path) for path in paths if path.exists()}
         if isinstance(stage, MdlmStage) and stage.texts is not None:
             shards = sorted(Path(stage.texts.path).glob("*.tar"))
             found["texts"] = digest([[path.name, path.stat().st_size] for path in shards])
-        if isinstance(stage, VAEStage | VQVAEStage) and (files := _foreign(stage)):
-            found["files"] = {str(path): _content(path) for path in files}
+        if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
+            found["files"] = {str(path): content(path) for path in files}
         return found
 
     def check_settings(self) -> None:
@@ -194,74 +191,6 @@ class Run:
             return digest([hashes, data.valid_share, data.detokenise, *separated])[:16]
         shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
         return digest([self.data_manifest(), shards])[:16]
-
-
-def _foreign(stage: VAEStage | VQVAEStage) -> list[Path]:
-    """Return the files from elsewhere that an autoencoder is made of."""
-    look = stage.perceptual
-    files = [Path(look.trunk), Path(look.heads)] if look is not None and look.trunk else []
-    return files + (sorted(Path(stage.pretrained).glob("*.*")) if stage.pretrained else [])
-
-
-def _content(path: Path) -> str:
-    """Return the hash of a file; GONE where there is none, since what was made of it stands."""
-    if not path.is_file():
-        return GONE
-    about = path.stat()
-    return _hashed(path, about.st_size, about.st_mtime_ns)
-
-
-@cache
-def _hashed(path: Path, size: int, changed: int) -> str:
-    """Return the hash of a file, computed once while it stays as it is."""
-    del size, changed
-    return file_hash(path)[:16]
-
-
-def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
-    """Return a stage's configuration as plain values, without what cannot change its result."""
-    plain = dump_recipe(recipe)["stage"][name]
-    training = plain.get("training") or {}
-    chosen = ("validate_every",) if training.get("keep") != "best" else ()  # where it does not choose the weights
-    idle = ("save_seconds", "compile", "minutes", "picture_every", "max_skipped")  # plan.json fixes the steps
-    for key in (*idle, *chosen):
-        training.pop(key, None)
-    (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory
-    if plain["kind"] in ("encode", "generate"):
-        plain.pop("batch", None)
-    return plain
-
-
-def _latent_settings(settings: Settings) -> dict[str, Any]:
-    """Return what matters of the settings of a latent model, as JSON has it."""
-    plain = json.loads(json.dumps(dataclasses.asdict(settings)))
-    return {key: plain[key] for key in ("sampler", "steps", "guidance", "latent")}
-
-
-def is_default(config: Any, path: Sequence[str]) -> bool:
-    """Whether a value of a configuration is the default of its field: artefacts of older versions do not name it."""
-    for part in path[:-1]:
-        config = getattr(config, part, None)
-    if not path or not dataclasses.is_dataclass(config):
-        return False
-    for field in dataclasses.fields(config):
-        if field.name == path[-1]:
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            if isinstance(config, GenerateStage) and default is None:  # filled by the model; what Settings has is old
-                default = getattr(Settings, field.name, None)
-            return getattr(config, field.name) == default
-    return False
-
-
-def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return nested dictionaries as one with dotted keys."""
-    if not isinstance(value, dict):
-        return {prefix: value}
-    flat: dict[str, Any] = {}
-    for key, item in value.items():
-        flat |= flatten(item, f"{prefix}.{key}" if prefix else str(key))
-    return flat
 
 
 def open_run(

@@ -14,7 +14,8 @@ from latent.predict import Denoise
 from latent.schedule import DDPM, Schedule
 from pipelines.errors import PalimpsestError
 from pipelines.sampling_options import LATENT_SAMPLERS, SIGNAL_SAMPLERS, Settings
-from pipelines.stage_config import AnyStage, DenoisingStage, DistillStage
+from pipelines.stage_config import AnyStage
+from pipelines.stage_two_config import DenoisingStage, DistillStage
 
 
 def rule_of(settings: Settings, schedule: Schedule, times: Tensor, numbers: int) -> float | guide.Rule:

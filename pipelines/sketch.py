@@ -29,7 +29,6 @@ from pipelines.stage_config import (
     DistillStage,
     EncodeStage,
     JudgeStage,
-    LatentConfig,
     LatentStage,
     MdlmStage,
     SceneJudgeStage,
@@ -38,6 +37,7 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
+from pipelines.stage_two_config import LatentConfig
 from pipelines.task import Training
 from pipelines.text.config import TextModelStage, TextTokensStage
 from tokenizer.discriminator import Critic

@@ -14,8 +14,8 @@ from pipelines.ar_stage import ArTask
 from pipelines.cache import open_cache
 from pipelines.config import RecipeError, parse_recipe
 from pipelines.errors import PalimpsestError
-from pipelines.generate import load
 from pipelines.loop import Interrupted, Loop
+from pipelines.pipeline import load
 from pipelines.prior_cost import pair_cost
 from pipelines.runs import open_run, reopen_run
 from pipelines.sampling import generators

@@ -13,9 +13,9 @@ from pipelines.classifier_stage import LEVELS, ClassifierTask
 from pipelines.config import RecipeError, parse_recipe
 from pipelines.data.scenes import write
 from pipelines.errors import PalimpsestError
-from pipelines.generate import Pipeline
 from pipelines.hardware import step_generator
 from pipelines.loop import Interrupted, Loop
+from pipelines.pipeline import Pipeline
 from pipelines.runs import Run
 from pipelines.stages import run_stage
 from pipelines.sweep import guidances, settings_of_sweep

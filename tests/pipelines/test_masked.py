@@ -11,17 +11,17 @@ import torch
 
 from discrete.schedule import Linear
 from pipelines.errors import PalimpsestError
-from pipelines.generate import load
 from pipelines.hardware import step_generator
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.masked_sampling import fill_in, on_a_grid
 from pipelines.masked_stage import MdlmTask
 from pipelines.pair_schedule import spans
 from pipelines.pictures import to_pil
+from pipelines.pipeline import load
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS, MaskedOptions, Settings, Variant
-from pipelines.stage_config import TextShards
+from pipelines.stage_two_config import TextShards
 from tests.conftest import finish
 
 PROMPTS = ["a red star on a sky background", "a blue circle on a black background"]

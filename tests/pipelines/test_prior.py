@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipelines.cli import main
 from pipelines.config import RecipeError, load_recipe
 from pipelines.errors import PalimpsestError
-from pipelines.generate import load
 from pipelines.models import load_vae
+from pipelines.pipeline import load
 from pipelines.runs import open_run
 from pipelines.stages import run_stage
 from tests.conftest import ROOT, finish
+from tokenizer.vae import VAE
 
 pytestmark = pytest.mark.slow
 TRAINING = {"steps": 24, "batch": 8, "learning_rate": 3e-3, "compile": False, "bf16": False, "validate_every": 12}
@@ -109,6 +111,25 @@ def test_what_has_no_prior_is_refused(folder):
         run.prior(0)
     with pytest.raises(PalimpsestError, match="no stage 'latent'"):
         run.prior(1, model="latent")
+
+
+def test_a_scale_that_leaves_nothing_is_refused_before_anything_is_drawn(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(VAE, "sample", lambda *_: pytest.fail("it drew"))
+    with pytest.raises(PalimpsestError, match="scale is 0, expected at least 1"):
+        load(folder).save_prior(1, tmp_path / "out", seed=0, scale=0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_file_in_the_place_of_a_folder_is_one_line_and_exit_code_2(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out").write_text("mine")
+    words = ["sample", "prior", "--run", str(folder), "--count", "1", "--out", str(tmp_path / "out")]
+    monkeypatch.setattr("sys.argv", ["palimpsest", *words])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    said = capsys.readouterr().err.strip().split("\n")
+    assert ended.value.code == 2 and (tmp_path / "out").read_text() == "mine"
+    expected = f"palimpsest: {tmp_path / 'out'} is a file where a folder is expected"
+    assert len(said) == 1 and said[0].startswith(expected)
 
 
 def test_a_recipe_with_a_learned_prior_and_free_bits_says_what_to_do():

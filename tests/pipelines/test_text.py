@@ -17,7 +17,7 @@ from eval.blocks import Curve
 from pipelines.config import RecipeError, load_recipe
 from pipelines.data.grammar import for_size
 from pipelines.errors import PalimpsestError
-from pipelines.generate import load
+from pipelines.pipeline import load
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS, REMASKING_SAMPLERS
@@ -334,7 +334,7 @@ def test_what_is_known_must_fit_the_tokens(words: Path, model: str):
 
 def test_texts_do_not_depend_on_how_many_are_written_at_once(words: Path, monkeypatch: pytest.MonkeyPatch):
     whole = load(words).texts(5, seed=3, model="masked", length=40)
-    monkeypatch.setattr("pipelines.generate.AT_ONCE", 2)
+    monkeypatch.setattr("pipelines.pipeline.AT_ONCE", 2)
     assert load(words).texts(5, seed=3, model="masked", length=40) == whole
 
 

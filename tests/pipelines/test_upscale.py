@@ -14,10 +14,10 @@ from pipelines.config import RecipeError, load_recipe, parse_recipe
 from pipelines.data.decode import image_and_caption, two_sizes
 from pipelines.data.scenes import render, scene, write
 from pipelines.errors import DataError, PalimpsestError
-from pipelines.generate import Pipeline
 from pipelines.judging import Judges
 from pipelines.loop import Interrupted, Loop
 from pipelines.pictures import enlarged, from_pil, grid, to_pil
+from pipelines.pipeline import Pipeline
 from pipelines.runs import data_folder, open_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import LatentOptions, Settings
