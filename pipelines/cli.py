@@ -1,8 +1,10 @@
 """The `palimpsest` command: one verb per step of the pipeline.
 
-palimpsest run recipes/scenes.toml          every stage in order; run again after an interruption and it goes on
-palimpsest sample image "a red star ..."    a picture from a finished run
-palimpsest VERB --help                      what a verb takes
+palimpsest run recipes/scenes.toml: every stage in order; run again after an interruption and it goes on.
+
+palimpsest sample image "a red star on a sky background": a picture from a finished run.
+
+palimpsest VERB --help: what a verb takes.
 """
 
 from __future__ import annotations
@@ -254,6 +256,15 @@ def application() -> SubcommandApp:
     return app
 
 
+def _said(error: Exception) -> str:
+    """What an error says; of one that the system raised about a file, the file first and what to do."""
+    if not (isinstance(error, OSError) and error.strerror and error.filename):
+        return str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        return f"{error.filename} is a file where a folder is expected: give another path, or move the file away."
+    return f"{error.filename}: {error.strerror}"
+
+
 def main() -> None:
     """Run the command line; a mistake of the user's ends in one message and exit code 2."""
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -265,7 +276,7 @@ def main() -> None:
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
-        print(f"palimpsest: {error}{remedy}", file=sys.stderr)
+        print(f"palimpsest: {_said(error)}{remedy}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("palimpsest: stopped", file=sys.stderr)

@@ -7,12 +7,13 @@ from typing import Annotated
 
 import tyro
 
-from pipelines.cli_sample import Words
 from pipelines.errors import PalimpsestError
 
 
 def export(
-    run: Annotated[Path, tyro.conf.Positional], stage: Words, folder: Annotated[Path, tyro.conf.Positional]
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")],
+    folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
 ) -> None:
     """Write a trained autoencoder (networks of kind pyramid) as a folder that diffusers reads.
 
@@ -28,7 +29,8 @@ def export(
 
 
 def reconstruct(
-    run: Annotated[Path, tyro.conf.Positional], pictures: Annotated[tuple[Path, ...], tyro.conf.Positional],
+    run: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")],
+    pictures: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="PICTURE ...")],
     model: str | None = None, out: Path = Path("reconstructed"), tile: int = 256, overlap: int = 64,
     sampled: bool = False, seed: int = 0,
 ) -> None:  # fmt: skip
@@ -40,7 +42,7 @@ def reconstruct(
 
     Args:
         run: folder of a finished run, such as runs/scenes.
-        pictures: image files.
+        pictures: image files, one at least.
         model: stage of kind vae or vqvae; the first one by default.
         out: folder for the pictures, as PNG.
         tile: side of a tile in pixels.

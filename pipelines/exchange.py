@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import seeded
-from pipelines.models import load_vae, load_vqvae
+from pipelines.models import load_vae, load_vqvae, no_autoencoder
 from pipelines.runs import Run, stage_of
 from pipelines.stage_one_config import VAEStage, VQVAEStage
 from tokenizer.exchange import Scaling, read_vae, read_vqvae, write_vae, write_vqvae
@@ -43,5 +43,5 @@ def export(run: Run, name: str, folder: Path) -> str:
             write_vqvae(load_vqvae(run, name), folder, run.recipe.size)
             kind = "VQModel"
         case _:
-            raise PalimpsestError(f"stage {name!r} is of kind {stage.kind!r}, expected vae or vqvae.")
+            raise no_autoencoder(run, name)
     return f"{folder}: {name} as diffusers.{kind}; read it with {kind}.from_pretrained({str(folder)!r})"

@@ -22,7 +22,7 @@ from pipelines.artefact import write_atomically
 from pipelines.data.picture import UnreadablePicture, open_picture, to_rgb, to_tensor
 from pipelines.errors import DataError, PalimpsestError
 from pipelines.hardware import step_generator
-from pipelines.models import device, load_vae, load_vqvae
+from pipelines.models import autoencoders, device, load_vae, load_vqvae, no_autoencoder
 from pipelines.pictures import to_pil
 from pipelines.progress import track
 from pipelines.runs import Run, stage_of
@@ -63,6 +63,8 @@ def reconstruct_files(
     decodes its mean. Raises PalimpsestError for another stage, draws of a VQ-VAE, and results that would overwrite a
     given picture; ValueError for tiles that do not fit the network.
     """
+    if not paths:
+        raise PalimpsestError("No picture is given: name the image files behind the run's folder.")
     model = _load(run, name)
     check_tiles(multiple_of(model), tiles.size, tiles.overlap)
     if draws is not None and isinstance(model, VQVAE):
@@ -166,7 +168,7 @@ def read(path: Path) -> Image.Image:
 def _load(run: Run, name: str | None) -> VAE | VQVAE:
     """Load an autoencoder, the first of the recipe where none is named."""
     if name is None:
-        found = [key for key, stage in run.recipe.stage.items() if isinstance(stage, VAEStage | VQVAEStage)]
+        found = autoencoders(run)
         if not found:
             raise PalimpsestError(f"The recipe {run.recipe.name} has no autoencoder: give a run with one.")
         name = found[0]
@@ -175,8 +177,8 @@ def _load(run: Run, name: str | None) -> VAE | VQVAE:
             return load_vae(run, name)
         case VQVAEStage():
             return load_vqvae(run, name)
-        case stage:
-            raise PalimpsestError(f"stage {name!r} is of kind {stage.kind!r}, expected vae or vqvae.")
+        case _:
+            raise no_autoencoder(run, name)
 
 
 def _targets(paths: Sequence[Path], out: Path) -> list[Path]:

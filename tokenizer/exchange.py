@@ -195,7 +195,11 @@ def _common(network: PyramidConfig, size: int) -> dict[str, Any]:
 
 def _network(config: object) -> PyramidConfig:
     if not isinstance(config, PyramidConfig):
-        raise ForeignFolderError(f"the networks are {config}, and only those of kind 'pyramid' have this layout")
+        kind = getattr(config, "kind", type(config).__name__)
+        raise ForeignFolderError(
+            f"the networks are of kind {kind!r}, expected 'pyramid', the only ones that diffusers has: train the "
+            "autoencoder with network.kind = 'pyramid' in its model table"
+        )
     return config
 
 

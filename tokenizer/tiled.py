@@ -59,6 +59,8 @@ def tiled_codes(encode: Network, x: Tensor, factor: int, tile: int = 256, overla
 
 def check_tiles(factor: int, tile: int, overlap: int) -> None:
     """Raise ValueError unless tiles are made of whole positions and overlap by less than their size."""
+    if tile <= 0:
+        raise ValueError(f"tile is {tile} pixels, expected a multiple of factor = {factor} above 0. Use 256.")
     for name, value in (("tile", tile), ("overlap", overlap)):
         if value % factor:
             fit = max(round(value / factor), 1) * factor

@@ -7,7 +7,7 @@ from io import BytesIO
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 EXTENSIONS = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff", "ppm")
@@ -23,7 +23,8 @@ def open_picture(data: bytes) -> Image.Image:
         image = Image.open(BytesIO(data))
         image.load()
     except Exception as error:  # the decoders of Pillow raise many kinds for broken bytes
-        raise UnreadablePicture(f"unreadable picture ({type(error).__name__}: {error})") from error
+        said = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
+        raise UnreadablePicture(f"unreadable picture ({said or type(error).__name__})") from error
     return image
 
 

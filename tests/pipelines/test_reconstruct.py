@@ -206,14 +206,17 @@ def test_the_verb_writes_what_it_can_and_names_what_is_no_picture(run, tmp_path,
 def test_what_cannot_be_is_refused_before_anything_is_written(run, tmp_path):
     path, out = saved(tmp_path / "x.png", 16, 16), tmp_path / "out"
     for name, tiles, draws, error, words in (
-        ("bpe", Tiles(), None, PalimpsestError, "of kind 'bpe', expected vae or vqvae"),
+        ("bpe", Tiles(), None, PalimpsestError, "of kind 'bpe', expected vae or vqvae: name one of vae,"),
         ("nobody", Tiles(), None, PalimpsestError, "no stage 'nobody'"),
         ("vqvae", Tiles(), 0, PalimpsestError, "no posterior"),
         ("vae", Tiles(size=30), None, ValueError, "tile is 30"),
+        ("vae", Tiles(size=0, overlap=0), None, ValueError, r"tile is 0 pixels.* above 0\. Use 256"),
         ("vae", Tiles(size=32, overlap=32), None, ValueError, "overlap is 32"),
     ):
         with pytest.raises(error, match=words):
             reconstruct_files(run, name, [path], out, tiles=tiles, draws=draws)
+    with pytest.raises(PalimpsestError, match="No picture is given"):
+        reconstruct_files(run, "vae", [], out, tiles=Tiles())
     assert not out.exists()
     with pytest.raises(PalimpsestError, match="would be overwritten"):
         reconstruct_files(run, "vae", [path], tmp_path, tiles=Tiles())

@@ -169,7 +169,7 @@ def test_missing_and_damaged_files_are_named_with_a_remedy(tmp_path):
 
 
 def test_other_networks_and_quantisers_are_not_written(tmp_path):
-    with pytest.raises(ForeignFolderError, match="only those of kind 'pyramid'"):
+    with pytest.raises(ForeignFolderError, match="kind 'folded', expected 'pyramid'"):
         write_vae(VAE(VAEConfig(network=FoldedConfig(channels=16))), tmp_path, Scaling((0.0,), (1.0,)), 16)
     with pytest.raises(ForeignFolderError, match="one Euclidean codebook"):
         write_vqvae(VQVAE(VQVAEConfig(network=SMALL, quantizer=FSQConfig())), tmp_path, 16)
