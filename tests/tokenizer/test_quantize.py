@@ -207,6 +207,42 @@ def test_living_codes_stay_where_they_are():
     assert torch.equal(layer.codebook, before)
 
 
+@pytest.mark.parametrize("learn", ["ema", "gradient"])
+@pytest.mark.parametrize("tokens", [2**-4, 1.0, 2**12])
+def test_a_revival_is_the_same_however_many_vectors_of_each_code_a_step_has(tokens: float, learn: str):
+    """A code that was just placed is alive, and moves and dies as fast as any other."""
+    _, points = clusters(8, 64)
+    layer = quantizer(8, decay=0.75, dead_share=0.125, learn=learn).train()
+    layer.initialise(points, generator())
+    book = layer.codebook.detach()
+    with torch.no_grad():  # in the middle of a training, in which three codes are not used
+        layer.cluster_size[:] = tokens * torch.tensor([0.0] * 3 + [1.6] * 5)
+        if learn == "ema":
+            layer.sums.copy_(book * layer.cluster_size[:, None])
+    assert [rows.tolist() for _, rows in layer.revive(points, generator())] == [[0, 1, 2]]
+    assert not layer.revive(points, generator())
+    placed = book[0].clone()
+    used = torch.tensor([1.0, 0, 1, 1, 1, 1, 1, 1]) * tokens
+    deaths = []
+    for _ in range(8):
+        layer.absorb(torch.cat([used[:, None], used[:, None] * (placed + 1)], 1)[:, : layer.pending.shape[1]])
+        deaths.append(torch.nonzero(layer.cluster_size < 0.125 * layer.cluster_size.mean()).flatten().tolist())
+    assert deaths == [[]] * 7 + [[1]]  # 0.75^8 < 0.125 < 0.75^7, about
+    moved = 1 - 0.75**8 if learn == "ema" else 0.0
+    torch.testing.assert_close(book[0], placed + moved, rtol=1e-3, atol=1e-3)
+
+
+def test_no_two_dead_codes_go_to_the_same_vector_where_vectors_are_few():
+    layer = quantizer(16)
+    with torch.no_grad():
+        layer.cluster_size[1:] = 0
+    before, vectors = layer.codebook.clone(), torch.randn(4, 4, generator=generator(1))
+    ((_, rows),) = layer.revive(vectors, generator())
+    assert rows.tolist() == [1, 2, 3, 4] and len(layer.codebook.unique(dim=0)) == 16
+    assert torch.equal(layer.codebook[5:], before[5:])
+    assert layer.revive(vectors, generator())[0].rows.tolist() == [5, 6, 7, 8]  # the rest have their turn
+
+
 def test_revival_restores_the_use_of_a_collapsed_codebook():
     vectors = torch.randn(2000, 4, generator=generator(5))
     layer = quantizer(64, decay=0.5)

@@ -194,24 +194,28 @@ class VectorQuantizer(Codebook):
         """Move dead codes to badly served vectors (n, d) of all ranks; return which.
 
         k-means++ given the living codes: each drawn in proportion to its squared distance to the nearest one, those
-        just placed included, so that two never go to the same gap.
+        just placed included, so that two never go to the same gap; no more of them than there are vectors.
         """
         alive = self.cluster_size >= self.config.dead_share * self.cluster_size.mean()
         dead = torch.nonzero(~alive).flatten()
         if not len(dead):
             return []
         vectors = gathered(self.direction(vectors.float()))
+        dead = dead[: len(vectors)]
         _, distances = nearest(vectors, self.codewords()[alive])
         return [self.place(dead, broadcast(plus_plus(vectors, len(dead), generator, distances)))]
 
     @torch.no_grad()
     def place(self, rows: Tensor, codewords: Tensor) -> Moved:
-        """Put codewords (m, d) into rows (m,), with moving averages that forget what stood there."""
-        codewords = self.direction(codewords)
+        """Put codewords (m, d) into rows (m,), with moving averages that forget what stood there.
+
+        Each starts at the mean cluster size: less is below the death line where steps have many vectors of each code.
+        """
+        codewords, size = self.direction(codewords), self.cluster_size.mean()
         self.codebook[rows] = codewords
-        self.cluster_size[rows] = 1.0
+        self.cluster_size[rows] = size
         if self.config.learn == "ema":
-            self.sums[rows] = codewords
+            self.sums[rows] = size * codewords
         return Moved(self.codebook, rows)
 
 
