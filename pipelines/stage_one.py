@@ -153,15 +153,20 @@ class VQVAETask(AutoencoderTask):
         return self.network  # type: ignore[return-value]
 
     def _vectors(self, level: int, count: int, offset: int = 0) -> Tensor:
-        """This rank's share of `count` vectors (n, d) of a level, of training pictures that `offset` chooses."""
-        found: list[Tensor] = []
+        """This rank's share of `count` vectors (n, d) of a level, of training pictures that `offset` chooses.
+
+        Where the pictures that are encoded have more, they are drawn from all of them alike.
+        """
+        found, there = list[Tensor](), 0
         rank, world = place()
         wanted = -(-count // world)
-        for batch, _ in self.stream(64 * world, self.seed + 1, rank, world).batches(64 * offset):
+        for batch, _ in self.stream(PART * world, self.seed + 1, rank, world).batches(64 * offset):
             found.append(self.model().vectors(batch["image"].to(device_of(self.network)), level))
-            if sum(map(len, found)) >= wanted:
+            there += len(found[-1])
+            if there >= wanted:
                 break
-        return torch.cat(found)[:wanted]
+        drawn = torch.randperm(there, generator=step_generator(self.seed + 1, rank, offset))[:wanted]
+        return torch.cat(found)[drawn if there > wanted else slice(None)]
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction plus beta times commitment."""

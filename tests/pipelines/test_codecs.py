@@ -2,6 +2,7 @@
 
 import json
 import logging
+from itertools import islice
 from types import SimpleNamespace
 
 import numpy as np
@@ -278,6 +279,18 @@ def test_codebooks_start_coarse_to_fine_and_the_dead_codes_of_each_level_revive(
         quantizer.codebook[3], quantizer.cluster_size[3] = 1e3, 0.0
     task.before(3, 40, 40, generator)
     assert all(quantizer.codebook[3].abs().max() < 1e2 for quantizer in (top, fine, finer))
+
+
+def test_vectors_that_codes_start_from_are_of_many_pictures_however_large_their_grids(run):
+    task = VQVAETask(run, "vq", run.recipe.stage["vq"])
+    shown = torch.cat([batch["image"] for batch, _ in islice(task.stream(32, task.seed + 1).batches(64 * 5), 2)])
+    held = task.network.vectors(shown).unflatten(0, (len(shown), -1))  # (64, 16, d): 16 of each picture
+
+    found = task._vectors(0, 64, offset=5)
+    assert len(found) == 64 and torch.equal(found, task._vectors(0, 64, offset=5))
+    of = (found[:, None, None] == held).all(-1).any(-1)  # (64, 64): each vector, each picture
+    assert of.any(1).all() and len(of.float().argmax(1).unique()) > 16  # 4 pictures would have as many
+    assert torch.equal(task._vectors(0, 32 * 16, offset=5), held[:32].flatten(0, 1))  # all, where all are wanted
 
 
 def test_a_codebook_that_collapses_is_warned_of(run, caplog):
