@@ -153,7 +153,7 @@ class VQVAE(nn.Module):
 
         Raises ValueError on sizes that do not fit.
         """
-        return self._pass(x, lambda _, z: z)
+        return self._pass(x, _unquantised)
 
     def codes(self, x: Tensor) -> Tensor:
         """x: (B, 3, H, W) in [-1, 1] -> codes (B, L) int64, grid after grid in the order of `grids`, rows first.
@@ -200,7 +200,7 @@ class VQVAE(nn.Module):
         In training mode the quantisers' `settle` is due once a step, behind its passes that quantise.
         """
         if not quantise:
-            return VQVAEOutput(self.decode(self._pass(x, _untouched)), None)
+            return VQVAEOutput(self.decode(self.encode(x)), None)
         found: list[Quantized] = []
 
         def step(quantizer: Quantizer, z: Tensor) -> Tensor:
@@ -247,6 +247,6 @@ class VQVAE(nn.Module):
         return torch.cat([(codes + first).flatten(1) for codes, first in zip(found, firsts, strict=False)], 1)
 
 
-def _untouched(quantizer: Quantizer, z: Tensor) -> Tensor:
-    """What the decoder reads before codes start; all parameters take part, as training on several devices needs."""
+def _unquantised(quantizer: Quantizer, z: Tensor) -> Tensor:
+    """What the decoder reads without codes; all parameters take part, as training on several devices needs."""
     return quantizer.read(z) + 0 * sum((parameter.sum() for parameter in quantizer.parameters()), z.new_zeros(()))
