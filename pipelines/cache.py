@@ -176,7 +176,7 @@ def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
         text_length=encoders.bpe.length,
         text_vocab=encoders.bpe.vocab_size,
         sides=tuple(side for side, _ in encoders.vqvae.grids(size, size)),
-        image_vocabs=encoders.vqvae.vocabularies,
+        image_vocabs=encoders.vqvae.config.vocabularies,
     )
     return {
         "latent_mean": vae["latent_mean"],

@@ -43,7 +43,7 @@ Codes = NDArray[np.int32]  # (n, L): the codes of each picture
 def codebook_use(e: Evaluation, stage: str, model: VQVAE) -> tuple[list[Row], list[Usage]]:
     """Note the use of the codebook of a VQ-VAE, as a whole and by level, and its rates; return rows and charts."""
     codes = held_out_codes(e, stage, model)
-    levels = by_level(codes, model.vocabularies)
+    levels = by_level(codes, model.config.vocabularies)
     source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {codes.shape[1]} codes of each of {len(codes)} {e.where}"
     _rates(e, stage, levels, source)
     parts = {stage: (codes, model.config.codes)}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import assert_never
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from eval.reconstruction import Codebook, codebook, count_codes
@@ -17,8 +16,6 @@ from tokenizer.quantize import (
     ResidualConfig,
     SimVQConfig,
     VQConfig,
-    code_counts,
-    perplexity,
 )
 from tokenizer.vqvae import VQVAEConfig
 
@@ -27,7 +24,7 @@ COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is
 
 def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
     """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from."""
-    started = [i for i, level in enumerate(config.levels) if isinstance(level, VQConfig | ResidualConfig)]
+    started = [i for i, level in enumerate(config.levels) if level.started]
     if not started:
         return
     side = size // (config.network.factor * 2 ** (len(config.levels) - 1 - started[0]))  # of the coarsest of them
@@ -44,30 +41,12 @@ def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
     )
 
 
-def quantizer_grids(config: VQVAEConfig) -> list[tuple[QuantizerConfig, int]]:
-    """Return the quantiser of each grid of codes, coarse to fine, with how many codes the grid has for itself."""
-    found: list[tuple[QuantizerConfig, int]] = []
-    for level in config.levels:
-        depth = level.depth if isinstance(level, ResidualConfig) else 1
-        found += [(level, level.codes // depth)] * depth
-    return found
-
-
-def worst_perplexity(codes: torch.Tensor, config: VQVAEConfig) -> torch.Tensor:
-    """Perplexity of the grid of codes (B, L) that `worst_grid` would name: ()."""
-    sizes = [size for _, size in quantizer_grids(config)]
-    counts = code_counts(codes, config.codes).split(sizes)
-    found = torch.stack([perplexity(one) for one in counts])
-    most = torch.stack([one.sum().clamp_max(size) for one, size in zip(counts, sizes, strict=True)])
-    return found[(found / most).argmin()]
-
-
 def worst_grid(codes: NDArray[np.integer], config: VQVAEConfig) -> tuple[int, Codebook]:
     """Return the grid of codes (B, L) whose perplexity is the lowest share of what it could be, and how it is used.
 
     Grids count from 0, in the order of their codes, each of which has a range of its own.
     """
-    sizes = [size for _, size in quantizer_grids(config)]
+    sizes = config.vocabularies
     parts = np.split(np.asarray(count_codes(codes, config.codes)), np.cumsum(sizes)[:-1])
     found = list(enumerate(map(codebook, parts)))
     return min(found, key=lambda one: one[1].perplexity / min(sizes[one[0]], one[1].tokens))
@@ -75,14 +54,13 @@ def worst_grid(codes: NDArray[np.integer], config: VQVAEConfig) -> tuple[int, Co
 
 def warning_of(config: VQVAEConfig, grid: int, used: Codebook) -> str:
     """Return what to say of a codebook that collapses, with a remedy; nothing where it does not."""
-    grids = quantizer_grids(config)
-    quantizer, size = grids[grid]
+    grids, size = len(config.vocabularies), config.vocabularies[grid]
     if used.perplexity >= max(1.5, COLLAPSED * min(size, used.tokens)):
         return ""
-    which = "The codebook" if len(grids) == 1 else f"Codebook {grid + 1} of {len(grids)}"
+    which = "The codebook" if grids == 1 else f"Codebook {grid + 1} of {grids}"
     return (
         f"{which} collapses: {size - used.dead} of {size} codes occur in {used.tokens} tokens, as if there were "
-        f"{used.perplexity:.0f}. {_remedy(quantizer)}"
+        f"{used.perplexity:.0f}. {_remedy(config.grid_levels[grid])}"
     )
 
 

@@ -134,7 +134,7 @@ def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> None
 def _kmeans(e: Evaluation, stage: str, model: VQVAE) -> None:
     """Note the PSNR of as many patches, where one code stands for a patch."""
     name = f"{stage}.patch_kmeans_psnr"
-    if (grids := len(model.vocabularies)) > 1:
+    if (grids := len(model.config.vocabularies)) > 1:
         e.figures[name] = missing(f"{grids} grids of codes stand for a picture, and k-means on patches gives one")
         return
     train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)

@@ -134,7 +134,7 @@ def _coded(model: VQVAE, x: Tensor, tiles: Tiles) -> tuple[Tensor, float]:
     height, width = x.shape[-2:]
     z = model.lookup(tiled_numbers(model, x, tiles), height, width)
     x_hat = tiled_decode(model.decode, z, model.downsample, tiles.size, tiles.overlap)
-    grids = zip(model.grids(height, width), model.vocabularies, strict=True)
+    grids = zip(model.grids(height, width), model.config.vocabularies, strict=True)
     return x_hat, sum(h * w * math.log2(codes) for (h, w), codes in grids)
 
 

@@ -129,7 +129,7 @@ def encoded(recipe: Recipe, name: str) -> Encoded:
         text_length=captions.length,
         text_vocab=captions.vocab_size,
         sides=tuple(side for side, _ in model.grids(recipe.size, recipe.size)),
-        image_vocabs=model.vocabularies,
+        image_vocabs=model.config.vocabularies,
     )
     text = _towers(recipe, clip, towers)[1]
     side = recipe.size // config.network.factor
@@ -232,7 +232,7 @@ def _grid(size: int, multiple: int) -> str:
 
 
 def _codes(model: VQVAE, size: int) -> str:
-    grids = zip(model.grids(size, size), model.vocabularies, strict=True)
+    grids = zip(model.grids(size, size), model.config.vocabularies, strict=True)
     return ", ".join(f"{h} x {w} codes of {codes:,}" for (h, w), codes in grids)
 
 

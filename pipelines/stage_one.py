@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.artefact import load_weights, save_weights, write_atomically
 from pipelines.autoencoder_task import PART, READ, SHOWN, AutoencoderTask
-from pipelines.codebooks import check_start, warning_of, worst_grid, worst_perplexity
+from pipelines.codebooks import check_start, warning_of, worst_grid
 from pipelines.data.stream import once
 from pipelines.exchange import start_vae, start_vqvae
 from pipelines.hardware import device_of, seeded, step_generator
@@ -179,8 +179,8 @@ class VQVAETask(AutoencoderTask):
             return loss + cost, {"reconstruction": loss.detach(), **looks}
         terms = vqvae_loss(x_hat, x, quantized.own, quantized.commitment, kind=config.reconstruction, beta=config.beta)
         scalars = {"reconstruction": terms.reconstruction.detach(), "commitment": terms.commitment.detach()}
-        used = worst_perplexity(quantized.codes, self.model().config)
-        scalars |= {"own": terms.own.detach(), "batch_perplexity": used}
+        _, used = worst_grid(quantized.codes.cpu().numpy(), self.model().config)
+        scalars |= {"own": terms.own.detach(), "batch_perplexity": torch.tensor(used.perplexity)}
         cost, looks = self.looks(x_hat, x, terms.reconstruction)
         return terms.total + cost, {**scalars, **looks}
 

@@ -25,7 +25,6 @@ from tokenizer.quantize import (
     Quantized,
     Quantizer,
     QuantizerConfig,
-    ResidualConfig,
     VQConfig,
     channels_last,
     quantizer_of,
@@ -74,6 +73,16 @@ class VQVAEConfig:
         return sum(level.codes for level in self.levels)
 
     @property
+    def grid_levels(self) -> tuple[QuantizerConfig, ...]:
+        """The quantiser of each grid of codes, coarse to fine."""
+        return tuple(level for level in self.levels for _ in range(level.grids))
+
+    @property
+    def vocabularies(self) -> tuple[int, ...]:
+        """How many codes each grid has for itself, in the order of `VQVAE.grids`."""
+        return tuple(level.codes // level.grids for level in self.grid_levels)
+
+    @property
     def multiple(self) -> int:
         """What the sides of a picture must be multiples of."""
         return self.network.factor * 2 ** (len(self.levels) - 1)
@@ -81,12 +90,7 @@ class VQVAEConfig:
     @property
     def started_codes(self) -> int:
         """How many codes start from the encoder's vectors at once; 0 where none do."""
-        counts = [0]
-        for level in self.levels:
-            match level:
-                case VQConfig(codes=codes) | ResidualConfig(level=VQConfig(codes=codes)):
-                    counts.append(codes)
-        return max(counts)
+        return max(level.started for level in self.levels)
 
     def _refuse_idle(self, names: tuple[str, ...], reason: str) -> None:
         """Raise ValueError for settings, other than their defaults, that the quantisers make no use of."""
@@ -138,11 +142,6 @@ class VQVAE(nn.Module):
     def levels(self) -> tuple[Quantizer, ...]:
         """The quantisers, coarse to fine."""
         return (self.quantizer,) if self.top is None else (self.top.quantizer, self.quantizer)
-
-    @property
-    def vocabularies(self) -> tuple[int, ...]:
-        """How many codes each grid has for itself, in the order of `grids`."""
-        return tuple(level.vocabulary // level.grids for level in self.levels for _ in range(level.grids))
 
     def grids(self, height: int, width: int) -> list[tuple[int, int]]:
         """Shapes (h, w) of the grids of codes that stand for a picture of so many pixels, coarse to fine."""

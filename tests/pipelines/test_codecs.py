@@ -94,7 +94,7 @@ def pictures(run, batch=3):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     model = load_vqvae(run, name)
-    assert model.config.codes == sum(model.vocabularies) == CODES[name]
+    assert model.config.codes == sum(model.config.vocabularies) == CODES[name]
     x = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     codes = model.codes(x)
     length = {"two": 4 + 16 + 16, "residual": 16 + 16}.get(name, 16)
@@ -105,7 +105,7 @@ def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     assert 0 < last["usage"] <= 1 <= last["perplexity"] <= CODES[name] and 0 < last["top_share"] <= 1
     figures = report(run)
     baseline = figures[f"{name}.patch_kmeans_psnr"]
-    grids = len(model.vocabularies)
+    grids = len(model.config.vocabularies)
     assert baseline["value"] > 5 if grids == 1 else f"{grids} grids of codes stand for a picture" in baseline["reason"]
     psnr = [line["psnr"] for line in lines if line["split"] == "validation"]
     assert np.isfinite(figures[f"{name}.psnr"]["value"]) and psnr[-1] > psnr[0]
@@ -117,7 +117,7 @@ def test_every_quantiser_trains_is_loaded_again_and_judged(run, name):
     assert figures[f"{name}.perplexity"]["value"] == pytest.approx(np.exp(entropy(counts)))
     assert figures[f"{name}.top_share"]["value"] == pytest.approx(counts.max() / codes.size)
     assert "10,000 tokens are drawn" in figures[f"{name}.usage_at_10k"]["reason"]
-    levels = np.split(counts, np.cumsum(model.vocabularies)[:-1])
+    levels = np.split(counts, np.cumsum(model.config.vocabularies)[:-1])
     places = [h * w for h, w in model.grids(16, 16)]
     rate = sum(count * np.log2(len(level)) for count, level in zip(places, levels, strict=True)) / 16**2
     assert figures[f"{name}.bits_per_pixel"]["value"] == pytest.approx(rate)

@@ -51,7 +51,7 @@ def test_a_pass_decodes_its_own_codes_which_count_grid_after_grid(pair):
     assert quantized is not None and torch.equal(quantized.codes, codes) and codes.dtype == torch.int64
     torch.testing.assert_close(model.decode_codes(codes, 16, 24), x_hat)
     first = 0
-    for part, size in zip(codes.split([h * w for h, w in shapes], 1), model.vocabularies, strict=True):
+    for part, size in zip(codes.split([h * w for h, w in shapes], 1), model.config.vocabularies, strict=True):
         assert first <= part.min() and part.max() < first + size
         first += size
     assert first == model.config.codes == sum(one.codes for one in pair)

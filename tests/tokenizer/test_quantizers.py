@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from eval.reconstruction import codebook
+from eval.reconstruction import codebook, count_codes
 from tokenizer.quantize import (
     FSQ,
     LFQ,
@@ -20,7 +20,6 @@ from tokenizer.quantize import (
     SimVQConfig,
     VectorQuantizer,
     VQConfig,
-    code_counts,
     quantizer_of,
 )
 from tokenizer.quantize.base import passed_through
@@ -360,7 +359,7 @@ def test_codebooks_start_from_the_data_and_revive(config: QuantizerConfig):
     for (codebook_moved, rows), book in zip(moved, books, strict=True):
         assert codebook_moved is book.codebook and rows.tolist() == list(range(len(book.cluster_size) // 2))
     assert started < error() < damaged  # placed by k-means++, without the rounds that follow it at the start
-    assert codebook(code_counts(layer.codes(z), layer.vocabulary)).usage > 0.95
+    assert codebook(count_codes(layer.codes(z), layer.vocabulary)).usage > 0.95
     assert not layer.revive(data, g)
 
 

@@ -24,7 +24,7 @@ def test_codes_are_a_grid_smaller_by_the_factor_and_decode_to_the_same_size(h: i
     model, x = VQVAE(config), torch.zeros(2, 3, h * factor, w * factor)
     codes = model.codes(x)
     assert codes.shape == (2, h * w) and codes.dtype == torch.int64
-    assert model.grids(h * factor, w * factor) == [(h, w)] and model.vocabularies == (16,)
+    assert model.grids(h * factor, w * factor) == [(h, w)] and model.config.vocabularies == (16,)
     assert model.encode(x).shape == (2, 4, h, w)
     assert model.decode_codes(codes, h * factor, w * factor).shape == x.shape
 

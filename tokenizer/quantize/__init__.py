@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from tokenizer.quantize.base import Moved, Quantized, Quantizer, channels_last, code_counts, perplexity
+from tokenizer.quantize.base import Moved, Quantized, Quantizer, channels_last
 from tokenizer.quantize.codebook import SimVQ, SimVQConfig, VectorQuantizer, VQConfig
 from tokenizer.quantize.residual import ResidualConfig, ResidualVQ
 from tokenizer.quantize.scalar import FSQ, LFQ, FSQConfig, LFQConfig
@@ -30,8 +30,6 @@ __all__ = [
     "VQConfig",
     "VectorQuantizer",
     "channels_last",
-    "code_counts",
-    "perplexity",
     "quantizer_of",
 ]
 

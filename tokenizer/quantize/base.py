@@ -3,13 +3,51 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Literal, NamedTuple, assert_never
+from typing import Literal, NamedTuple, Protocol, assert_never
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 Estimator = Literal["straight", "rotation"]
+
+
+class Sizes(Protocol):
+    """What the configuration of every quantiser says of its codes."""
+
+    @property
+    def dim(self) -> int:
+        """Features of a vector."""
+        ...
+
+    @property
+    def codes(self) -> int:
+        """How many there are, those of all grids together."""
+        ...
+
+    @property
+    def grids(self) -> int:
+        """How many grids of codes stand for one of vectors, each with as many codes for itself."""
+        ...
+
+    @property
+    def started(self) -> int:
+        """How many codes start from vectors of the data at once; 0 where none do."""
+        ...
+
+
+class OneGrid:
+    """The usual case: one grid, whose codes stand before there are data."""
+
+    @property
+    def grids(self) -> int:
+        """One code for each vector."""
+        return 1
+
+    @property
+    def started(self) -> int:
+        """None."""
+        return 0
 
 
 class Quantized(NamedTuple):
@@ -35,13 +73,13 @@ class Moved(NamedTuple):
 class Quantizer(nn.Module, ABC):
     """Vectors (B, dim, h, w) to codes (B, grids h, w) below `vocabulary`, and back.
 
-    grids: how many grids of codes stand for one of vectors, each below the one before it.
+    Each of several grids stands below the one before it. starts_from_data: whether `initialise`, `revive` do anything.
     """
 
-    dim: int
-    vocabulary: int
-    grids: int = 1
-    starts_from_data: bool = False  # whether `initialise` and `revive` do anything
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__()
+        self.dim, self.vocabulary, self.grids = sizes.dim, sizes.codes, sizes.grids
+        self.starts_from_data = sizes.started > 0
 
     @abstractmethod
     def forward(self, z: Tensor) -> Quantized:
@@ -106,13 +144,3 @@ def channels_last(z: Tensor) -> Tensor:
 def channels_first(vectors: Tensor) -> Tensor:
     """(B, h, w, d) -> (B, d, h, w)."""
     return vectors.permute(0, 3, 1, 2)
-
-
-def code_counts(codes: Tensor, size: int) -> Tensor:
-    """How often each code occurs: (size,) float64."""
-    return torch.bincount(codes.flatten(), minlength=size).double()
-
-
-def perplexity(counts: Tensor) -> Tensor:
-    """Exponential of the entropy of the codes' frequencies, between 1 and the number of codes: (..., n) -> (...)."""
-    return torch.distributions.Categorical(probs=counts).entropy().exp()

@@ -19,6 +19,7 @@ from tokenizer.loss import codebook_terms
 from tokenizer.quantize.base import (
     Estimator,
     Moved,
+    OneGrid,
     Quantized,
     Quantizer,
     channels_first,
@@ -29,7 +30,7 @@ from tokenizer.ranks import broadcast, gathered, summed
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQConfig:
+class VQConfig(OneGrid):
     """Size of a learned codebook and how it moves.
 
     learn: by moving averages (arXiv:1711.00937, app. A.1), or by the gradient of the codebook term. distance: cosine
@@ -55,9 +56,14 @@ class VQConfig:
         if self.rounds < 0:
             raise ValueError(f"rounds is {self.rounds}, expected 0 or more. Use 10.")
 
+    @property
+    def started(self) -> int:
+        """All codes start from the data."""
+        return self.codes
+
 
 @dataclass(frozen=True, kw_only=True)
-class SimVQConfig:
+class SimVQConfig(OneGrid):
     """A frozen random codebook behind a learned linear map, which leaves no code behind (SimVQ, arXiv:2411.02038)."""
 
     kind: Literal["sim"] = "sim"
@@ -81,8 +87,7 @@ class Codebook(Quantizer):
     """Nearest codeword for each vector; `codewords` says where they are."""
 
     def __init__(self, config: VQConfig | SimVQConfig) -> None:
-        super().__init__()
-        self.dim, self.vocabulary = config.dim, config.codes
+        super().__init__(config)
         self.estimator: Estimator = config.estimator
 
     def forward(self, z: Tensor) -> Quantized:
@@ -130,7 +135,6 @@ class VectorQuantizer(Codebook):
     cluster_size: Tensor
     sums: Tensor
     pending: Tensor
-    starts_from_data = True
 
     def __init__(self, config: VQConfig) -> None:
         super().__init__(config)

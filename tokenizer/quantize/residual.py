@@ -41,15 +41,23 @@ class ResidualConfig:
         """Codes of all levels: level i has those from i n on."""
         return self.depth * self.level.codes
 
+    @property
+    def grids(self) -> int:
+        """One of each level."""
+        return self.depth
+
+    @property
+    def started(self) -> int:
+        """The codes of one level start at once."""
+        return self.level.started
+
 
 class ResidualVQ(Quantizer):
     """The grid of each level stands below that of the one before; its codes begin where those end."""
 
-    starts_from_data = True
-
     def __init__(self, config: ResidualConfig) -> None:
-        super().__init__()
-        self.config, self.dim, self.vocabulary, self.grids = config, config.dim, config.codes, config.depth
+        super().__init__(config)
+        self.config = config
         self.levels = nn.ModuleList(VectorQuantizer(config.level) for _ in range(config.depth))
 
     def forward(self, z: Tensor) -> Quantized:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tokenizer.quantize.base import Quantized, Quantizer, channels_first, channels_last
+from tokenizer.quantize.base import OneGrid, Quantized, Quantizer, channels_first, channels_last
 from tokenizer.ranks import averaged
 
 LARGEST = 1 << 24  # codes
@@ -18,7 +18,7 @@ FINEST = 512  # levels of a feature
 
 
 @dataclass(frozen=True, kw_only=True)
-class FSQConfig:
+class FSQConfig(OneGrid):
     """Finite scalar quantisation (arXiv:2309.15505): each feature takes one of so many levels."""
 
     kind: Literal["fsq"] = "fsq"
@@ -44,7 +44,7 @@ class FSQConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LFQConfig:
+class LFQConfig(OneGrid):
     """Lookup-free quantisation (arXiv:2310.05737, sec. 3.1): each feature is a bit, its sign.
 
     Its own term is weight (E H(code | z) - diversity H(code)), which makes each vector sure of its code, and all codes
@@ -100,8 +100,8 @@ class FSQ(Quantizer):
     basis: Tensor
 
     def __init__(self, config: FSQConfig) -> None:
-        super().__init__()
-        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
+        super().__init__(config)
+        self.config = config
         sizes = torch.tensor(config.levels)
         self.register_buffer("sizes", sizes, persistent=False)
         self.register_buffer("basis", torch.cat([sizes.new_ones(1), sizes[:-1]]).cumprod(0), persistent=False)
@@ -153,8 +153,8 @@ class LFQ(Quantizer):
     weights: Tensor
 
     def __init__(self, config: LFQConfig) -> None:
-        super().__init__()
-        self.config, self.dim, self.vocabulary = config, config.dim, config.codes
+        super().__init__(config)
+        self.config = config
         self.size = config.bits**-0.5 if config.spherical else 1.0  # of each feature of a codeword
         self.register_buffer("weights", 2 ** torch.arange(config.bits), persistent=False)
 
