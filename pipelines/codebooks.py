@@ -23,22 +23,29 @@ COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is
 
 
 def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
-    """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from."""
-    started = [i for i, level in enumerate(config.levels) if level.started]
-    if not started:
-        return
-    side = size // (config.network.factor * 2 ** (len(config.levels) - 1 - started[0]))  # of the coarsest of them
-    there, codes = pictures * side**2, config.started_codes
-    if there >= config.initial_vectors:
-        return
-    found = f"{pictures:,} training pictures of {size} pixels have {there:,} vectors"
-    if there < codes:
+    """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from.
+
+    Each level has to have a vector for each of its own codes; a coarser one may read pictures twice for the others.
+    """
+    names, there = ("top.quantizer", "quantizer")[-len(config.levels) :], 0
+    for above, (name, level) in enumerate(zip(names, config.levels, strict=True)):
+        if not level.started:
+            continue
+        there = pictures * (size * 2**above // config.multiple) ** 2  # more from level to level
+        if there < level.started:
+            raise PalimpsestError(
+                f"{_have(pictures, size, there)}, too few to start {level.started:,} codes from: give the {name} at "
+                f"most {there:,} codes, or more data."
+            )
+    if config.started_codes and there < config.initial_vectors:
         raise PalimpsestError(
-            f"{found}, too few to start {codes:,} codes from: give the quantizer at most {there:,} codes, or more data."
+            f"{_have(pictures, size, there)}, fewer than model.initial_vectors = {config.initial_vectors:,}: set it to "
+            f"{there} or less."
         )
-    raise PalimpsestError(
-        f"{found}, fewer than model.initial_vectors = {config.initial_vectors:,}: set it to {there} or less."
-    )
+
+
+def _have(pictures: int, size: int, vectors: int) -> str:
+    return f"{pictures:,} training pictures of {size} pixels have {vectors:,} vectors"
 
 
 def worst_grid(codes: NDArray[np.integer], config: VQVAEConfig) -> tuple[int, Codebook]:

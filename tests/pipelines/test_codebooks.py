@@ -10,6 +10,7 @@ from pipelines.codebooks import check_start, warning_of, worst_grid
 from pipelines.config import RecipeError, load_recipe
 from pipelines.errors import PalimpsestError
 from tests.conftest import ROOT
+from tokenizer.hierarchy import TopConfig
 from tokenizer.quantize import (
     FSQConfig,
     LFQConfig,
@@ -77,6 +78,23 @@ def test_a_codebook_that_the_data_cannot_start_is_refused_with_what_to_set():
     with pytest.raises(PalimpsestError, match=r"have 96 vectors, too few to start 100 codes from: .* at most 96 codes"):
         check_start(config, 6, 16)
     check_start(VQVAEConfig(quantizer=LFQConfig(bits=14)), 1, 16)  # starts from nothing
+
+
+def test_each_level_needs_vectors_for_its_own_codes():
+    """50 pictures have 200 vectors of the upper level, 800 of the lower one."""
+
+    def config(top: int, bottom: int, vectors: int) -> VQVAEConfig:
+        upper = TopConfig(quantizer=VQConfig(codes=top))
+        network = FoldedConfig(factor=4)
+        return VQVAEConfig(network=network, quantizer=VQConfig(codes=bottom), top=upper, initial_vectors=vectors)
+
+    check_start(config(200, 800, 800), 50, 16)
+    with pytest.raises(PalimpsestError, match=r"200 vectors, too .* 201 codes from: give the top\.quantizer at "):
+        check_start(config(201, 16, 800), 50, 16)
+    with pytest.raises(PalimpsestError, match=r"have 800 vectors, too .* 801 codes from: give the quantizer at most"):
+        check_start(config(16, 801, 801), 50, 16)
+    with pytest.raises(PalimpsestError, match=r"have 800 vectors, fewer than .* = 801: set it to 800 or less"):
+        check_start(config(16, 16, 801), 50, 16)
 
 
 def test_a_time_to_revive_is_refused_where_nothing_is_revived():
