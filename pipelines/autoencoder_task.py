@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from backbone.noise import uniform
 from eval.features import quantise
 from eval.reconstruction import psnr
 from pipelines.adversary import Opponent
@@ -18,7 +19,7 @@ from pipelines.models import device
 from pipelines.pictures import side_by_side
 from pipelines.runs import Run
 from pipelines.stage_one_config import AutoencoderStage
-from pipelines.task import Training
+from pipelines.task import Batch, Training
 from tokenizer.perceptual import LPIPS, FeatureDistance, PerceptualDistance
 from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
@@ -37,6 +38,7 @@ class AutoencoderTask(ImageTask):
         self.perceptual = perceptual_of(run, name, stage)
         self.look = stage.perceptual
         self.adversarial = config = stage.adversarial
+        self.flip = stage.flip
         self.pair: tuple[Tensor, Tensor] | None = None
         if config is not None:
             self.rival = seeded(run.recipe.seed + 5, lambda: Opponent(config, self._last()))
@@ -47,6 +49,11 @@ class AutoencoderTask(ImageTask):
         model: VAE | VQVAE = self.network  # type: ignore[assignment]
         (last,) = model.decoder.last
         return last.weight
+
+    def shown(self, batch: Batch, generator: torch.Generator) -> Tensor:
+        """Return the pictures (B, 3, H, W) of a batch as the network is to see them."""
+        x: Tensor = batch["image"]
+        return mirrored(x, generator) if self.flip else x
 
     def looks(self, x_hat: Tensor, x: Tensor, closeness: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """What pictures x_hat (B, 3, H, W) cost beside their distance to x, closeness (): (), and scalars to plot."""
@@ -109,6 +116,12 @@ def perceptual_of(run: Run, name: str, stage: AutoencoderStage) -> PerceptualDis
         return made.to(device())
     tower, _ = run.need(name, "clip")
     return FeatureDistance.of(run.stage_folder(tower)).to(device())
+
+
+def mirrored(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return pictures (B, 3, H, W), each of which is left as it is or mirrored, with probability 1/2."""
+    turned = uniform((len(x), 1, 1, 1), generator, device=x.device) < 0.5
+    return torch.where(turned, x.flip(-1), x)
 
 
 def mean_psnr(x: Tensor, x_hat: Tensor) -> float:

@@ -58,7 +58,7 @@ class VAETask(AutoencoderTask):
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted negative ELBO of one draw, and how the picture looks."""
-        x, config = batch["image"], self.stage.model
+        x, config = self.shown(batch, generator), self.stage.model
         found: VAEOutput = network(x, generator)
         weight = self.warmth * config.weight
         terms = found.loss(x, kind=config.reconstruction, weight=weight, free=config.free_bits)
@@ -170,8 +170,7 @@ class VQVAETask(AutoencoderTask):
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Reconstruction plus beta times commitment."""
-        x = batch["image"]
-        config = self.stage.model
+        x, config = self.shown(batch, generator), self.stage.model
         x_hat, quantized = network(x, quantise=self.quantise)
         if quantized is None:
             loss = reconstruction_loss(x_hat, x, config.reconstruction)

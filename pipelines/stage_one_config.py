@@ -34,6 +34,7 @@ class AutoencoderStage(Stage):
     pretrained: str | None = None
     perceptual: PerceptualConfig | None = None  # a distance of features beside that of colours
     adversarial: AdversarialConfig | None = None  # a critic that trains against it
+    flip: bool = False  # half of the training pictures are mirrored, at random: no caption plays a part here
 
     def __post_init__(self) -> None:
         """Ask for one of the ways, and for losses only where there is training."""
@@ -42,6 +43,8 @@ class AutoencoderStage(Stage):
         for table in ("perceptual", "adversarial"):
             if self.training is None and getattr(self, table) is not None:
                 raise ValueError(f"[{table}] does nothing without [training]: leave it out, or train on")
+        if self.training is None and self.flip:
+            raise ValueError("flip = true does nothing without [training]: leave it out, or train on")
         self.check_model()
 
     def check_model(self) -> None:

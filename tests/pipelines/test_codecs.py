@@ -2,6 +2,7 @@
 
 import json
 import logging
+from dataclasses import replace
 from itertools import islice
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from eval.blocks import Figure, Gallery
 from pipelines.codec_measures import autoencoders, worst_shown
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import once
+from pipelines.hardware import step_generator
 from pipelines.judging import Judges
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.measures import Evaluation, read_set
@@ -305,3 +307,17 @@ def test_a_codebook_that_collapses_is_warned_of(run, caplog):
             task.validate(model)
         assert "1 of 32 codes occur in" in caplog.text and "as if there were 1" in caplog.text
     assert np.isfinite(found["psnr"])
+
+
+def test_pictures_are_mirrored_one_by_one_where_a_stage_asks_for_it_alone(run):
+    stage, x = run.recipe.stage["vq"], torch.randn(400, 3, 4, 4)
+    plain, turning = (VQVAETask(run, "vq", replace(stage, flip=flip)) for flip in (False, True))
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert plain.shown({"image": x}, generator) is x and torch.equal(generator.get_state(), before)
+    seen = turning.shown({"image": x}, generator)
+    same, mirrored = (seen == x).flatten(1).all(1), (seen == x.flip(-1)).flatten(1).all(1)
+    assert (same ^ mirrored).all() and abs(int(mirrored.sum()) - 200) < 50  # five standard deviations
+    batch = {"image": x[:8]}
+    losses = [task.loss(task.network, batch, step_generator(0, 0, 0))[0].item() for task in (plain, turning)]
+    assert losses[0] != losses[1]

@@ -138,6 +138,7 @@ def test_what_cannot_be_exported_is_said(made, tmp_path):
         ({"kind": "vqvae", "pretrained": "x", "model": {"top": {}}}, "and top come from `pretrained`"),
         ({"kind": "vqvae", "pretrained": "x", "model": {"unquantised": 0.2}}, "codebook comes from `pretrained`"),
         ({"kind": "vqvae", "pretrained": "x", "revive_until": 0.5}, "revive_until do nothing without"),
+        ({"kind": "vqvae", "pretrained": "x", "flip": True}, "flip = true does nothing without .training."),
         ({"kind": "vae", "pretrained": "x", "model": {"variance": "learned"}}, "does nothing without .training."),
         ({"kind": "vqvae", "revive_until": -3.0, "training": TRAINING}, "revive_until is -3.0, expected a share"),
     ],
