@@ -27,6 +27,7 @@ from discrete.layout import Layout
 from pipelines.artefact import ArtefactError, digest, read_json, save_weights, write_json
 from pipelines.config import read_config
 from pipelines.data.decode import image_and_caption, numpy_members
+from pipelines.data.order import Shuffle
 from pipelines.data.shard_writer import SplitWriter
 from pipelines.data.shards import Split, open_split
 from pipelines.data.stream import Stream, once
@@ -73,6 +74,7 @@ class Cache:
 
     folder: Path
     manifest: dict[str, Any]
+    block: int  # shards that are shuffled together
 
     @cached_property
     def held_out(self) -> str:
@@ -94,7 +96,9 @@ class Cache:
 
     def stream(self, split: str, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Shuffle a split without end."""
-        return Stream(split=self.split(split), seed=seed, batch=batch, decode=CACHED, rank=rank, world=world)
+        samples = self.split(split)
+        order = Shuffle(samples.sizes, seed, self.block)
+        return Stream(split=samples, order=order, batch=batch, decode=CACHED, rank=rank, world=world)
 
     def batch(self, split: str, count: int) -> dict[str, Any]:
         """Return the first `count` items of a split as one batch."""
@@ -127,7 +131,7 @@ def open_cache(run: Run, name: str) -> Cache:
                 f"{folder / name} is missing or not as long as it was written. Delete {folder} and "
                 f"{run.stage_folder(encode)}, and run `palimpsest encode RECIPE` again."
             )
-    return Cache(folder, made)
+    return Cache(folder, made, run.recipe.block)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from latent.guide import classifier_free
 from latent.predict import Denoise, as_model, bind, corrupt
 from latent.times import sample_times
 from pipelines.artefact import save_weights
-from pipelines.data.shards import order
+from pipelines.data.order import Shuffle
 from pipelines.hardware import device_of, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
 from pipelines.latent_stage import LatentTask, condition
@@ -57,10 +57,10 @@ class DistillTask(LatentTask):
         if self.distill.method != "reflow":
             yield from super().batches(cursor, rank, world)
             return
-        size, total = self.stage.training.batch // world, len(self.pairs["x"])
+        size = self.stage.training.batch // world
+        order = Shuffle([len(self.pairs["x"])], self.run.recipe.seed)
         for start in count(cursor + rank * size, size * world):
-            places = [divmod(position, total) for position in range(start, start + size)]
-            rows = torch.tensor([order(total, self.run.recipe.seed, epoch)[place] for epoch, place in places])
+            rows = torch.tensor([order.number(position) for position in range(start, start + size)])
             yield {name: part[rows] for name, part in self.pairs.items()}, start - rank * size + size * world
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

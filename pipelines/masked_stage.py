@@ -16,6 +16,7 @@ from discrete.model import MaskedTransformer
 from discrete.task import losses
 from pipelines.artefact import load_weights
 from pipelines.data.decode import caption_only
+from pipelines.data.order import Shuffle
 from pipelines.data.shards import open_split
 from pipelines.data.stream import Stream
 from pipelines.hardware import device_of, seeded, step_generator
@@ -50,7 +51,8 @@ class MdlmTask(TokenTask):
             return pairs
         count = round(self.stage.texts.share * batch)
         split = open_split(Path(self.stage.texts.path), "train")
-        texts = Stream(split=split, seed=seed, batch=count, decode=caption_only, rank=rank, world=world)
+        order = Shuffle(split.sizes, seed, self.run.recipe.block)
+        texts = Stream(split=split, order=order, batch=count, decode=caption_only, rank=rank, world=world)
         both = zip(pairs, texts.batches(cursor // batch * count), strict=True)
         return (
             ({**pair, "alone": self.bpe.encode(found["caption"]).tokens}, after) for (pair, after), (found, _) in both

@@ -69,6 +69,11 @@ class Recipe:
             raise ValueError(f"recipe {self.name} is about text alone: its data has no pictures")
         return self.data.size
 
+    @property
+    def block(self) -> int:
+        """The shards that are shuffled together; texts are shuffled as one."""
+        return 1 if isinstance(self.data, TextData) else self.data.block
+
     def misfit(self, guide: str, kind: str, model: str) -> str:
         """Return why the stage `guide` cannot guide `model` in the part of `kind`, or nothing where it can."""
         found = self.stage[guide]

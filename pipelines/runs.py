@@ -103,6 +103,8 @@ class Run:
         found = {"stage": plain_stage(self.recipe, name), "seed": self.recipe.seed}
         if not isinstance(self.recipe.data, TextData):
             found["size"] = self.recipe.size
+            if getattr(self.recipe.stage[name], "training", None) is not None:
+                found["block"] = self.recipe.block
         if isinstance(self.recipe.stage[name], GenerateStage):
             below = self.recipe.settings_below(self.recipe.base(name)).items()
             found |= {"below": {base: latent_settings(settings) for base, settings in below}} if below else {}
@@ -138,6 +140,8 @@ class Run:
     def _is_default(self, name: str, key: str, known: dict[str, Any]) -> bool:
         """Whether a value that an older artefact does not name is a default: of the stage, or of a model below it."""
         kind, *path = key.split(".")
+        if key == "block":  # what does not name it was trained on one permutation of all, as few shards still are
+            return len(shard_paths(self.data, "train")) <= self.recipe.block
         if kind != "below":
             return is_default(self.recipe.stage[name], path)
         noted = any(other.startswith("below.") for other in known)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from pipelines.data.order import BLOCK, check_block
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.stage import Stage
 from pipelines.stage_one_config import (
@@ -35,9 +36,11 @@ class ScenesData:
     count: int = 20_000
     seed: int = 0
     render: int | None = None  # pixels of the pictures in the shards, from which stages read smaller ones; None is size
+    block: int = BLOCK  # shards that are shuffled together; with as many as there are, all samples are
 
     def __post_init__(self) -> None:
         """Refuse pictures that would have to be enlarged."""
+        check_block(self.block)
         if self.render is not None and self.render < self.size:
             raise ValueError(f"render is {self.render}, expected at least size = {self.size}, or nothing for just that")
 
@@ -49,7 +52,12 @@ class ShardData:
     kind: Literal["shards"] = "shards"
     path: str | None = None
     size: int = 32
+    block: int = BLOCK  # shards that are shuffled together; with as many as there are, all samples are
     credit: str = ""  # the licence line that the report prints
+
+    def __post_init__(self) -> None:
+        """Refuse blocks of nothing."""
+        check_block(self.block)
 
 
 @dataclass(frozen=True, kw_only=True)

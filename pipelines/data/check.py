@@ -1,14 +1,20 @@
-"""Check: read every sample of every shard before a run does, and say whether the run would be safe."""
+"""Check: read every sample of every shard before a run does, and say whether the run would be safe.
+
+On the way it makes the index of every shard anew, so that a run that comes after finds them all.
+"""
 
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipelines.data.decode import BrokenSample, EmptyCaption, caption, label, picture
-from pipelines.data.index import scan
+from pipelines.data.index import CACHE, make_index
 from pipelines.data.shard_writer import fingerprint, read_manifest
 from pipelines.data.shards import Split, shard_paths
+from pipelines.data.summary import UNKNOWN, Summary, read_summary, row, stack, write_summary
 from pipelines.errors import DataError
 from pipelines.progress import Tick
 
@@ -21,7 +27,8 @@ class CheckReport:
     """What was read, and what is wrong.
 
     problems would harm a run: damage, broken samples, missing captions, double keys, bytes that the manifest does not
-    know, no train or test split. notes would not: empty captions (skipped), other sizes (cropped).
+    know or that differ from those of an earlier check, no train or test split. notes would not: empty captions
+    (skipped), other sizes (cropped).
     """
 
     folder: Path
@@ -30,6 +37,8 @@ class CheckReport:
     empty_captions: int = 0
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rows: list[Summary] = field(default_factory=list)  # of the shards that were read, for the folder's summary
+    hashes: dict[str, str] = field(default_factory=dict)  # sha256 by name of file
 
     @property
     def ok(self) -> bool:
@@ -57,9 +66,12 @@ def check(folder: Path, *, progress: Tick | None = None) -> CheckReport:
             f"No shards in {folder}: expected .tar files; make some with `palimpsest data scenes {folder}`."
         )
     report = CheckReport(folder=folder)
+    before = read_summary(folder)
     _check_manifest(report, read_manifest(folder))
     for split in SPLITS:
-        _check_split(report, split, progress)
+        _check_split(report, split, before, progress)
+    if report.rows:
+        write_summary(stack(report.rows))
     for split in ("train", "test"):
         if not report.samples[split]:
             report.problems.append(f"no readable {split} samples: a run trains on train and measures on test")
@@ -77,25 +89,52 @@ def _check_manifest(report: CheckReport, manifest: dict[str, Any] | None) -> Non
         path = report.folder / Path(name).name
         if not path.is_file():
             report.problems.append(f"{name} is in the manifest but not in the folder")
-        elif fingerprint(path)["sha256"] != entry.get("sha256"):
+        elif _hash(report, path) != entry.get("sha256"):
             report.problems.append(f"{name} is not the file that the manifest knows: its sha256 differs")
     unknown = {path.name for path in report.folder.glob("*.tar")} - set(manifest.get("shards", {}))
     report.notes += [f"{name} is not in the manifest" for name in sorted(unknown)]
 
 
-def _check_split(report: CheckReport, name: str, progress: Tick | None) -> None:
+def _hash(report: CheckReport, path: Path) -> str:
+    if path.name not in report.hashes:
+        report.hashes[path.name] = fingerprint(path)["sha256"]
+    return report.hashes[path.name]
+
+
+def _check_split(report: CheckReport, name: str, before: Summary, progress: Tick | None) -> None:
     seen: dict[str, str] = {}
+    place = {name: number for number, name in enumerate(before.names)}
     for path in shard_paths(report.folder, name):
-        shard = scan(path)  # from the bytes, not from the cached index
+        shard = make_index(path)  # from the bytes, not from the cached index
+        found = row(shard, bytes.fromhex(_hash(report, path)))
+        if path.name in place:
+            found = _compared(report, found, before.take([place[path.name]]))
+        report.rows.append(found)
         report.problems += [f"{path.name}: {sentence}" for sentence in shard.damage]
-        split = Split(name, [shard])
-        for number, key in enumerate(shard.keys):
+        split = Split.alone(name, shard)
+        for number, key in enumerate(shard.all_keys()):
             if key in seen:
                 report.problems.append(f"the key {key} is in {seen[key]} and in {path.name}")
             seen[key] = path.name
             _check_sample(report, split, number)
             if progress is not None:
                 progress(sum(report.samples.values()), None)
+
+
+def _compared(report: CheckReport, now: Summary, before: Summary) -> Summary:
+    """The row to keep: the new one, with the hash of the first check while size and time of change are the same."""
+    (name,) = now.names
+    same = now.stamp(0) == before.stamp(0)
+    if not same or before.file_hash(0) in (UNKNOWN, now.file_hash(0)):
+        return now
+    report.problems.append(
+        f"{name} holds other bytes than when it was checked first, though its size and time of change are the same: "
+        f"copy it again, or delete {CACHE} in the folder if that was meant"
+    )
+    return Summary(
+        folder=now.folder, names=now.names, stamps=now.stamps, samples=now.samples, damage=now.damage,
+        hashes=np.stack([now.hashes[:, 0], before.hashes[:, 1]], 1),
+    )  # fmt: skip
 
 
 def _check_sample(report: CheckReport, split: Split, number: int) -> None:

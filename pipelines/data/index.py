@@ -4,63 +4,116 @@ It is built from the tar headers alone and cached in `.index/` beside the shards
 indexed in memory. A damaged tar keeps its readable samples, and says what is missing.
 """
 
+import hashlib
 import json
-import logging
 import os
 import tarfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 from webdataset.tariterators import base_plus_ext
 
-VERSION = 1
+from pipelines.data.arrays import blob, compact, read_arrays, texts_of, write_arrays
+
+VERSION = 2
 CACHE = ".index"
-log = logging.getLogger("palimpsest")
 Span = tuple[int, int]  # byte offset and size of a member's data
+COLUMNS = ("keys", "key_ends", "member_ends", "kinds", "offsets", "sizes")
 
 
-@dataclass(frozen=True, kw_only=True)
+class Stamp(NamedTuple):
+    """By what a file is taken to be as it was."""
+
+    bytes: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, path: Path | str) -> "Stamp":
+        """The stamp of a file as it is now. Raises OSError where there is none."""
+        status = os.stat(path)
+        return cls(status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class ShardIndex:
-    """Samples of one shard in the order of the file."""
+    """Samples of one shard in the order of the file, as columns: about 50 bytes for a sample of three members."""
 
     path: Path
-    keys: tuple[str, ...]
-    members: tuple[dict[str, Span], ...]  # for each sample: extension -> where its bytes lie
+    stamp: Stamp  # of the file when it was read
+    keys: np.ndarray  # (K,) uint8: all keys, one after another
+    key_ends: np.ndarray  # (n,): where the key of each sample ends
+    member_ends: np.ndarray  # (n,): members of each sample and all before it
+    kinds: np.ndarray  # (m,): which of the extensions each member has
+    offsets: np.ndarray  # (m,): where its data begins
+    sizes: np.ndarray  # (m,): and how many bytes it has
+    extensions: tuple[str, ...]
     damage: tuple[str, ...]  # sentences; empty for a sound tar
+    saved: bool = False  # whether it can be read from the cache again
+
+    def __len__(self) -> int:
+        return len(self.key_ends)
+
+    def key(self, i: int) -> str:
+        """Key of sample i."""
+        start = int(self.key_ends[i - 1]) if i else 0
+        return self.keys[start : int(self.key_ends[i])].tobytes().decode("utf-8", "surrogateescape")
+
+    def all_keys(self) -> list[str]:
+        """Keys of all samples."""
+        return texts_of(self.keys, self.key_ends)
+
+    def members(self, i: int) -> dict[str, Span]:
+        """Extension -> where its bytes lie, for sample i."""
+        own = slice(int(self.member_ends[i - 1]) if i else 0, int(self.member_ends[i]))
+        kinds, offsets, sizes = (column[own].tolist() for column in (self.kinds, self.offsets, self.sizes))
+        spans = zip(offsets, sizes, strict=True)
+        return {self.extensions[kind]: span for kind, span in zip(kinds, spans, strict=True)}
+
+    def digest(self) -> bytes:
+        """sha256 of keys, extensions, offsets and sizes."""
+        digest = hashlib.sha256(json.dumps(self.extensions).encode())
+        for name in COLUMNS:
+            column = getattr(self, name)
+            digest.update(f"{name} {column.dtype.str} {len(column)} ".encode() + column.tobytes())
+        return digest.digest()
 
 
-def index_shard(path: Path) -> ShardIndex:
-    """Index of a tar, from the cache where the file has kept its size and time of change."""
-    status = path.stat()
-    stamp = {"version": VERSION, "bytes": status.st_size, "mtime_ns": status.st_mtime_ns}
-    cache = path.parent / CACHE / f"{path.name}.json"
-    try:
-        content = json.loads(cache.read_text(encoding="utf-8"))
-        if content["stamp"] == stamp:
-            members = tuple({ext: (span[0], span[1]) for ext, span in sample.items()} for sample in content["members"])
-            return ShardIndex(path=path, keys=tuple(content["keys"]), members=members, damage=tuple(content["damage"]))
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        pass  # no cache, or not ours: the shard itself is the truth
+def index_shard(path: Path, stamp: Stamp | None = None) -> ShardIndex:
+    """Index of a tar as it is now, or of `stamp`, from the cache where that knows the same size and time of change."""
+    stamp = stamp or Stamp.of(path)
+    return _cached(path, stamp) or make_index(path)
+
+
+def make_index(path: Path) -> ShardIndex:
+    """Index of a tar from its bytes, which replaces the one in the cache; `saved` says whether it could."""
     index = scan(path)
-    _save(cache, {"stamp": stamp, **{k: v for k, v in asdict(index).items() if k != "path"}})
-    return index
+    words = {"extensions": index.extensions, "damage": index.damage}
+    arrays = {name: getattr(index, name) for name in COLUMNS}
+    arrays["stamp"] = np.array([VERSION, *index.stamp], np.int64)
+    arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
+    return replace(index, saved=write_arrays(cache_of(path), arrays))
 
 
-def _save(cache: Path, content: dict[str, object]) -> None:
-    if not cache.parent.parent.stat().st_mode & 0o222:
-        return  # root could write even here, but somebody has asked that nobody does
-    temporary = cache.with_name(f"{cache.name}.{os.getpid()}")
-    try:
-        cache.parent.mkdir(exist_ok=True)
-        temporary.write_text(json.dumps(content), encoding="utf-8")
-        temporary.replace(cache)
-    except OSError as error:
-        log.debug("No index cached beside %s: %s", cache.parent.parent, error)
-        temporary.unlink(missing_ok=True)
+def cache_of(path: Path) -> Path:
+    """Where the index of a shard is kept."""
+    return path.parent / CACHE / f"{path.name}.index"
+
+
+def _cached(path: Path, stamp: Stamp) -> ShardIndex | None:
+    found = read_arrays(cache_of(path))
+    if found is None or tuple(found.get("stamp", ())) != (VERSION, *stamp):
+        return None  # no cache, or of another file: the shard itself is the truth
+    words = json.loads(found["words"].tobytes())
+    columns = {name: found[name] for name in COLUMNS}
+    extensions, damage = tuple(words["extensions"]), tuple(words["damage"])
+    return ShardIndex(path=path, stamp=stamp, saved=True, extensions=extensions, damage=damage, **columns)
 
 
 def scan(path: Path) -> ShardIndex:
     """Read every header of a tar; members `a/b.latent.npy` belong to the sample `a/b` under `latent.npy`."""
+    stamp = Stamp.of(path)  # first: a file that is being written must not look read
     samples: dict[str, dict[str, Span]] = {}
     damage: list[str] = []
     members, end = _headers(path, damage)
@@ -76,7 +129,26 @@ def scan(path: Path) -> ShardIndex:
             damage.append(f"{name} occurs twice: the first one is used")
         else:
             sample[extension.lower()] = (offset, size)
-    return ShardIndex(path=path, keys=tuple(samples), members=tuple(samples.values()), damage=tuple(damage))
+    return _columns(path, stamp, samples, damage)
+
+
+def _columns(path: Path, stamp: Stamp, samples: dict[str, dict[str, Span]], damage: list[str]) -> ShardIndex:
+    keys, key_ends = blob(list(samples))
+    kinds: dict[str, int] = {}
+    found = [(kinds.setdefault(e, len(kinds)), *span) for sample in samples.values() for e, span in sample.items()]
+    table = np.array(found, np.uint64).reshape(-1, 3)  # (m, 3)
+    return ShardIndex(
+        path=path,
+        stamp=stamp,
+        keys=keys,
+        key_ends=key_ends,
+        member_ends=compact(np.cumsum([len(sample) for sample in samples.values()], dtype=np.int64)),
+        kinds=compact(table[:, 0]),
+        offsets=compact(table[:, 1]),
+        sizes=compact(table[:, 2]),
+        extensions=tuple(kinds),
+        damage=tuple(damage),
+    )
 
 
 def _headers(path: Path, damage: list[str]) -> tuple[list[tuple[str, int, int]], int]:

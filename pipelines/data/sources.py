@@ -176,7 +176,7 @@ def from_shards(paths: list[Path]) -> Candidates:
         for sentence in shard.damage:
             yield Dropped(source=f"{path.name}: {sentence}", reason="damage in a shard")
         named = next((name for name in SPLITS if path in shard_paths(path.parent, name)), None) if tested else None
-        split = Split(path.name, [shard])
+        split = Split.alone(path.name, shard)
         for number in range(len(split)):
             yield _from_sample(split, number, named)
 

@@ -1,9 +1,8 @@
 """Batches of a split as a function of (seed, cursor): a resumed stream gives what the uninterrupted one gives.
 
-Position p of the endless stream is sample order(n, seed, p // n)[p % n]; a batch is `batch` positions in a row, of
-which each rank reads its own slice; the cursor is the position after the batch. The place of a sample that is broken
-(or has an empty caption) goes to the next usable one, so that batches keep their size, ranks their step and cursors
-their meaning.
+Position p of the endless stream is sample `order.number(p)`; a batch is `batch` positions in a row, of which each rank
+reads its own slice; the cursor is the position after the batch. The place of a sample that is broken (or has an empty
+caption) goes to the next usable one, so that batches keep their size, ranks their step and cursors their meaning.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -20,7 +19,8 @@ from webdataset.filters import map as each
 from webdataset.pipeline import DataPipeline
 
 from pipelines.data.decode import BrokenSample, Decode, Sample
-from pipelines.data.shards import Split, order
+from pipelines.data.order import Order, Shuffle
+from pipelines.data.shards import Split
 from pipelines.data.skipped import Skip, Skipped, skip
 from pipelines.errors import DataError
 
@@ -43,27 +43,31 @@ class Drawn:
 class Stream:
     """Endless shuffled batches of a split.
 
-    batch: samples of all ranks together, a multiple of `world`; max_broken: share of the split that may be broken
-    before the run fails; workers: processes that read ahead (0: none), which changes nothing in what is read.
-    `skipped` holds what was passed over so far.
+    batch: samples of all ranks together, a multiple of `world`; order: without one, the split shuffled by `seed`, in
+    blocks as usual; max_broken: share of the split that may be broken before the run fails; workers: processes that
+    read ahead (0: none), which changes nothing in what is read. `skipped` holds what was passed over so far.
     """
 
     split: Split
     decode: Decode
     batch: int
-    seed: int
+    seed: int = 0
+    order: Order | None = None
     rank: int = 0
     world: int = 1
     max_broken: float = 0.01
     workers: int = 0
     skipped: Skipped = field(init=False)
+    _order: Order = field(init=False, repr=False)
     _unusable: dict[int, Skip] = field(init=False, default_factory=dict, repr=False)  # never read twice
 
     def __post_init__(self) -> None:
-        """Check the batch size."""
+        """Check the batch size, and settle the order."""
         self.skipped = Skipped(split=self.split, max_broken=self.max_broken)
         if self.batch < 1 or self.batch % self.world:
             raise DataError(f"A batch of {self.batch} does not divide over {self.world} processes: take a multiple.")
+        self._order = Shuffle(self.split.sizes, self.seed) if self.order is None else self.order
+        self.split.hold(self._order.at_once)
 
     def batches(self, cursor: int = 0) -> Iterator[tuple[Batch, int]]:
         """Yield (this rank's slice of the batch, cursor after it) from a cursor on, for ever.
@@ -102,8 +106,7 @@ class Stream:
             yield from (self._draw(position) for position in range(start, start + local))
 
     def _draw(self, position: int) -> Drawn:
-        epoch, place = divmod(position, len(self.split))
-        return Drawn(position=position, number=int(order(len(self.split), self.seed, epoch)[place]))
+        return Drawn(position=position, number=self._order.number(position))
 
     def _read(self, drawn: Drawn) -> Drawn:
         if drawn.number in self._unusable:
@@ -154,7 +157,7 @@ def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
 
     No sample comes twice. Raises DataError like Stream.
     """
-    numbers = order(len(split), seed, 0).tolist()
+    numbers = map(Shuffle(split.sizes, seed).number, range(len(split)))
     return collate(list(islice(_usable(split, decode, numbers), count)))
 
 

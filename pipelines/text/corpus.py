@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from pipelines.artefact import ArtefactError, save_weights, write_atomically
-from pipelines.data.shards import order
+from pipelines.data.order import Shuffle
 from pipelines.errors import DataError
 from pipelines.progress import ticking
 from pipelines.runs import Run
@@ -151,12 +152,16 @@ class Windows:
     def __len__(self) -> int:
         return max(0, len(self.ids) // self.length - 1)
 
+    @cached_property
+    def _order(self) -> Shuffle:
+        return Shuffle([len(self)], self.seed)
+
     def __getitem__(self, position: int) -> Tensor:
         """The window at a position of the endless stream, (length,) int64."""
-        epoch, place = divmod(position, len(self))
+        epoch = position // len(self)
         spare = len(self.ids) - self.length * len(self)
         offset = int(np.random.default_rng((self.seed, epoch, 1)).integers(spare + 1))
-        start = offset + self.length * int(order(len(self), self.seed, epoch)[place])
+        start = offset + self.length * self._order.number(position)
         return self.ids[start : start + self.length].long()
 
     def batches(self, cursor: int, batch: int, rank: int, world: int) -> Iterator[tuple[dict[str, Tensor], int]]:

@@ -18,7 +18,8 @@ from torch import Tensor
 from eval.features import quantise
 from eval.reconstruction import codebook, count_codes, psnr
 from pipelines.data.decode import image_and_caption
-from pipelines.data.shards import open_split, order
+from pipelines.data.order import Shuffle
+from pipelines.data.shards import open_split
 from pipelines.data.stream import once
 from pipelines.hardware import autocast, step_generator
 from pipelines.optimizer import optimizers_of, set_rate
@@ -52,8 +53,8 @@ class Pictures:
 
     def batch(self, step: int, size: int, seed: int) -> Tensor:
         """The pictures of a step, in the order in which `pipelines.data.stream` gives them."""
-        places = (divmod(position, len(self)) for position in range(step * size, (step + 1) * size))
-        return self.at([int(order(len(self), seed, epoch)[place]) for epoch, place in places])
+        order = Shuffle([len(self)], seed)
+        return self.at([order.number(position) for position in range(step * size, (step + 1) * size)])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ class Trainer:
 
 def some_of(pictures: Pictures) -> Pictures:
     """Some pictures of a split, the same for everybody."""
-    return Pictures(pictures.values[order(len(pictures), 0, 0)[:CHOOSING]])
+    order = Shuffle([len(pictures)], 0)
+    return Pictures(pictures.values[[order.number(i) for i in range(min(CHOOSING, len(pictures)))]])
 
 
 def steps_of(model: Codec, training: Training, pictures: Pictures, seed: int) -> Iterator[Callable[[], float]]:

@@ -1,8 +1,11 @@
+import os
 import shutil
 
 import pytest
 
+from pipelines.data import index
 from pipelines.data.check import check
+from pipelines.data.shards import open_split
 from pipelines.errors import DataError
 
 from .conftest import png, samples, tar
@@ -78,3 +81,35 @@ def test_a_missing_folder_and_one_without_shards_are_errors(tmp_path):
         check(tmp_path / "nowhere")
     with pytest.raises(DataError, match="No shards in"):
         check(tmp_path)
+
+
+def test_a_check_indexes_the_folder_for_the_run_that_comes_after(folder, monkeypatch):
+    check(folder)
+    monkeypatch.setattr(index, "scan", lambda _: pytest.fail("a shard was read again"))
+    assert len(open_split(folder, "train")) == 8 and open_split(folder, "test")[0].key == "t000"
+
+
+def test_bytes_that_changed_under_the_same_size_and_time_are_a_problem_until_it_is_said_to_be_meant(folder):
+    assert check(folder).ok and check(folder).ok
+    path = folder / "train-000000.tar"
+    before, changed = path.stat(), bytearray(path.read_bytes())
+    place = changed.index(b"number 3")
+    changed[place : place + 8] = b"number 4"
+    path.write_bytes(changed)
+    os.utime(path, ns=(0, before.st_mtime_ns))
+    open_split(folder, "train")  # a run does not see it
+    for _ in range(2):
+        report = check(folder)
+        assert len(report.problems) == 1
+        assert "train-000000.tar holds other bytes than when it was checked first" in report.problems[0]
+    shutil.rmtree(folder / ".index")
+    assert check(folder).ok
+    path.write_bytes(changed)
+    assert check(folder).ok  # another time of change: another file
+
+
+def test_a_check_leaves_no_trace_in_a_folder_that_is_read_only(folder):
+    folder.chmod(0o555)
+    assert check(folder).ok
+    folder.chmod(0o755)
+    assert sorted(path.name for path in folder.iterdir()) == ["test-000000.tar", "train-000000.tar"]

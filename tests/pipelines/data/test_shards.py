@@ -1,22 +1,18 @@
 import logging
+import multiprocessing
+import os
 import pickle
 import shutil
 
-import numpy as np
 import pytest
 
+from pipelines.data import summary
 from pipelines.data.decode import BrokenSample
-from pipelines.data.shards import open_split, order, shard_paths
+from pipelines.data.index import cache_of
+from pipelines.data.shards import open_split, shard_paths
 from pipelines.errors import DataError, PalimpsestError
 
 from .conftest import samples, tar
-
-
-def test_order_is_a_permutation_that_depends_on_seed_and_epoch():
-    orders = [tuple(order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1)]
-    assert len(set(orders)) == 4
-    assert all(sorted(one) == list(range(50)) for one in orders)
-    assert np.array_equal(order(50, 1, 1), order(50, 1, 1))
 
 
 def test_a_split_reads_every_sample_of_its_shards_in_order(tmp_path):
@@ -95,3 +91,116 @@ def test_a_shard_that_shrinks_while_it_is_read_breaks_its_samples_only(tmp_path)
     assert split[0].key == "s000"
     with pytest.raises(BrokenSample, match="changed while it was read"):
         split[9]
+
+
+def test_a_shard_that_vanishes_breaks_its_samples_only_and_they_have_names(tmp_path):
+    for number in range(2):
+        tar(tmp_path / f"train-{number}.tar", samples(5, prefix="st"[number]))
+    split = open_split(tmp_path, "train")
+    (tmp_path / "train-1.tar").unlink()
+    assert [split[i].key for i in range(5)] == [f"s00{i}" for i in range(5)]
+    with pytest.raises(BrokenSample, match="cannot read"):
+        split[7]
+    assert split.name_of(7) == "t002 in train-1.tar"
+    shutil.rmtree(tmp_path / ".index")
+    again = pickle.loads(pickle.dumps(split))
+    with pytest.raises(BrokenSample, match="cannot read"):
+        again[7]
+    assert again.name_of(7) == "sample 2 in train-1.tar"
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_a_shard_that_becomes_another_after_opening_gives_no_sample_that_was_not_there(tmp_path, cached):
+    path = tar(tmp_path / "train.tar", samples(10))
+    split = open_split(tmp_path, "train")
+    tar(path, samples(20, prefix="other"))
+    if cached:
+        assert len(open_split(tmp_path, "train")) == 20  # another process has indexed it
+    else:
+        shutil.rmtree(tmp_path / ".index")
+    with pytest.raises(BrokenSample, match="not the file that was opened"):
+        split[3]
+
+
+def test_opening_again_reads_the_summary_alone(tmp_path, monkeypatch):
+    for number in range(3):
+        tar(tmp_path / f"train-{number}.tar", samples(2 + number, prefix="stu"[number]))
+    tar(tmp_path / "test-0.tar", samples(1))
+    (tmp_path / "train-1.tar").write_bytes((tmp_path / "train-1.tar").read_bytes()[: 3 * 2048])  # no end mark
+    first, test = open_split(tmp_path, "train"), open_split(tmp_path, "test")
+    with monkeypatch.context() as patch:
+        patch.setattr(summary, "index_shard", lambda *_: pytest.fail("a shard was indexed"))
+        again, tested = open_split(tmp_path, "train"), open_split(tmp_path, "test")
+        assert again.digest() == first.digest() and tested.digest() == test.digest() != first.digest()
+    assert again.sizes.tolist() == first.sizes.tolist() == [2, 3, 4]
+    assert list(again.shards.damage) == ["train-1.tar"]
+    tar(tmp_path / "train-2.tar", samples(9))
+    assert open_split(tmp_path, "train").sizes.tolist() == [2, 3, 9]
+
+
+@pytest.mark.parametrize("place", [0, 40, 500, -40, -1])
+def test_a_summary_with_one_changed_bit_is_made_anew(tmp_path, place):
+    tar(tmp_path / "train.tar", samples(3))
+    first = open_split(tmp_path, "train").digest()
+    path = tmp_path / ".index/folder"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(byte ^ (i == place % len(whole)) for i, byte in enumerate(whole)))
+    assert open_split(tmp_path, "train").digest() == first
+    assert path.read_bytes() == whole
+
+
+def test_a_summary_that_says_too_much_of_a_shard_harms_none_of_its_samples(tmp_path):
+    """An index of another file under the right size and time is not believed."""
+    path = tar(tmp_path / "train.tar", samples(3))
+    stamp = path.stat()
+    open_split(tmp_path, "train")
+    tar(path, samples(3, prefix="t"))
+    os.utime(path, ns=(0, stamp.st_mtime_ns))
+    assert path.stat().st_size == stamp.st_size
+    cache_of(path).unlink()
+    with pytest.raises(BrokenSample, match="not the file that was opened"):
+        open_split(tmp_path, "train")[0]
+
+
+def test_a_folder_that_is_read_only_is_indexed_in_memory(tmp_path):
+    for number in range(2):
+        tar(tmp_path / f"data/train-{number}.tar", samples(5, prefix="st"[number]))
+    (tmp_path / "data").chmod(0o555)
+    split = pickle.loads(pickle.dumps(open_split(tmp_path / "data", "train")))
+    assert [split[i].key for i in (0, 9, 4)] == ["s000", "t004", "s004"]
+    assert sorted(os.listdir(tmp_path / "data")) == ["train-0.tar", "train-1.tar"]
+    (tmp_path / "data").chmod(0o755)
+
+
+def test_many_processes_may_index_a_folder_at_once(tmp_path):
+    for number in range(8):
+        tar(tmp_path / f"train-{number}.tar", samples(12, prefix="stuvwxyz"[number]))
+    with multiprocessing.get_context("fork").Pool(6) as pool:
+        digests = pool.map(_digest, [tmp_path] * 12)
+    assert len(set(digests)) == 1
+    assert sorted(path.name for path in (tmp_path / ".index").iterdir()) == [
+        "folder", *(f"train-{number}.tar.index" for number in range(8))
+    ]  # fmt: skip
+
+
+def _digest(folder):
+    split = open_split(folder, "train")
+    assert [split[i].key for i in range(0, 96, 12)] == [f"{prefix}000" for prefix in "stuvwxyz"]
+    return split.digest()
+
+
+def test_open_files_and_indices_are_few_and_are_found_again(tmp_path):
+    for number in range(7):
+        tar(tmp_path / f"train-{number}.tar", samples(2, prefix="stuvwxy"[number]))
+    split = open_split(tmp_path, "train")
+    split._held = 2
+    split = pickle.loads(pickle.dumps(split))
+    before = len(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        assert [split[i].key[0] for i in range(0, 14, 2)] == list("stuvwxy")
+        assert len(os.listdir("/proc/self/fd")) == before + 2
+    split.hold(7)
+    assert [split[i].key[0] for i in range(0, 14, 2)] == list("stuvwxy")
+    assert len(os.listdir("/proc/self/fd")) == before + 7
+    del split
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,31 @@
+"""The few values of many that were asked for last."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+
+class Recent(Generic[V]):
+    """Values by number; beyond `limit` the one that rested longest is dropped."""
+
+    def __init__(self, limit: int, drop: Callable[[V], object] = lambda _: None) -> None:
+        self.limit = limit
+        self._drop = drop
+        self._values: OrderedDict[int, V] = OrderedDict()
+
+    def get(self, number: int, make: Callable[[int], V]) -> V:
+        """The value of a number, made where it is not there."""
+        if number in self._values:
+            self._values.move_to_end(number)
+            return self._values[number]
+        value = self._values[number] = make(number)
+        while len(self._values) > self.limit:
+            self._drop(self._values.popitem(last=False)[1])
+        return value
+
+    def clear(self) -> None:
+        """Drop all."""
+        while self._values:
+            self._drop(self._values.popitem()[1])
