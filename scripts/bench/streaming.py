@@ -22,8 +22,13 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import tyro
-import webdataset as wds
 from PIL import Image
+from webdataset.filters import batched, shuffle
+from webdataset.filters import map as each
+from webdataset.pipeline import DataPipeline
+from webdataset.shardlists import SimpleShardList, split_by_worker
+from webdataset.tariterators import tarfile_to_samples
+from webdataset.writer import TarWriter
 
 from pipelines.data.decode import Decode, Sample, image_and_caption
 from pipelines.data.index import index_shard
@@ -118,11 +123,14 @@ def theirs(folder: Path, decode: Decode, workers: int) -> Batches:
 
     urls = [str(path) for path in shard_paths(folder, "train")]
     urls = urls if len(urls) >= workers else urls * workers
-    pipeline = wds.DataPipeline(
-        wds.SimpleShardList(urls), wds.split_by_worker, wds.tarfile_to_samples(), wds.shuffle(1000),
-        wds.map(decoded), wds.batched(BATCH, collation_fn=collate, partial=False),
+    pipeline = DataPipeline(
+        SimpleShardList(urls), split_by_worker, tarfile_to_samples(), shuffle(1000),
+        each(decoded), batched(BATCH, collation_fn=collate, partial=False),
     ).repeat(10**6)  # fmt: skip
-    return iter(torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers) if workers else pipeline)
+    if not workers:
+        return iter(pipeline)
+    loader = torch.utils.data.DataLoader(pipeline, batch_size=None, num_workers=workers)  # type: ignore[arg-type]
+    return iter(loader)
 
 
 def plain(folder: Path, size: int) -> Batches:
@@ -219,7 +227,7 @@ def went_on(folder: Path) -> tuple[Stream, object]:
 def write_small(folder: Path, path: Path, count: int = 50) -> Path:
     """Write a shard of the first samples of a split."""
     split = open_split(folder, "train")
-    with wds.TarWriter(str(path), encoder=False) as writer:
+    with TarWriter(str(path), encoder=False) as writer:
         for i in range(min(count, len(split))):
             writer.write({"__key__": f"{i:08d}", **split[i].members})
     return path
