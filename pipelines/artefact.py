@@ -16,10 +16,8 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -47,10 +45,11 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         with temporary.open("rb+") as handle:
             os.fsync(handle.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
     except Exception as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if _is_full(error, path.parent):
+        if is_full(error, path.parent):
             raise ArtefactError(
                 f"No space left while writing {path}; what was saved before is intact. "
                 "Free some space and run the same command again: it goes on from the last checkpoint."
@@ -58,7 +57,16 @@ def write_atomically(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
-def _is_full(error: Exception, folder: Path) -> bool:
+def sync_folder(folder: Path) -> None:
+    """Flush a folder's list of names to disk, without which a rename may not outlive a power cut."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_full(error: Exception, folder: Path) -> bool:
     """Whether a failed write means a full disk; torch and safetensors say so in words only."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return True
@@ -153,16 +161,3 @@ def read_manifest(folder: Path, *, kind: str | None = None, remedy: str = "") ->
             state = "missing" if not path.exists() else "not the file that was trained (its hash differs)"
             raise ArtefactError(f"{path} is {state}. Delete {folder} and run the stage again.")
     return manifest
-
-
-def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Save training state (tensors and plain values), atomically."""
-    write_atomically(path, lambda temporary: torch.save(state, temporary))
-
-
-def load_state(path: Path) -> dict[str, Any] | None:
-    """Load training state with `weights_only`; None when the file cannot be read."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError):
-        return None

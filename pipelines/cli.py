@@ -31,7 +31,8 @@ from pipelines.cli_sample import (
     sample_prior,
     sample_text,
 )
-from pipelines.errors import PalimpsestError
+from pipelines.errors import Interrupted, PalimpsestError
+from pipelines.stopping import STOPPED
 
 Recipe = Annotated[Path, tyro.conf.Positional]
 Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
@@ -266,13 +267,19 @@ def _said(error: Exception) -> str:
 
 
 def main() -> None:
-    """Run the command line; a mistake of the user's ends in one message and exit code 2."""
+    """Run the command line.
+
+    A mistake of the user's ends in one message and exit code 2, a training that was asked to stop and has saved in 75.
+    """
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         application().cli(prog="palimpsest", description=__doc__)
     except BrokenPipeError:
         sys.stderr.close()
+    except Interrupted as stopped:
+        print(f"palimpsest: {stopped}", file=sys.stderr)
+        sys.exit(STOPPED)
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""

@@ -7,7 +7,7 @@ mix, since a task gives the network's loss no way into the rival's weights, and 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -20,16 +20,19 @@ from pipelines.hardware import autocast, to_device
 from pipelines.state import State
 from pipelines.task import Batch, Task, Training
 
+NORMS: tuple[str, ...] = ("gradient_norm", "rival_gradient_norm")  # of the network and its rival
+NOT_FINITE = "its loss is not finite"
+
 
 class Taken(NamedTuple):
-    """A step that was taken, or left out where its loss or gradient was not finite: then `loss` is NaN.
+    """A step that was taken, or left out for a reason, in words: then `loss` is NaN.
 
     suspects: keys of this rank's samples of a step that was left out, none where another rank's are to blame.
     """
 
     loss: float
     scalars: dict[str, Tensor]
-    left_out: bool = False
+    left_out: str = ""
     suspects: tuple[str, ...] = ()
 
 
@@ -37,22 +40,24 @@ class Descent:
     """Takes the steps of one training run."""
 
     def __init__(self, task: Task, training: Training, state: State, accelerator: Accelerator) -> None:
-        self.task, self.training, self.accelerator = task, training, accelerator
+        self.task, self.training, self.state, self.accelerator = task, training, state, accelerator
         self.network, *rest = accelerator.prepare(task.network, *state.optimizers)
         self.rival: nn.Module | None = None if task.rival is None else accelerator.prepare(task.rival)
         self.optimizers: list[Any] = rest
 
     def step(self, batch: Batch, generator: torch.Generator) -> Taken:
-        """Take one step; one whose loss or gradient is not finite on any rank changes nothing."""
+        """Take one step; one whose loss or gradient is not finite on any rank, or is a spike, changes nothing."""
         buffers = [buffer.clone() for buffer in self._buffers()]  # a forward pass moves codebooks and norms
         for player in self.task.players:
             player.zero_grad(set_to_none=True)
         loss, scalars, bad = self._descend(batch, generator)
-        if self.anywhere(bool(bad)):
-            return self._leave_out(buffers, bad)
-        norms = dict(zip(("gradient_norm", "rival_gradient_norm"), map(self._clipped, self.task.players), strict=False))
+        if self.anywhere(bool(bad))[0]:
+            return self._leave_out(buffers, bad, NOT_FINITE)
+        norms = dict(zip(NORMS, map(self._clipped, self.task.players), strict=False))
         if not all(bool(norm.isfinite()) for norm in norms.values()):
-            return self._leave_out(buffers, suspects(batch))
+            return self._leave_out(buffers, suspects(batch), NOT_FINITE)
+        if spike := self._spike(norms):
+            return self._leave_out(buffers, suspects(batch), spike)
         for optimizer in self.optimizers:
             optimizer.step()
         return Taken(loss, {**scalars, **norms})
@@ -61,11 +66,18 @@ class Descent:
         """Clip a player's gradients; returns their norm () before that, the same on every rank."""
         return torch.as_tensor(self.accelerator.clip_grad_norm_(player.parameters(), self.training.clip))
 
-    def _leave_out(self, buffers: list[Tensor], keys: list[str]) -> Taken:
+    def _spike(self, norms: Mapping[str, Tensor]) -> str | None:
+        """Say why a step is a spike, alike on every rank; a rival that does not play yet has no norm."""
+        if self.training.spike is None:
+            return None
+        playing = {name: float(norm) for name, norm in norms.items() if self.task.playing or name == NORMS[0]}
+        return self.state.norms.judge(playing, self.training.spike)
+
+    def _leave_out(self, buffers: list[Tensor], keys: list[str], reason: str) -> Taken:
         """Leave the players as they were before the step: their weights did not move, their buffers go back."""
         for buffer, kept in zip(self._buffers(), buffers, strict=True):
             buffer.copy_(kept)
-        return Taken(math.nan, {}, left_out=True, suspects=tuple(keys))
+        return Taken(math.nan, {}, left_out=reason, suspects=tuple(keys))
 
     def _descend(self, batch: Batch, generator: torch.Generator) -> tuple[float, dict[str, Tensor], list[str]]:
         """Gradients over the micro-batches: the mean loss, mean scalars, and the samples of losses not finite."""
@@ -91,12 +103,12 @@ class Descent:
             bad += [] if math.isfinite(value) else suspects(part)
         return total, shown, bad
 
-    def anywhere(self, flag: bool) -> bool:
-        """Whether the flag is set on some rank: all ranks must skip a step, or stop, together."""
+    def anywhere(self, *flags: bool) -> list[bool]:
+        """Whether each flag is set on some rank: all ranks must skip a step, save or stop together."""
         if self.accelerator.num_processes == 1:
-            return flag
-        total: Any = self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device))
-        return bool(total > 0)
+            return list(flags)
+        total: Any = self.accelerator.reduce(torch.tensor(flags, dtype=torch.float32, device=self.accelerator.device))
+        return [bool(flag) for flag in total > 0]
 
     def _buffers(self) -> Iterator[Tensor]:
         return (buffer for player in self.task.players for buffer in player.buffers())

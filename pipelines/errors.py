@@ -12,6 +12,10 @@ class DataError(PalimpsestError):
     """Data that cannot be read, or not safely: the message names the file or the folder."""
 
 
+class Interrupted(PalimpsestError):
+    """A run that was asked to stop has saved its state: the same command goes on."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return '; did you mean X?' for the closest of the known words, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)

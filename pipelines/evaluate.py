@@ -27,6 +27,7 @@ from pipelines.config import dump_recipe
 from pipelines.distance_measures import distances
 from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
+from pipelines.ledger import said
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
@@ -142,11 +143,12 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
 
 def left_out(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """Say how many samples the stages could not use and how many captions they cut."""
-    encoded = next((made for made in manifests.values() if "skipped_samples" in made), None)
-    if encoded is None:
-        return {}
-    skipped = ", ".join(f"{count} of {split}" for split, count in encoded["skipped_samples"].items())
-    return {"samples left out": skipped, "captions cut": str(encoded["truncated_captions"])}
+    found = {}
+    if encoded := next((made for made in manifests.values() if "skipped_samples" in made), None):
+        skipped = ", ".join(f"{count} of {split}" for split, count in encoded["skipped_samples"].items())
+        found = {"samples left out": skipped, "captions cut": str(encoded["truncated_captions"])}
+    trained = {name: made["passed_over"] for name, made in manifests.items() if made.get("passed_over")}
+    return found | {f"samples passed over while training {name}": said(rows) for name, rows in trained.items()}
 
 
 def machine() -> str:

@@ -26,7 +26,7 @@ class ImageTask(Task):
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled training pictures, from `cursor`."""
-        return self.stream(self.batch, self.seed, rank, world).batches(cursor)
+        return self.ledger.watch("train", self.stream(self.batch, self.seed, rank, world)).batches(cursor)
 
     def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Return the shuffled training split."""

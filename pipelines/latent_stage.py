@@ -19,6 +19,7 @@ from latent.times import sample_times
 from pipelines.cache import Cache, open_cache
 from pipelines.hardware import device_of, seeded, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
+from pipelines.ledger import Ledger
 from pipelines.loop import train
 from pipelines.models import build_latent
 from pipelines.runs import Run
@@ -41,11 +42,12 @@ class CachedLatents:
             torch.tensor(self.cache.manifest[k])[:, None, None] for k in ("latent_mean", "latent_std")
         )
         self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
+        self.ledger = Ledger()
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached latents with the embeddings of their captions."""
         stream = self.cache.stream("train", self.training.batch, self.run.recipe.seed, rank, world)
-        for batch, after in stream.batches(cursor):
+        for batch, after in self.ledger.watch("train", stream).batches(cursor):
             yield {**batch, **self.text.rows(batch["caption"])._asdict()}, after
 
     def held_out_batch(self) -> Batch:

@@ -9,50 +9,37 @@ interrupted run ends with the same weights as an uninterrupted one.
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import math
-import os
 import shutil
-import signal
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
-from torch.utils.tensorboard import SummaryWriter
 
-from pipelines.artefact import PLAN, save_weights, write_atomically
+from pipelines.artefact import PLAN, ArtefactError, is_full, save_weights, write_atomically
+from pipelines.checkpoints import BEST, Checkpoints, load
+from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
-from pipelines.errors import PalimpsestError
+from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.hardware import can_compile, prefetch, step_generator
+from pipelines.ledger import summary
 from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.progress import Meter, meter
 from pipelines.rehearsal import rehearse
-from pipelines.state import BEST, State
-from pipelines.task import Batch, Task, Training, decay_at, learning_rate, update_average
+from pipelines.state import State
+from pipelines.stopping import listening, orphaned
+from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 
-PARENT_VARIABLE = "PALIMPSEST_PARENT"  # process id of the `palimpsest run` that started a stage
-LOG = "log.jsonl"  # curves and skipped samples, a line each
-BAD_STEPS = 10  # steps in a row with a loss that is not finite before a run gives up
+BAD_STEPS = 10  # steps in a row that are left out before a run gives up
 NAMED = 8  # samples that a warning names
 
 log = logging.getLogger("palimpsest")
-
-
-class Interrupted(PalimpsestError):
-    """The run was asked to stop and has saved its state."""
-
-
-def orphaned() -> bool:
-    """Whether the `palimpsest run` that started this stage is gone: nobody waits for it, and another may start."""
-    parent = os.environ.get(PARENT_VARIABLE)
-    return parent is not None and os.getppid() != int(parent)
 
 
 class Loop:
@@ -60,20 +47,7 @@ class Loop:
 
     def __init__(self, task: Task, training: Training, folder: Path, *, seed: int, name: str) -> None:
         self.task, self.training, self.folder, self.seed, self.name = task, training, folder, seed, name
-        if training.keep == "best" and not task.criterion:
-            raise PalimpsestError(
-                f"stage.{name}.training.keep is 'best', but its kind validates by no figure: leave it out"
-            )
-        if training.accumulate > 1 and not task.divisible:
-            raise PalimpsestError(
-                f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
-                "batch with each other: leave it out"
-            )
-        if training.batch // PartialState().num_processes % training.accumulate:
-            raise PalimpsestError(
-                f"stage.{name}.training.accumulate is {training.accumulate}, which does not divide the "
-                f"{training.batch // PartialState().num_processes} items of a batch of {training.batch} on each process"
-            )
+        check_task(task, training, name, PartialState().num_processes)
         apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])
         self.device = self.accelerator.device
@@ -82,44 +56,57 @@ class Loop:
         if training.compile and can_compile():
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
-        average = copy.deepcopy(task.network).requires_grad_(False) if training.ema else None
+        average = copy.deepcopy(task.network).float().requires_grad_(False) if training.ema else None
         self.state = State(task.network, average, players_optimizers(task, training), task.rival)
+        self.checkpoints = Checkpoints(folder=folder, keep=training.keep_checkpoints, every=training.keep_every)
+        self.figures: dict[str, float] = {}  # of the last validation
         self.stop = False
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return what the manifest should remember. Raises Interrupted after saving."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        resumed = self.state.load(self.folder)
-        self.earlier = self.state.seconds
-        if self.accelerator.is_main_process:
-            self._trim_log()
+        resumed = self._resume()
+        self.earlier, self.last_save = self.state.seconds, time.monotonic()
         self.plan = self._plan()
         steps = self.plan.at(self.state.step)
         self.descent = Descent(self.task, self.training, self.state, self.accelerator)
-        previous = {number: signal.signal(number, self._ask_to_stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        self.writer = SummaryWriter(str(self.folder / "tensorboard"), purge_step=self.state.step)
+        self.curves = Curves(self.folder, self.state.step) if self.accelerator.is_main_process else None
         try:
-            with meter(self.name, steps) as shown:
+            with listening(self._ask_to_stop), meter(self.name, steps) as shown:
                 shown.advance(self.state.step, "resumed" if resumed else "starting")
                 self._steps(shown)
+            rows = self._ledger()
+            self._settle(wait=True)
         finally:
-            self.writer.close()
-            for number, handler in previous.items():
-                signal.signal(number, handler)
-        return self._finish()
+            self.checkpoints.close()
+            if self.curves is not None:
+                self.curves.close()
+        return {**self._finish(), **({"passed_over": summary(rows)} if rows else {})}
+
+    def _resume(self) -> bool:
+        """Go on from the newest whole checkpoint, which the main process chooses, if there is one."""
+        chosen = [self.checkpoints.newest() if self.accelerator.is_main_process else None]
+        broadcast_object_list(chosen, from_process=0)
+        if chosen[0] is None:
+            return False
+        kept = load(chosen[0])
+        self.state.restore(kept, self.folder)
+        self.task.ledger.restore([kept.facts.get("ledger", {})])
+        self.figures = kept.facts.get("figures", {})
+        return True
 
     def _steps(self, shown: Meter) -> None:
         """Take every step that is left."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
-        bad = 0
         begun = time.monotonic() - self.state.seconds
         batches = prefetch(self.task.batches(self.state.cursor, rank, world))
         while self.state.step < self.plan.at(self.state.step):
             batch, cursor = next(batches)
             taken = self._step(batch, rank)
-            bad = bad + 1 if taken.left_out else 0
             if taken.left_out:
-                self._left_out(taken.suspects, bad)
+                self._left_out(taken)
+            else:
+                self.state.in_a_row = 0
             self.state.step, self.state.cursor = self.state.step + 1, cursor
             self.state.seconds = time.monotonic() - begun
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
@@ -135,6 +122,8 @@ class Loop:
         generator = step_generator(self.seed, rank, state.step)
         begins = int(self.task.rival_start * self.plan.first)  # rounded down: any share below 1 leaves it a step
         self.task.playing = self.task.rival is not None and state.step >= begins
+        if self.task.playing and state.step == begins:
+            state.norms.forget()  # from here on the network has another loss
         state.follow(self.task.before(state.step, self.plan.first, steps, generator))
         set_rate(self.descent.optimizers, learning_rate(self.training, state.step, steps))
         taken = self.descent.step(batch, generator)
@@ -145,63 +134,91 @@ class Loop:
             update_average(state.average, state.network, decay_at(self.training.ema or 0.0, state.step))
         return taken
 
-    def _left_out(self, keys: Sequence[str], in_a_row: int) -> None:
+    def _left_out(self, taken: Taken) -> None:
         """Count a step that was left out and name its samples; give up where that happens too often."""
-        state, steps = self.state, self.plan.at(self.state.step)
-        state.skipped += 1
-        if keys:
+        state, steps, reason = self.state, self.plan.at(self.state.step), taken.left_out
+        keys = gather_object(list(taken.suspects))
+        state.skipped, state.in_a_row = state.skipped + 1, state.in_a_row + 1
+        if keys and self.curves is not None:
             named = ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
-            log.warning("%s: step %d is left out, its loss is not finite. Samples: %s", self.name, state.step, named)
-            self._write({"step": state.step + 1, "split": "left_out", "keys": keys})
+            log.warning("%s: step %d is left out, %s. Samples: %s", self.name, state.step, reason, named)
+            self.curves.note({"step": state.step + 1, "split": "left_out", "reason": reason, "keys": keys})
         remedy = (
             f"Look at the samples named in {self.folder / LOG}, lower stage.{self.name}.training.learning_rate, or "
-            "set bf16 = false."
+            + ("set bf16 = false." if self.training.spike is None else "set bf16 = false, or raise training.spike.")
         )
-        if in_a_row >= BAD_STEPS:
+        if state.in_a_row >= BAD_STEPS:
             raise PalimpsestError(
-                f"{self.name}: the loss was not finite for {in_a_row} steps in a row (step {state.step}). {remedy}"
+                f"{self.name}: {state.in_a_row} steps in a row were left out (up to step {state.step}), of the last "
+                f"{reason}. {remedy}"
             )
         if state.skipped > max(BAD_STEPS, self.training.max_skipped * steps):
             raise PalimpsestError(
-                f"{self.name}: {state.skipped} of {state.step + 1} steps had a loss that is not finite, more than "
-                f"{self.training.max_skipped:.1%} of {steps} (training.max_skipped). {remedy}"
+                f"{self.name}: {state.skipped} of {state.step + 1} steps were left out, more than "
+                f"{self.training.max_skipped:.1%} of {steps} (training.max_skipped); of the last {reason}. {remedy}"
             )
 
     def _watch(self, taken: Taken) -> None:
         """Plot, validate, draw and save when it is time to."""
         step, training = self.state.step, self.training
-        steps = self.plan.at(step)
+        steps, main = self.plan.at(step), self.accelerator.is_main_process
         last = step == steps
         if step % 20 == 0 or last:
             self._log("train", {"loss": taken.loss, **{key: float(value) for key, value in taken.scalars.items()}})
-        stop = self.descent.anywhere(self.stop or orphaned())
-        if self.accelerator.is_main_process:
-            if step % training.validate_every == 0 or last:
-                self._validate()
-            if step % training.picture_every == 0 or last:
-                self._draw(step)
-            if stop or time.monotonic() - self.state.last_save > training.save_seconds:
-                self.state.save(self.folder)
+        due = main and time.monotonic() - self.last_save > training.save_seconds
+        stop, due = self.descent.anywhere(self.stop or orphaned(), due)
+        if main and (step % training.validate_every == 0 or last):
+            self._validate()
+        if main and (step % training.picture_every == 0 or last):
+            self._draw(step)
+        self._settle(wait=False)
+        if stop or due or self.checkpoints.due(step):
+            self._save(wait=stop)
         self.accelerator.wait_for_everyone()
         if stop:
             raise Interrupted(
                 f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
             )
 
+    def _save(self, *, wait: bool) -> None:
+        """Begin a checkpoint, and end it where nothing comes after it."""
+        rows = self._ledger()
+        if not self.accelerator.is_main_process:
+            return
+        more = {"figures": self.figures, "ledger": rows, "world": self.accelerator.num_processes}
+        self._settle(wait=True)
+        self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
+        self.last_save = time.monotonic()
+        if wait:
+            self.checkpoints.settle()
+
+    def _settle(self, *, wait: bool) -> None:
+        """Meet what writing a checkpoint has met. A full disk ends no training: that would lose more than going on."""
+        try:
+            self.checkpoints.settle(wait=wait)
+        except ArtefactError as error:
+            log.warning("%s: %s Training goes on, and another checkpoint is tried when it is time.", self.name, error)
+
+    def _ledger(self) -> dict[str, Any]:
+        """Return what the streams of all processes have passed over."""
+        self.task.ledger.restore(gather_object([self.task.ledger.rows()]))
+        return self.task.ledger.rows()
+
     def _draw(self, step: int) -> None:
         """Keep sample pictures of the averaged network. What they are drawn with may be wrong; training goes on."""
         try:
-            pictures = self._with_average(self.task.pictures)
-        except (PalimpsestError, ValueError) as error:
+            for name, picture in self._with_average(self.task.pictures).items():
+                (self.folder / "pictures").mkdir(exist_ok=True)
+                picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
+        except (PalimpsestError, ValueError, OSError) as error:
+            if isinstance(error, OSError) and not is_full(error, self.folder):
+                raise
             log.warning("%s: no sample pictures at step %d: %s", self.name, step, error)
-            return
-        for name, picture in pictures.items():
-            (self.folder / "pictures").mkdir(exist_ok=True)
-            picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
 
     def _validate(self) -> None:
         """Plot figures on held-out data, and keep the weights that are best by them where that is asked for."""
         found = self._with_average(self.task.validate)
+        self.figures = {name: value for name, value in found.items() if math.isfinite(value)}
         self._log("validation", found)
         if self.training.keep == "best":
             figure = found[self.task.criterion]
@@ -223,27 +240,9 @@ class Loop:
             self.state.network.train()
 
     def _log(self, split: str, scalars: dict[str, float]) -> None:
-        """Append scalars to TensorBoard and to log.jsonl, from which the report draws its curves."""
-        if not scalars or not self.accelerator.is_main_process:
-            return
-        for name, value in scalars.items():
-            self.writer.add_scalar(f"{name}/{split}", value, self.state.step)
-        finite = {key: value for key, value in scalars.items() if math.isfinite(value)}
-        self._write({"step": self.state.step, "seconds": round(self.state.seconds, 1), "split": split, **finite})
-
-    def _write(self, line: dict[str, Any]) -> None:
-        """Append a line to log.jsonl."""
-        if self.accelerator.is_main_process:
-            with (self.folder / LOG).open("a", encoding="utf-8") as handle:
-                handle.write(json.dumps(line) + "\n")
-
-    def _trim_log(self) -> None:
-        """Drop curve points that lie behind the checkpoint: those steps are taken again."""
-        path = self.folder / LOG
-        if path.exists():
-            kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _step_of(line) <= self.state.step]
-            text = "".join(line + "\n" for line in kept)
-            write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+        """Add to the curves."""
+        if scalars and self.curves is not None:
+            self.curves.plot(split, self.state.step, self.state.seconds, scalars)
 
     def _plan(self) -> Plan:
         """Return the plan of this run; the main process makes it where there is none."""
@@ -260,8 +259,7 @@ class Loop:
         self.accelerator.wait_for_everyone()
         return Plan.load(path)
 
-    def _ask_to_stop(self, number: int, frame: object) -> None:
-        del number, frame
+    def _ask_to_stop(self) -> None:
         self.stop = True
 
     def _finish(self) -> dict[str, Any]:
@@ -283,11 +281,3 @@ class Loop:
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:
     """Train `task` in `folder`, from its last checkpoint if there is one; returns facts for the manifest."""
     return Loop(task, training, folder, seed=seed, name=name).run()
-
-
-def _step_of(line: str) -> int:
-    """Return the step of a log line; a torn last line counts as one to drop."""
-    try:
-        return int(json.loads(line)["step"])
-    except (json.JSONDecodeError, KeyError, TypeError):
-        return 1 << 62

@@ -53,7 +53,7 @@ class MdlmTask(TokenTask):
         split = open_split(Path(self.stage.texts.path), "train")
         order = Shuffle(split.sizes, seed, self.run.recipe.block)
         texts = Stream(split=split, order=order, batch=count, decode=caption_only, rank=rank, world=world)
-        both = zip(pairs, texts.batches(cursor // batch * count), strict=True)
+        both = zip(pairs, self.ledger.watch("texts", texts).batches(cursor // batch * count), strict=True)
         return (
             ({**pair, "alone": self.bpe.encode(found["caption"]).tokens}, after) for (pair, after), (found, _) in both
         )

@@ -22,13 +22,13 @@ import torch
 from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
-from pipelines.errors import PalimpsestError
-from pipelines.loop import PARENT_VARIABLE, Interrupted
+from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.progress import STATUS_VARIABLE, bars, console
 from pipelines.recipe import Recipe
 from pipelines.runs import RECIPE, Run, open_run
 from pipelines.stage_config import AnyStage, ScenesData
 from pipelines.stages import ensure_data
+from pipelines.stopping import PARENT_VARIABLE, STOPPED, listening
 from pipelines.task import Training
 from pipelines.text.config import TextData
 
@@ -184,6 +184,8 @@ def _harvest(running: list[Worker], bar: Progress) -> set[str]:
             continue
         running.remove(worker)
         worker.status.unlink(missing_ok=True)
+        if code == STOPPED:
+            raise Interrupted(f"{worker.name} was stopped and has saved. The same command goes on from there.")
         if code != 0:
             raise PalimpsestError(
                 f"{worker.name} failed (exit {code}):\n{tail(worker.log)}\nThe whole log: {worker.log}"
@@ -201,22 +203,17 @@ def tail(path: Path, lines: int = 12) -> str:
 
 
 @contextmanager
-def _forwarded_signals(running: list[Worker]) -> Iterator[list[int]]:
+def _forwarded_signals(running: list[Worker]) -> Iterator[list[bool]]:
     """Collect the signals that ask to stop, and pass them on to the stages, which save and end."""
-    received: list[int] = []
+    received: list[bool] = []
 
-    def forward(number: int, frame: object) -> None:
-        del frame
-        received.append(number)
+    def forward() -> None:
+        received.append(True)
         for worker in running:
             worker.process.send_signal(signal.SIGTERM)
 
-    previous = {number: signal.signal(number, forward) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with listening(forward):
         yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
 
 
 def _stop(running: list[Worker]) -> None:

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
+from pipelines import checkpoints
 from pipelines.artefact import MANIFEST
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
@@ -37,7 +38,6 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
-from pipelines.state import drop_checkpoints
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 
 PATIENCE = 120  # seconds that a stage waits for a folder
@@ -71,7 +71,7 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
         facts = make(run, name)
         seconds = time.monotonic() - started + facts.get("earlier_seconds", 0.0)  # before the last interruption, too
         manifest = run.finish(name, identity, {**facts, "wall_seconds": round(seconds, 1)})
-        drop_checkpoints(folder)
+        checkpoints.drop(folder)
     return manifest
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from backbone.block import Block
 from latent.mmdit import JointBlock
 from latent.unet import Stage
+from pipelines.errors import PalimpsestError
+from pipelines.ledger import Ledger
+from pipelines.rates import Cosine, RateSchedule, share, warm_up
 from tokenizer.quantize import Moved
 
 Batch = dict[str, Any]
@@ -33,15 +37,19 @@ class Training:
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.9, 0.99)
     weight_decay: float = 0.0
-    warmup: int = 50  # steps of linear warm-up; cosine decay to zero follows
+    warmup: int = 50  # steps of linear warm-up
+    schedule: RateSchedule = field(default_factory=Cosine)  # of the learning rate (pipelines/rates.py)
     clip: float = 1.0  # gradient norm
     ema: float | None = None  # decay of the averaged weights; none keeps no average
     bf16: bool = True  # autocast of the forward pass, where the machine has bf16 arithmetic
     compile: bool = True  # compile the blocks, where a compiler is found
     save_seconds: float = 60.0
+    keep_checkpoints: int = 2  # the last ones that stay while training
+    keep_every: int | None = None  # steps between checkpoints that stay for good
     validate_every: int = 250
     picture_every: int = 500
-    max_skipped: float = 0.01  # share of the steps that may have a loss that is not finite (10 steps at least)
+    spike: float | None = None  # a step is left out whose gradient norm is more than so many times the recent median
+    max_skipped: float = 0.01  # share of the steps that may be left out (10 steps at least)
     keep: Literal["last", "best"] = "last"  # best: the weights that validated best, of tasks that name a criterion
 
     def __post_init__(self) -> None:
@@ -60,6 +68,8 @@ class Training:
             "save_seconds",
             "validate_every",
             "picture_every",
+            "keep_checkpoints",
+            "keep_every",
         ):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
@@ -69,6 +79,10 @@ class Training:
         if self.batch % self.accumulate:
             raise ValueError(
                 f"training.accumulate = {self.accumulate}, expected a number that divides batch = {self.batch}"
+            )
+        if self.spike is not None and not 1 < self.spike < math.inf:
+            raise ValueError(
+                f"training.spike = {self.spike}, expected a number above 1, such as 10: none leaves it out"
             )
         check_betas(self.betas, "training.betas")
         for name in ("weight_decay", "warmup"):
@@ -98,6 +112,11 @@ class Task(ABC):
     divisible: bool = True
     unit: str = "images"
     criterion: str = ""  # the figure of `validate` by which weights are chosen, lower being better
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """The samples that the streams of this task pass over."""
+        return Ledger()
 
     @property
     def players(self) -> list[nn.Module]:
@@ -151,10 +170,29 @@ class Task(ABC):
         return blocks_of(self.network)
 
 
+def check_task(task: Task, training: Training, name: str, world: int) -> None:
+    """Refuse settings that a task has no use for, or that do not divide over `world` processes."""
+    own = training.batch // world
+    if training.keep == "best" and not task.criterion:
+        raise PalimpsestError(
+            f"stage.{name}.training.keep is 'best', but its kind validates by no figure: leave it out"
+        )
+    if training.accumulate > 1 and not task.divisible:
+        raise PalimpsestError(
+            f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
+            "batch with each other: leave it out"
+        )
+    if own % training.accumulate:
+        raise PalimpsestError(
+            f"stage.{name}.training.accumulate is {training.accumulate}, which does not divide the "
+            f"{own} items of a batch of {training.batch} on each process"
+        )
+
+
 def learning_rate(training: Training, step: int, steps: int) -> float:
-    """Linear warm-up, then cosine decay to zero at `steps`."""
-    warm = min(1.0, (step + 1) / max(1, min(training.warmup, steps // 4)))
-    return training.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """The rate at a step: the schedule's, on top of a linear warm-up."""
+    warm = warm_up(step, steps, training.warmup)
+    return training.learning_rate * warm * share(training.schedule, step, steps)
 
 
 def decay_at(ema: float, step: int) -> float:
@@ -166,7 +204,7 @@ def decay_at(ema: float, step: int) -> float:
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average, kept in float32, towards the network; buffers are copied."""
     for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
-        mine.lerp_(theirs, 1 - decay)
+        mine.lerp_(theirs.to(mine.dtype), 1 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)
 

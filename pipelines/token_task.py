@@ -39,4 +39,6 @@ class TokenTask(Task):
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached tokens."""
-        return self.cache.stream("train", self.batch, self.seed, rank, world).batches(cursor)
+        return self.ledger.watch("train", self.cache.stream("train", self.batch, self.seed, rank, world)).batches(
+            cursor
+        )

@@ -52,7 +52,7 @@ class UpscaleTask(Task):
         batch, recipe = self.stage.training.batch, self.run.recipe
         order = Shuffle(self.split.sizes, recipe.seed, recipe.block)
         stream = Stream(split=self.split, decode=self.decode, batch=batch, order=order, rank=rank, world=world)
-        for items, after in stream.batches(cursor):
+        for items, after in self.ledger.watch("train", stream).batches(cursor):
             yield self._with_text(items), after
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:

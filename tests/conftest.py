@@ -37,9 +37,9 @@ def finish(*words: str | Path, code: int = 0) -> str:
 
 
 def wait_for(path: Path, process: subprocess.Popen[str], seconds: float = 300) -> None:
-    """Wait until a file appears while a process runs."""
+    """Wait until a file, or one that a pattern names, appears while a process runs."""
     until = time.monotonic() + seconds
-    while not path.exists():
+    while not any(path.parent.glob(path.name)):
         assert process.poll() is None, f"ended before {path} appeared: {process.communicate()[0]}"
         assert time.monotonic() < until, f"{path} did not appear within {seconds} s"
         time.sleep(0.02)
@@ -50,7 +50,7 @@ def smoke(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished smoke run whose parent process was killed (SIGKILL) while stages were training."""
     out = tmp_path_factory.mktemp("runs")
     process = start("run", "recipes/smoke.toml", "--out", out)
-    wait_for(out / "smoke" / "vae" / "checkpoint.pt", process)
+    wait_for(out / "smoke" / "vae" / "checkpoints" / "[0-9]*", process)
     process.send_signal(signal.SIGKILL)
     process.wait()
     finish("run", "recipes/smoke.toml", "--out", out)

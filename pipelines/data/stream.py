@@ -69,6 +69,12 @@ class Stream:
         self._order = Shuffle(self.split.sizes, self.seed) if self.order is None else self.order
         self.split.hold(self._order.at_once)
 
+    def pass_over(self, skips: Iterable[Skip]) -> None:
+        """Count samples as passed over without reading them: those that an earlier process of the run has met."""
+        for one in skips:
+            self._unusable[one.number] = one
+            (self.skipped.empty if one.empty else self.skipped.broken)[one.number] = one
+
     def batches(self, cursor: int = 0) -> Iterator[tuple[Batch, int]]:
         """Yield (this rank's slice of the batch, cursor after it) from a cursor on, for ever.
 

@@ -143,8 +143,11 @@ def test_a_checkpoint_of_something_else_is_refused_with_the_part_and_a_remedy(tm
         task.loop = Loop(task, dataclasses.replace(TRAINING, **changes), tmp_path, seed=3, name="duel")
         return task.loop
 
-    loop_of(**before).state.save(tmp_path)
-    with pytest.raises(PalimpsestError, match=rf"(?s)checkpoint.pt does not fit .*{words}.* delete .* anew"):
+    begun = loop_of(**before)
+    begun.task.stop_at = 0
+    with pytest.raises(Interrupted):
+        begun.run()
+    with pytest.raises(PalimpsestError, match=rf"(?s)000001 does not fit .*{words}.* delete .* anew"):
         loop_of(**after).run()
 
 

@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+from pipelines.checkpoints import drop
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
 from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
 from pipelines.optimizer import optimizers_of
 from pipelines.plan import Plan
 from pipelines.rehearsal import rehearse
-from pipelines.state import drop_checkpoints
 from pipelines.task import Task, Training, decay_at, learning_rate, update_average
 
 
@@ -86,22 +86,6 @@ def test_the_interrupted_run_equals_the_uninterrupted_one(tmp_path, optimizer):
     assert points[0] == points[1]
 
 
-def test_a_torn_checkpoint_falls_back_to_the_one_before(tmp_path):
-    whole = Line()
-    run(whole, tmp_path / "whole")
-    for stop_at in (4, 17):
-        with pytest.raises(Interrupted):
-            run(Line(stop_at=stop_at), tmp_path / "parts")
-    torn = tmp_path / "parts" / "checkpoint.pt"
-    torn.write_bytes(torn.read_bytes()[:100])
-    parts = Line()
-    run(parts, tmp_path / "parts")
-    assert parts.cursors[0] == 5 * 16  # after the first interruption
-    assert (tmp_path / "whole" / "model.safetensors").read_bytes() == (
-        tmp_path / "parts" / "model.safetensors"
-    ).read_bytes()
-
-
 def test_the_weights_that_validated_best_are_kept_whenever_the_run_was_interrupted(tmp_path):
     training = dataclasses.replace(TRAINING, keep="best", validate_every=5)
     whole = Judged()
@@ -117,7 +101,7 @@ def test_the_weights_that_validated_best_are_kept_whenever_the_run_was_interrupt
     assert (tmp_path / "parts" / "ema.safetensors").read_bytes() == (
         tmp_path / "whole" / "ema.safetensors"
     ).read_bytes()
-    drop_checkpoints(tmp_path / "parts")
+    drop(tmp_path / "parts")
     assert not list((tmp_path / "parts").glob(".best*"))
 
 
@@ -177,7 +161,7 @@ def test_training_goes_on_where_its_pictures_cannot_be_drawn(tmp_path, caplog):
 
 
 def test_bad_losses_in_a_row_stop_the_run_with_a_remedy(tmp_path):
-    with pytest.raises(PalimpsestError, match=f"not finite for {BAD_STEPS} steps.*learning_rate"):
+    with pytest.raises(PalimpsestError, match=f"{BAD_STEPS} steps in a row .* not finite.*learning_rate"):
         run(Line(bad_at=tuple(range(100))), tmp_path)
 
 
@@ -190,26 +174,6 @@ def test_minutes_become_steps_once(tmp_path):
     facts = run(Line(), tmp_path, Training(minutes=5, batch=16, bf16=False))
     assert facts["steps"] == Plan.load(tmp_path / "plan.json").at(10**9)
     assert facts["seconds"] < 60  # it keeps to the first budget
-
-
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_one_before(tmp_path, monkeypatch):
-    with pytest.raises(Interrupted):
-        run(Line(stop_at=4), tmp_path)
-    write = torch.save
-
-    def full(*_, **__):
-        raise OSError(28, "No space left on device")
-
-    task = Line()
-    loop = task.loop = Loop(task, TRAINING, tmp_path, seed=3, name="line")
-    assert loop.state.load(tmp_path) and loop.state.step == 5
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(PalimpsestError, match=r"No space left while writing .*checkpoint\.pt; what was saved"):
-        loop.state.save(tmp_path)
-    monkeypatch.setattr(torch, "save", write)
-    parts = Line()
-    run(parts, tmp_path)
-    assert parts.cursors[0] == 5 * 16 and not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_plan_is_held_against_the_clock(tmp_path):

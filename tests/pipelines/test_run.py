@@ -111,7 +111,7 @@ def test_a_killed_stage_ends_with_the_same_weights(smoke, tmp_path, stage):
     words = ("train", stage, folder / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data)
     words = (*words, "--set", f"stage.{stage}.training.save_seconds=0.2")
     process = start(*words)
-    wait_for(folder / stage / "checkpoint.pt", process)
+    wait_for(folder / stage / "checkpoints" / "[0-9]*", process)
     time.sleep(0.3)
     process.send_signal(signal.SIGKILL)
     process.wait()

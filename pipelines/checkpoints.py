@@ -1,0 +1,201 @@
+"""The checkpoints of one training run: a folder each, whole or not there at all.
+
+    checkpoints/000123/state.pt           tensors (pipelines.training_files)
+    checkpoints/000123/checkpoint.json    step, cursor, ..., the hashes of the files, and one of all this; written last
+
+A checkpoint is written under a temporary name, flushed and renamed, by a thread that lets training go on: only the copy
+of the tensors holds it up. One that is not whole is never resumed from, and never deleted: it is set aside.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pipelines import training_files
+from pipelines.artefact import ArtefactError, digest, is_full, read_json, sync_folder, write_json
+from pipelines.errors import PalimpsestError
+
+CHECKPOINTS = "checkpoints"  # in the folder of a stage
+FACTS = "checkpoint.json"
+SCHEMA = 1
+OLD = ("checkpoint.pt", "checkpoint.previous.pt")  # of version 0.1, without hashes
+BEST = ".best-{}.safetensors"  # beside the checkpoints: the weights that validated best so far, by their step
+DAMAGED = "damaged-"
+
+log = logging.getLogger("palimpsest")
+
+
+class Kept(NamedTuple):
+    """What a checkpoint holds: plain values and a tree of tensors."""
+
+    path: Path
+    facts: dict[str, Any]
+    tensors: Any
+
+
+@dataclass(kw_only=True)
+class Checkpoints:
+    """The checkpoints beside one stage.
+
+    keep: how many of the last ones stay; every: of the steps that it divides, they stay for good.
+    """
+
+    folder: Path  # of the stage
+    keep: int = 2
+    every: int | None = None
+    _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1), repr=False)
+    _writing: Future[None] | None = None
+
+    @property
+    def root(self) -> Path:
+        """Where they lie."""
+        return self.folder / CHECKPOINTS
+
+    def due(self, step: int) -> bool:
+        """Whether the checkpoint of a step is one of those that stay for good."""
+        return self.every is not None and step % self.every == 0
+
+    def begin(self, facts: dict[str, Any], tensors: Any) -> None:
+        """Copy the state and let a thread write it. Call `settle` before."""
+        self._writing = self._pool.submit(self._write, facts, training_files.copied(tensors))
+
+    def settle(self, *, wait: bool = True) -> None:
+        """Meet the end of the checkpoint that is being written. Raises ArtefactError where the disk is full."""
+        writing = self._writing
+        if writing is not None and (wait or writing.done()):
+            self._writing = None
+            writing.result()
+
+    def close(self) -> None:
+        """Wait for the thread."""
+        self._pool.shutdown()
+
+    def newest(self) -> Path | None:
+        """Return the newest whole checkpoint, none where training has not begun; set aside those that are damaged.
+
+        Raises PalimpsestError where there are only damaged ones: to begin anew is not for a program to decide.
+        """
+        for left in self.root.glob(".*.tmp"):  # what a killed process left half written
+            shutil.rmtree(left)
+        for path in sorted(self._all(), reverse=True):
+            if (fault := fault_of(path)) is None:
+                return path
+            aside = _free(self.root / f"{DAMAGED}{path.name}")
+            path.rename(aside)
+            log.warning("%s: the checkpoint of step %d is not resumed from, %s; it is set aside as %s.",
+                        self.folder.name, int(path.name), fault, aside)  # fmt: skip
+        old = next((self.folder / name for name in OLD if _reads(self.folder / name)), None)
+        begun = any(self.root.glob(f"{DAMAGED}*")) or any((self.folder / name).exists() for name in OLD)
+        if old is None and begun:
+            raise PalimpsestError(
+                f"No checkpoint in {self.folder} can be resumed from. Look at the disk; to begin the stage anew, "
+                "delete that folder."
+            )
+        return old
+
+    def _all(self) -> list[Path]:
+        return [path for path in self.root.glob("*") if path.name.isdigit()]
+
+    def _write(self, facts: dict[str, Any], tensors: Any) -> None:
+        final = self.root / f"{facts['step']:06d}"
+        temporary = self.root / f".{final.name}.{os.getpid()}.tmp"
+        if final.exists():  # resumed from and whole, or just written
+            return
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            files = training_files.write(temporary, tensors)
+            best = BEST.format(facts["best"][0]) if facts["best"] else None
+            beside = {best: training_files.facts_of(self.folder / best)} if best else {}
+            made = {"schema": SCHEMA, **facts, "for_good": self.due(facts["step"]), "files": files, "beside": beside}
+            write_json(temporary / FACTS, {**made, "hash": digest(made)})
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(self.root)
+        except Exception as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if isinstance(error, ArtefactError) or is_full(error, self.folder):
+                raise ArtefactError(
+                    f"No space left while writing {final}; what was saved before is intact. Free some space."
+                ) from error
+            raise
+        self._prune(facts["step"])
+
+    def _prune(self, step: int) -> None:
+        """Delete all but the last ones, those that stay for good, and the best weights that they name."""
+        whole = {path: facts for path in sorted(self._all()) if (facts := _facts(path)) is not None}
+        passing = [path for path, facts in whole.items() if not facts["for_good"]]
+        for path in passing[: max(0, len(passing) - self.keep)]:
+            whole.pop(path)
+            _remove(path)
+        named = {name for facts in whole.values() for name in facts["beside"]}
+        for best in self.folder.glob(BEST.format("*")):
+            if best.name not in named and int(best.name.split("-")[1].split(".")[0]) <= step:
+                best.unlink(missing_ok=True)
+
+
+def fault_of(path: Path) -> str | None:
+    """Say why a checkpoint cannot be resumed from, none where it can."""
+    facts = _facts(path)
+    if facts is None:
+        return f"its {FACTS} is missing or damaged"
+    return training_files.problem(path, facts["files"]) or training_files.problem(path.parent.parent, facts["beside"])
+
+
+def load(path: Path) -> Kept:
+    """Read a checkpoint that is whole."""
+    if path.name in OLD:
+        values: dict[str, Any] = training_files.read_file(path)
+        tensors = {name: values.pop(name, None) for name in ("network", "average", "rival")}
+        tensors["optimizers"] = values.pop("optimizers") if "optimizers" in values else [values.pop("optimizer")]
+        return Kept(path, values, tensors)
+    return Kept(path, read_json(path / FACTS), training_files.read(path))
+
+
+def drop(folder: Path) -> None:
+    """Remove training state once the artefact stands, but for what was to stay for good and what is damaged."""
+    for path in (*(folder / name for name in OLD), *folder.glob(BEST.format("*"))):
+        path.unlink(missing_ok=True)
+    root = folder / CHECKPOINTS
+    for path in root.glob("*"):
+        if path.name.isdigit() and not (_facts(path) or {}).get("for_good"):
+            _remove(path)
+    with contextlib.suppress(OSError):  # not empty, or not there
+        root.rmdir()
+
+
+def _facts(path: Path) -> dict[str, Any] | None:
+    """Return the plain values of a checkpoint, none where they are not whole."""
+    try:
+        made = read_json(path / FACTS)
+        return made if made.pop("hash") == digest(made) else None
+    except (ArtefactError, OSError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _free(path: Path) -> Path:
+    """Return the path, with a number behind it where it is taken."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(found for found in chain([path], numbered) if not found.exists())
+
+
+def _reads(path: Path) -> bool:
+    """Whether a checkpoint of version 0.1 can be read."""
+    try:
+        return path.exists() and training_files.read_file(path) is not None
+    except RuntimeError:
+        return False
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that no moment shows half of it."""
+    hidden = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.rename(hidden)
+    shutil.rmtree(hidden)
