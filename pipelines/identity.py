@@ -62,20 +62,36 @@ def latent_settings(settings: Settings) -> dict[str, Any]:
     return {key: plain[key] for key in ("sampler", "steps", "guidance", "latent")}
 
 
+def of_the_usual_kind(config: Any, path: Sequence[str], known: Sequence[Sequence[str]]) -> bool:
+    """Whether each table on the way to a value, of which an older artefact names nothing, is what stands by default."""
+    for depth, part in enumerate(path[:-1], start=1):
+        value = getattr(config, part, None)
+        default = default_of(config, part)
+        unknown = not any(len(other) > depth and list(other[:depth]) == list(path[:depth]) for other in known)
+        if unknown and default is not dataclasses.MISSING and type(default) is not type(value):
+            return False
+        config = value
+    return True
+
+
+def default_of(config: Any, name: str) -> Any:
+    """Return the default of a field of a configuration, MISSING where it has none."""
+    for field in dataclasses.fields(config) if dataclasses.is_dataclass(config) else ():
+        if field.name == name:
+            factory = field.default_factory
+            return field.default if factory is dataclasses.MISSING else factory()
+    return dataclasses.MISSING
+
+
 def is_default(config: Any, path: Sequence[str]) -> bool:
     """Whether a value of a configuration is the default of its field: artefacts of older versions do not name it."""
     for part in path[:-1]:
         config = getattr(config, part, None)
-    if not path or not dataclasses.is_dataclass(config):
+    if not path or (default := default_of(config, path[-1])) is dataclasses.MISSING:
         return False
-    for field in dataclasses.fields(config):
-        if field.name == path[-1]:
-            factory = field.default_factory
-            default = field.default if factory is dataclasses.MISSING else factory()
-            if isinstance(config, GenerateStage) and default is None:  # filled by the model; what Settings has is old
-                default = getattr(Settings, field.name, None)
-            return getattr(config, field.name) == default
-    return False
+    if isinstance(config, GenerateStage) and default is None:  # filled by the model; what Settings has is old
+        default = getattr(Settings, path[-1], None)
+    return getattr(config, path[-1]) == default
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
 
@@ -47,9 +47,9 @@ class Loop:
 
     def __init__(self, task: Task, training: Training, folder: Path, *, seed: int, name: str) -> None:
         self.task, self.training, self.folder, self.seed, self.name = task, training, folder, seed, name
-        check_task(task, training, name, PartialState().num_processes)
         apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])
+        check_task(task, training, name, self.accelerator.num_processes)
         self.device = self.accelerator.device
         for player in task.players:
             player.to(self.device)

@@ -26,7 +26,16 @@ from pipelines.artefact import (
 from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.shards import Split, open_split, shard_paths
 from pipelines.errors import PalimpsestError
-from pipelines.identity import GONE, content, flatten, foreign_files, is_default, latent_settings, plain_stage
+from pipelines.identity import (
+    GONE,
+    content,
+    flatten,
+    foreign_files,
+    is_default,
+    latent_settings,
+    of_the_usual_kind,
+    plain_stage,
+)
 from pipelines.judged_config import GenerateStage
 from pipelines.recipe import Recipe
 from pipelines.stage_config import AnyStage, MdlmStage, ScenesData, VAEStage, VQVAEStage
@@ -143,7 +152,8 @@ class Run:
         if key == "block":  # what does not name it was trained on one permutation of all, as few shards still are
             return len(shard_paths(self.data, "train")) <= self.recipe.block
         if kind != "below":
-            return is_default(self.recipe.stage[name], path)
+            stage, names = self.recipe.stage[name], [other.split(".")[1:] for other in known]
+            return of_the_usual_kind(stage, path, names) and is_default(stage, path)
         noted = any(other.startswith("below.") for other in known)
         return not noted or is_default(self.recipe.settings_for(path[0]), path[1:])
 

@@ -22,6 +22,8 @@ def open_picture(data: bytes) -> Image.Image:
     try:
         image = Image.open(BytesIO(data))
         image.load()
+    except UnidentifiedImageError as error:  # its own words hold an address in memory
+        raise UnreadablePicture("unreadable picture (of no known format)") from error
     except Exception as error:  # the decoders of Pillow raise many kinds for broken bytes
         said = "its format is unknown" if isinstance(error, UnidentifiedImageError) else str(error)
         raise UnreadablePicture(f"unreadable picture ({said or type(error).__name__})") from error
