@@ -27,6 +27,7 @@ CHECKPOINTS = "checkpoints"  # in the folder of a stage
 FACTS = "checkpoint.json"
 SCHEMA = 1
 OLD = ("checkpoint.pt", "checkpoint.previous.pt")  # of version 0.1, without hashes
+ASKED = ".ema.json"  # averages of another length that were asked for (pipelines.averages)
 BEST = ".best-{}.safetensors"  # beside the checkpoints: the weights that validated best so far, by their step
 DAMAGED = "damaged-"
 
@@ -161,7 +162,7 @@ def load(path: Path) -> Kept:
 
 def drop(folder: Path) -> None:
     """Remove training state once the artefact stands, but for what was to stay for good and what is damaged."""
-    for path in (*(folder / name for name in OLD), *folder.glob(BEST.format("*"))):
+    for path in (*(folder / name for name in (*OLD, ASKED)), *folder.glob(BEST.format("*"))):
         path.unlink(missing_ok=True)
     root = folder / CHECKPOINTS
     for path in root.glob("*"):

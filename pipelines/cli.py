@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
 from pipelines.cli_codec import export, reconstruct
+from pipelines.cli_ema import ema
 from pipelines.cli_sample import (
     Words,
     sample_caption,
@@ -221,6 +222,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "encode": encode,
     "eval": evaluate,
+    "ema": ema,
     "export": export,
     "reconstruct": reconstruct,
 }

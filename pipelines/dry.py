@@ -73,7 +73,8 @@ def memory(network: nn.Module, training: Training | None) -> int:
         return weights
     matrices = sum(matrix.numel() for matrix in matrices_of(network, training))  # one moment each, all others two
     learned = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    return weights * (1 if training.ema is None else 2) + 4 * (2 * learned - matrices)
+    averages = 0 if training.posthoc is None else 2 * 4 * learned
+    return weights * (1 if training.ema is None else 2) + averages + 4 * (2 * learned - matrices)
 
 
 def _memory(part: Part) -> str:

@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
 from torch import nn
 
+from pipelines import averages
 from pipelines.artefact import PLAN, ArtefactError, is_full, save_weights, write_atomically
 from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
@@ -28,15 +29,16 @@ from pipelines.descent import Descent, Taken
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.hardware import can_compile, prefetch, step_generator
 from pipelines.ledger import summary
+from pipelines.left_out import remedy, too_many
 from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
+from pipelines.posthoc import Tracked, begin_anew
 from pipelines.progress import Meter, meter
 from pipelines.rehearsal import rehearse
 from pipelines.state import State
 from pipelines.stopping import listening, orphaned
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 
-BAD_STEPS = 10  # steps in a row that are left out before a run gives up
 NAMED = 8  # samples that a warning names
 
 log = logging.getLogger("palimpsest")
@@ -57,7 +59,8 @@ class Loop:
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
         average = copy.deepcopy(task.network).float().requires_grad_(False) if training.ema else None
-        self.state = State(task.network, average, players_optimizers(task, training), task.rival)
+        tracked = Tracked(task.network, training.posthoc) if training.posthoc else None
+        self.state = State(task.network, average, players_optimizers(task, training), task.rival, tracked)
         self.checkpoints = Checkpoints(folder=folder, keep=training.keep_checkpoints, every=training.keep_every)
         self.figures: dict[str, float] = {}  # of the last validation
         self.stop = False
@@ -81,13 +84,18 @@ class Loop:
             self.checkpoints.close()
             if self.curves is not None:
                 self.curves.close()
-        return {**self._finish(), **({"passed_over": summary(rows)} if rows else {})}
+        facts = {**self._finish(), **({"passed_over": summary(rows)} if rows else {})}
+        if self.state.tracked is not None and self.accelerator.is_main_process:
+            self.state.tracked.finish(self.folder, facts)
+        return facts
 
     def _resume(self) -> bool:
         """Go on from the newest whole checkpoint, which the main process chooses, if there is one."""
         chosen = [self.checkpoints.newest() if self.accelerator.is_main_process else None]
         broadcast_object_list(chosen, from_process=0)
         if chosen[0] is None:
+            if self.accelerator.is_main_process:
+                begin_anew(self.folder)
             return False
         kept = load(chosen[0])
         self.state.restore(kept, self.folder)
@@ -109,6 +117,8 @@ class Loop:
                 self.state.in_a_row = 0
             self.state.step, self.state.cursor = self.state.step + 1, cursor
             self.state.seconds = time.monotonic() - begun
+            if self.state.tracked is not None:
+                self.state.tracked.update(self.state.network, self.state.step)
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
             shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s")
             if world == 1:  # ranks have clocks of their own
@@ -143,19 +153,10 @@ class Loop:
             named = ", ".join(keys[:NAMED]) + (f" and {len(keys) - NAMED} more" if len(keys) > NAMED else "")
             log.warning("%s: step %d is left out, %s. Samples: %s", self.name, state.step, reason, named)
             self.curves.note({"step": state.step + 1, "split": "left_out", "reason": reason, "keys": keys})
-        remedy = (
-            f"Look at the samples named in {self.folder / LOG}, lower stage.{self.name}.training.learning_rate, or "
-            + ("set bf16 = false." if self.training.spike is None else "set bf16 = false, or raise training.spike.")
-        )
-        if state.in_a_row >= BAD_STEPS:
+        if words := too_many(state, self.training, steps, reason):
             raise PalimpsestError(
-                f"{self.name}: {state.in_a_row} steps in a row were left out (up to step {state.step}), of the last "
-                f"{reason}. {remedy}"
-            )
-        if state.skipped > max(BAD_STEPS, self.training.max_skipped * steps):
-            raise PalimpsestError(
-                f"{self.name}: {state.skipped} of {state.step + 1} steps were left out, more than "
-                f"{self.training.max_skipped:.1%} of {steps} (training.max_skipped); of the last {reason}. {remedy}"
+                f"{self.name}: {words}. Look at the samples named in {self.folder / LOG}, lower "
+                f"stage.{self.name}.training.learning_rate, or {remedy(self.training)}."
             )
 
     def _watch(self, taken: Taken) -> None:
@@ -171,6 +172,8 @@ class Loop:
             self._validate()
         if main and (step % training.picture_every == 0 or last):
             self._draw(step)
+        if main and self.state.tracked is not None and (step % self.state.tracked.config.every == 0 or last):
+            self.state.tracked.snapshot(self.folder, step)
         self._settle(wait=False)
         if stop or due or self.checkpoints.due(step):
             self._save(wait=stop)
@@ -279,5 +282,10 @@ class Loop:
 
 
 def train(task: Task, training: Training, folder: Path, *, seed: int, name: str) -> dict[str, Any]:
-    """Train `task` in `folder`, from its last checkpoint if there is one; returns facts for the manifest."""
+    """Train `task` in `folder`, from its last checkpoint if there is one; returns facts for the manifest.
+
+    Where training is over and only averages of another length are asked for, make those.
+    """
+    if averages.asked(folder):
+        return averages.answer(task, folder)
     return Loop(task, training, folder, seed=seed, name=name).run()

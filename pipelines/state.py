@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from pipelines.checkpoints import Kept
 from pipelines.errors import PalimpsestError
+from pipelines.posthoc import Tracked
 from pipelines.spikes import Norms
 from tokenizer.quantize import Moved
 
-PARTS = {  # networks of a state that a checkpoint holds, in words
+PARTS = {  # what a checkpoint holds of each network and of averages, in words
     "network": "a network",
     "average": "averaged weights (training.ema)",
     "rival": "a second player (the table adversarial)",
+    "tracked": "averages of other lengths (training.posthoc)",
 }
 
 
@@ -33,6 +35,7 @@ class State:
     average: nn.Module | None
     optimizers: list[torch.optim.Optimizer]
     rival: nn.Module | None = None
+    tracked: Tracked | None = None
     step: int = 0
     cursor: int = 0
     seconds: float = 0.0
@@ -61,9 +64,9 @@ class State:
 
     def tensors(self) -> dict[str, Any]:
         """Return the tensors, as they lie in memory."""
-        parts = {part: getattr(self, part) for part in PARTS}
+        parts = {name: getattr(self, name) for name in PARTS}
         return {
-            **{part: None if network is None else network.state_dict() for part, network in parts.items()},
+            **{name: None if part is None else part.state_dict() for name, part in parts.items()},
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
         }
 

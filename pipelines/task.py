@@ -18,6 +18,7 @@ from latent.mmdit import JointBlock
 from latent.unet import Stage
 from pipelines.errors import PalimpsestError
 from pipelines.ledger import Ledger
+from pipelines.posthoc import PosthocEMA
 from pipelines.rates import Cosine, RateSchedule, share, warm_up
 from tokenizer.quantize import Moved
 
@@ -41,6 +42,7 @@ class Training:
     schedule: RateSchedule = field(default_factory=Cosine)  # of the learning rate (pipelines/rates.py)
     clip: float = 1.0  # gradient norm
     ema: float | None = None  # decay of the averaged weights; none keeps no average
+    posthoc: PosthocEMA | None = None  # averages from which other lengths are made afterwards (`palimpsest ema`)
     bf16: bool = True  # autocast of the forward pass, where the machine has bf16 arithmetic
     compile: bool = True  # compile the blocks, where a compiler is found
     save_seconds: float = 60.0

@@ -11,7 +11,8 @@ from torch import nn
 from pipelines.descent import micro_batches, suspects
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import seeded, step_generator
-from pipelines.loop import BAD_STEPS, Interrupted, Loop
+from pipelines.left_out import BAD_STEPS
+from pipelines.loop import Interrupted, Loop
 from pipelines.rehearsal import rehearse
 from pipelines.task import Task, Training
 

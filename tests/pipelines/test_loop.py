@@ -12,7 +12,8 @@ from torch import nn
 from pipelines.checkpoints import drop
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import prefetch, seeded, step_generator
-from pipelines.loop import BAD_STEPS, Interrupted, Loop, train
+from pipelines.left_out import BAD_STEPS
+from pipelines.loop import Interrupted, Loop, train
 from pipelines.optimizer import optimizers_of
 from pipelines.plan import Plan
 from pipelines.rehearsal import rehearse

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from pipelines.errors import PalimpsestError
-from pipelines.loop import BAD_STEPS, Interrupted
+from pipelines.left_out import BAD_STEPS
+from pipelines.loop import Interrupted
 from pipelines.spikes import LEAST, WINDOW, Norms
 from pipelines.task import Training
 from tests.pipelines.test_loop import TRAINING, Line, run
