@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from pipelines.artefact import ArtefactError
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.posthoc import PosthocEMA, Tracked, read_index, synthesise
 from pipelines.power_average import LONGEST, Profile, beta, exponent, length_of, norms, products, synthesis
+from tests.conftest import ROOT
 from tests.pipelines.test_loop import TRAINING, Line, run
 
 PAIR = (0.05, 0.10)
@@ -88,6 +90,16 @@ def test_the_error_is_the_distance_of_the_profiles_and_falls_with_more_snapshots
         assert error == pytest.approx(distance, abs=2e-3)
         errors.append(error)
     assert errors[0] > errors[1] > errors[2] and errors[2] < 0.01
+
+
+def test_the_errors_of_the_guide_are_those_of_the_profiles():
+    rows = re.findall(r"^\| (\d+) \|(.*%) \|$", (ROOT / "docs" / "training.md").read_text(), re.M)
+    assert len(rows) == 3
+    for count, cells in rows:
+        kept = kept_at(np.arange(1, int(count) + 1) * 1000 / int(count))
+        for length, cell in zip((0.03, 0.07, 0.12, 0.15, 0.20, 0.25), cells.split("|"), strict=True):
+            error = synthesis(kept, Profile(exponent(length), 1000))[1]
+            assert error == pytest.approx(float(cell.strip(" %")) / 100, rel=0.08), (count, length)
 
 
 class Walk(nn.Module):

@@ -5,14 +5,12 @@ import json
 import re
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 import pipelines
 from eval.definitions import define
@@ -22,6 +20,7 @@ from pipelines.evaluate import VAE_FIGURES, VQVAE_FIGURES
 from pipelines.runs import RECIPE, open_run, reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import Settings
+from scripts.kills import beside, newest, torture
 from tests.conftest import ROOT, finish, start, wait_for
 
 pytestmark = pytest.mark.slow
@@ -104,26 +103,52 @@ def test_the_report_is_one_file_without_network(smoke):
     assert 'src="http' not in page and 'href="http' not in page
 
 
-@pytest.mark.parametrize("stage", ["vae", "vqvae", "latent", "student", "reflow", "mdlm", "ar"])
-def test_a_killed_stage_ends_with_the_same_weights(smoke, tmp_path, stage):
-    """SIGKILL after the first checkpoint, resume, and compare bit for bit with the stage as it was made before."""
-    folder = without(smoke, tmp_path, stage)
-    words = ("train", stage, folder / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data)
-    words = (*words, "--set", f"stage.{stage}.training.save_seconds=0.2")
-    process = start(*words)
-    wait_for(folder / stage / "checkpoints" / "[0-9]*", process)
-    time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (folder / stage / "manifest.json").exists(), "the stage ended before it was killed"
-    finish(*words)
-    for name in ("model.safetensors", "ema.safetensors"):
-        if (smoke / stage / name).exists():
-            before, after = load_file(smoke / stage / name), load_file(folder / stage / name)
-            assert before.keys() == after.keys()
-            assert all(torch.equal(before[key], after[key]) for key in before), name
-    steps = [json.loads(line)["step"] for line in (folder / stage / "log.jsonl").read_text().splitlines()]
+@pytest.mark.parametrize("stage", ["vae", "vqvae", "clip", "scene_judge", "latent", "reflow", "match", "mdlm", "ar"])
+def test_a_stage_that_is_killed_twice_ends_with_the_same_weights(smoke, tmp_path, stage):
+    """SIGKILL at two random moments, resume, and compare bit for bit with the stage as it was made before."""
+    found = torture(smoke, tmp_path, stage, kills=2, seed=stage)
+    manifest = json.loads((smoke / stage / "manifest.json").read_text())
+    assert len(found) == 2 and max(found) < manifest["steps"]
+    folder = tmp_path / "smoke" / stage
+    assert manifest["hash"] == json.loads((folder / "manifest.json").read_text())["hash"]
+    steps = [json.loads(line)["step"] for line in (folder / "log.jsonl").read_text().splitlines()]
     assert steps == sorted(steps)  # no point of the curve is drawn twice
+    assert not (folder / "checkpoints").exists()
+
+
+def test_other_averages_of_a_stage_refuse_what_was_built_on_it_until_they_are_taken_back(smoke, tmp_path):
+    folder = without(smoke, tmp_path, "eval")
+    before = reopen_run(folder).manifest("latent")
+    told = finish("ema", folder, "latent", "--length", "0.08", "0.12")
+    assert "length 0.08  loss" in told and "length 0.12  loss" in told
+    assert "refused from now on until they are made anew: student" in told and "latent_pictures" in told
+    run = reopen_run(folder)
+    now = run.manifest("latent")
+    assert now["ema_length"] in (0.08, 0.12) and now["hash"] != before["hash"]
+    assert now["files"]["model.safetensors"] == before["files"]["model.safetensors"]
+    best = min(now["ema_compared"], key=lambda length: now["ema_compared"][length]["loss"])
+    assert float(best) == now["ema_length"] and now["ema_error"] < 0.05
+    with pytest.raises(ArtefactError, match=r"student does not match the recipe: needs\.latent was"):
+        run.manifest("student")
+    assert "are those that training left" in finish("ema", folder, "latent")
+    again = reopen_run(folder)
+    assert again.manifest("latent")["hash"] == before["hash"] and again.manifest("student")
+    assert "has no snapshots" in finish("ema", folder, "ddpm", "--length", "0.1", code=2)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_that_is_asked_to_stop_has_saved_and_says_so_by_its_exit_code(smoke, tmp_path, number):
+    folder = beside(smoke, tmp_path, "vae")
+    (folder / "encode").unlink()
+    data = reopen_run(smoke).data
+    verb = ("run",) if number == signal.SIGTERM else ("train", "vae")
+    process = start(*verb, folder / "recipe.json", "--out", tmp_path, "--data", data)
+    wait_for(folder / "vae" / "checkpoints" / "[0-9]*", process)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 75, output
+    assert "saved. The same command goes on from there" in output and "Traceback" not in output
+    assert newest(folder / "vae") > 0 and not (folder / "vae" / "manifest.json").exists()
 
 
 def test_a_finished_run_is_skipped_and_another_recipe_is_refused(smoke):
