@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
 from pipelines.cli_codec import export, reconstruct
+from pipelines.cli_data import data_check, data_import, data_scenes, study_export, study_import
 from pipelines.cli_ema import ema
 from pipelines.cli_sample import (
     Words,
@@ -66,6 +67,31 @@ def run(
     opened = start_run(recipe, out=out, data=data, budget=budget, overrides=set_)
     run_recipe(opened)
     print(summary(opened))
+
+
+def plan(
+    recipe: Recipe, gpus: int, gpu: str = "h200", data: Path | None = None, utilisation: float = 0.35,
+    price: float | None = None, set_: Sets = (),
+) -> None:  # fmt: skip
+    """Say what the trainings of a recipe take on GPUs: memory, operations, time, price and data, and what cannot fit.
+
+    Args:
+        recipe: a TOML file, such as recipes/t2i-256.toml.
+        gpus: how many there are.
+        gpu: which: a100-40, a100-80, h100, h200, b200, l40s, rtx4090.
+        data: folder of shards, for epochs and volumes.
+        utilisation: share of the GPU's peak that training reaches; measure yours on a short run.
+        price: dollars for a GPU and an hour, in place of a rough rent.
+        set_: recipe values to change.
+    """
+    from pipelines.config import load_recipe
+    from pipelines.forecast import Machines, amount, plan
+    from pipelines.progress import ticking
+
+    machines = Machines(gpus=gpus, gpu=gpu, utilisation=utilisation, price=price)
+    with ticking("plan") as tick:
+        text = plan(load_recipe(recipe, set_), machines, None if data is None else amount(data), tick)
+    print(text)
 
 
 def train(name: Words, recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
@@ -123,102 +149,9 @@ def _run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: Path | None
         run_stage(opened, name, again=True)
 
 
-def data_scenes(
-    out: Annotated[Path, tyro.conf.Positional], count: int = 20_000, size: int = 32, seed: int = 0,
-    render: int | None = None,
-) -> None:  # fmt: skip
-    """Render the built-in captioned scenes into shards: train, test and unseen splits.
-
-    Args:
-        out: folder for the shards; must not exist yet.
-        count: training scenes; a tenth is held out beside them (8 to 2,000), a twentieth has unseen combinations.
-        size: side of the pictures in pixels, 32 (two objects at most) or 64 (three).
-        seed: of everything that is drawn.
-        render: side of the pictures where it is not the size for which the scenes are laid out.
-    """
-    from pipelines.data.scenes import write
-    from pipelines.progress import ticking
-
-    with ticking("scenes") as tick:
-        manifest = write(out, count=count, size=size, seed=seed, pixels=render, progress=tick)
-    print(f"{out}: " + ", ".join(f"{number} {split}" for split, number in manifest["counts"].items()) + " scenes")
-
-
-def data_import(
-    src: Annotated[Path, tyro.conf.Positional],
-    out: Annotated[Path, tyro.conf.Positional],
-    size: int = 64,
-    test_share: float = 0.05,
-) -> None:
-    """Make shards from a folder of pictures with .txt captions, from a captions .csv or .jsonl, or from other shards.
-
-    Args:
-        src: a folder of pictures or shards, or a captions file.
-        out: folder for the shards.
-        size: pictures are resized so that the shorter side is SIZE, then cropped to the middle square.
-        test_share: share of the pictures that is held out.
-    """
-    from pipelines.data.importer import import_data
-    from pipelines.progress import ticking
-
-    with ticking("import") as tick:
-        report = import_data(src, out, size=size, test_share=test_share, progress=tick)
-    print(report.summary())
-
-
-def data_check(folder: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Read every shard and say what is wrong; the exit code is 0 only if a training run would be safe.
-
-    Args:
-        folder: of shards.
-    """
-    from pipelines.data.check import check
-    from pipelines.progress import ticking
-
-    with ticking("check") as tick:
-        report = check(folder, progress=tick)
-    print(report.summary())
-    if not report.ok:
-        sys.exit(1)
-
-
-def study_export(
-    run: Path, first: str, second: str, out: Path = Path("study"), prompts: int = 50, seed: int = 0,
-) -> None:  # fmt: skip
-    """Write a blinded page on which people compare two sets of pictures for the same prompts.
-
-    Args:
-        run: folder of a finished run.
-        first: a stage of kind generate.
-        second: another one: another model, or another guidance scale.
-        out: folder for bundle/study.html, and for key.sealed.json, which raters must not see.
-        prompts: how many prompts.
-        seed: of order and sides.
-    """
-    from pipelines.study import export_study
-
-    print(export_study(run, first, second, out, prompts=prompts, seed=seed))
-
-
-def study_import(
-    votes: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    key: Path = Path("study/key.sealed.json"),
-    out: Path = Path("study"),
-) -> None:
-    """Turn downloaded votes into win rates with intervals.
-
-    Args:
-        votes: the votes.json files of the raters.
-        key: the sealed key of the study.
-        out: folder for votes.csv and study.json.
-    """
-    from pipelines.study import import_study
-
-    print(import_study(votes, key, out))
-
-
 VERBS: dict[str, Callable[..., None]] = {
     "run": run,
+    "plan": plan,
     "train": train,
     "encode": encode,
     "eval": evaluate,

@@ -7,6 +7,7 @@ recipe, or said to be unknown.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from pipelines.sketch import Part, sketch
 from pipelines.task import Training
 
 HEADS = ("stage", "kind", "parameters", "training", "batch", "shape", "memory", "needs")
+_UNITS = (("PB", 1e15), ("TB", 1e12), ("GB", 1e9))
 NOTE = (
     "Memory: weights, optimiser and averaged weights, as they are kept on each device. Gradients (4 bytes a "
     "parameter), activations and frozen networks beside them come on top."
@@ -32,7 +34,7 @@ def dry_run(recipe: Recipe) -> str:
     for name in recipe.order():
         stage = recipe.stage[name]
         try:
-            _check_files(stage)
+            check_files(stage)
             with torch.device("meta"):
                 found = sketch(recipe, name)
             numbers = [(*_numbers(part), found.shape, _memory(part)) for part in found.parts]
@@ -43,12 +45,16 @@ def dry_run(recipe: Recipe) -> str:
             rows.append((name, stage.kind, "", "", "", found.shape, "", needs))
         for part, cells in zip(found.parts, numbers, strict=True):
             rows.append((f"{name} {part.label}".strip(), stage.kind, *cells, needs))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, "", NOTE])
+    return "\n".join([*aligned(rows), "", NOTE])
 
 
-def _check_files(stage: Any) -> None:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the rows of a table as lines."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+
+
+def check_files(stage: Any) -> None:
     """Raise ValueError where a stage names a local file that is not there."""
     perceptual = getattr(stage, "perceptual", None)
     for path in (perceptual.trunk, perceptual.heads) if perceptual else ():
@@ -80,5 +86,9 @@ def memory(network: nn.Module, training: Training | None) -> int:
 def _memory(part: Part) -> str:
     if part.network is None:
         return "unknown"
-    amount = memory(part.network, part.training) / 1e6
-    return f"{amount / 1e3:.2f} GB" if amount >= 1e3 else f"{amount:.1f} MB"
+    return in_bytes(memory(part.network, part.training))
+
+
+def in_bytes(amount: float) -> str:
+    """Return a number of bytes in words."""
+    return next((f"{amount / unit:.2f} {name}" for name, unit in _UNITS if amount >= unit), f"{amount / 1e6:.1f} MB")

@@ -88,8 +88,8 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
             _grid(size, vqvae.config.multiple)
             return Sketch((Part(network=vqvae, training=stage.training), *_critic(stage)), _codes(vqvae, size))
         case ClipStage() | JudgeStage():
-            made = _towers(recipe, name, stage)
-            return Sketch((Part(network=made[0], training=stage.training),), f"text {_sizes(made[1])}")
+            towers, text = towers_of(recipe, name)
+            return Sketch((Part(network=towers, training=stage.training),), f"text {_sizes(text)}")
         case SceneJudgeStage():
             return Sketch((Part(network=_scene_judge(recipe, stage), training=stage.training),), _pixels(size))
         case EncodeStage():
@@ -102,11 +102,11 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
         case ClassifierStage():
             return _over_latents(recipe, name, stage.training, lambda made: _match(stage, made))
         case UpscaleStage():
-            config = dataclasses.replace(stage.model, channels=3, image_channels=3, **_encoded_for(recipe, name).text)
+            config = dataclasses.replace(stage.model, channels=3, image_channels=3, **encoded_for(recipe, name).text)
             shape = f"{stage.source} to {_pixels(stage.size)}"
             return Sketch((Part(network=UNet(config), training=stage.training),), shape)
         case MdlmStage() | ArStage():
-            layout = _encoded_for(recipe, name).layout
+            layout = encoded_for(recipe, name).layout
             built = _tokens(stage, layout)
             shape = f"{layout.text_length} + {layout.image_length} tokens of {layout.mask_id + 1:,}"
             return Sketch((Part(network=built, training=stage.training),), shape)
@@ -120,10 +120,9 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
 def encoded(recipe: Recipe, name: str) -> Encoded:
     """Return what the encoders of the encode stage `name` decide."""
     vae, vqvae, bpe, clip = (recipe.of_kind(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
-    stages = recipe.stage[vae], recipe.stage[vqvae], recipe.stage[bpe], recipe.stage[clip]
-    continuous, discrete, captions, towers = stages
+    continuous, discrete, captions = recipe.stage[vae], recipe.stage[vqvae], recipe.stage[bpe]
     assert isinstance(continuous, VAEStage) and isinstance(discrete, VQVAEStage)
-    assert isinstance(captions, BPEStage) and isinstance(towers, ClipStage)
+    assert isinstance(captions, BPEStage)
     config, model = _vae_config(continuous), _vqvae(discrete)
     layout = Layout(
         text_length=captions.length,
@@ -131,12 +130,13 @@ def encoded(recipe: Recipe, name: str) -> Encoded:
         sides=tuple(side for side, _ in model.grids(recipe.size, recipe.size)),
         image_vocabs=model.config.vocabularies,
     )
-    text = _towers(recipe, clip, towers)[1]
+    text = towers_of(recipe, clip)[1]
     side = recipe.size // config.network.factor
     return Encoded(channels=config.latent_channels, side=side, layout=layout, text=text)
 
 
-def _encoded_for(recipe: Recipe, name: str) -> Encoded:
+def encoded_for(recipe: Recipe, name: str) -> Encoded:
+    """Return what the encoders behind stage `name` decide."""
     return encoded(recipe, recipe.of_kind(name, "encode")[0])
 
 
@@ -144,7 +144,7 @@ def _over_latents(
     recipe: Recipe, name: str, training: Training, build: Callable[[Encoded], tuple[nn.Module, int, int]]
 ) -> Sketch:
     """Sketch a model of latents; build: the network, what must divide the latents' sides, and the patch it reads."""
-    made = _encoded_for(recipe, name)
+    made = encoded_for(recipe, name)
     network, factor, patch = build(made)
     if made.side % factor:
         raise ValueError(
@@ -207,8 +207,10 @@ def _critic(stage: VAEStage | VQVAEStage) -> tuple[Part, ...]:
     return (Part(network=Critic(stage.adversarial.critic), training=training, label="critic"),)
 
 
-def _towers(recipe: Recipe, name: str, stage: ClipStage | JudgeStage) -> tuple[nn.Module, dict[str, int]]:
-    """Return contrastive towers, and what a latent model needs to know of their text."""
+def towers_of(recipe: Recipe, name: str) -> tuple[nn.Module, dict[str, int]]:
+    """Return the contrastive towers of stage `name`, and what a latent model needs to know of their text."""
+    stage = recipe.stage[name]
+    assert isinstance(stage, ClipStage | JudgeStage)
     if stage.pretrained is not None:
         document = read_document(Path(stage.pretrained))
         text = document["model_cfg"]["text_cfg"]

@@ -23,7 +23,7 @@ from pipelines.task import Training
 from tests.conftest import ROOT
 from tests.tokenizer.test_exchange import LEVELS
 
-LARGE, SMOKE = ROOT / "recipes" / "large-256.toml", ROOT / "recipes" / "smoke.toml"
+LARGE, SMOKE = ROOT / "recipes" / "t2i-256.toml", ROOT / "recipes" / "smoke.toml"
 
 
 def rows(text: str) -> dict[str, list[str]]:

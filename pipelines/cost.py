@@ -1,0 +1,192 @@
+"""What a training step costs: operations and memory, found by taking it with tensors that hold nothing.
+
+Networks are stepped under torch's FakeTensorMode, which knows the shapes, types and lifetimes of tensors and no values;
+torch counts the operations, and the bytes that are alive by what they are for.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+from backbone import attention
+from discrete.attend import causal_blocks, noisy_and_clean
+from pipelines.optimizer import optimizers_of
+from pipelines.passes import Pass
+from pipelines.task import Training
+
+_FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes at the moment of a step that takes most; activations: all that is not kept between steps."""
+
+    weights: int
+    gradients: int
+    optimizer: int
+    average: int
+    activations: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(vars(self).values())
+
+
+@contextmanager
+def without_values(*networks: nn.Module | None) -> Iterator[None]:
+    """Make new tensors hold nothing, those of the networks too, and attention the fused kernel that a GPU uses."""
+    wished = attention.WISHED
+    attention.WISHED = "sdpa"
+    _forget_masks()
+    try:
+        with FakeTensorMode():
+            for network in networks:
+                if network is not None:
+                    _empty(network)
+            yield
+    finally:
+        attention.WISHED = wished
+        _forget_masks()
+
+
+def _forget_masks() -> None:
+    """Empty the caches of tensors: those of one mode are of no use in another."""
+    causal_blocks.cache_clear()
+    noisy_and_clean.cache_clear()
+
+
+def _empty(network: nn.Module) -> None:
+    """Put tensors of the mode that is on in the place of a network's own; a weight with two names stays one."""
+    made: dict[int, Tensor] = {}
+    for module in network.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                again = made.setdefault(id(parameter), nn.Parameter(_like(parameter), parameter.requires_grad))
+                module._parameters[name] = again  # type: ignore[assignment]
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = made.setdefault(id(buffer), _like(buffer))
+
+
+def _like(value: Tensor) -> Tensor:
+    return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device="cpu")
+
+
+def operations(network: nn.Module, run: Pass, *, backward: bool = True, bf16: bool = True) -> float:
+    """Return floating-point operations for one item, a multiplication and an addition being two.
+
+    Counted are matrix products, convolutions and attention, forward and (where it learns) backward, blocks that are
+    run twice twice. Call it under `without_values` of the network.
+    """
+    items = 2  # norms over a batch may refuse a single one
+    with (
+        FlopCounterMode(display=False, custom_mapping=_FORMULAS) as counter,
+        torch.autocast("cpu", torch.bfloat16, bf16),
+    ):
+        with torch.set_grad_enabled(backward):
+            found = run(network, items)
+        if backward:
+            found.backward()
+    network.zero_grad()
+    return counter.get_total_flops() / items
+
+
+def memory(network: nn.Module, run: Pass, training: Training, items: int) -> Memory:
+    """Return the memory of a step of so many items on one device, after a first step has made the optimiser's state.
+
+    With micro-batches the gradients of those before stand beside the activations of the last. Call it
+    under `without_values` of the network.
+    """
+    optimizers = optimizers_of(network, training)
+    weights = sum(value.numel() * value.element_size() for value in (*network.parameters(), *network.buffers()))
+    with _Live(network) as live:
+        for _ in range(min(training.accumulate, 2)):
+            with torch.autocast("cpu", torch.bfloat16, training.bf16):
+                loss = run(network, items)
+            loss.backward()
+            del loss
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    states = (state for optimizer in optimizers for state in optimizer.state.values())
+    kept = sum(value.numel() * value.element_size() for state in states for value in state.values())
+    average = weights if training.ema else 0
+    return Memory(weights=weights, gradients=live.gradients, optimizer=kept, average=average, activations=live.others)
+
+
+class _Live(TorchDispatchMode):
+    """Follows the bytes of what operations make, and keeps what was alive when there was most of it."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.gradients = self.others = 0  # bytes at the peak
+        self._alive: dict[int, int] = {}  # bytes of each storage
+        self._of_gradients: set[int] = set()
+        self._total = 0
+        self._kept = {_key(value) for value in (*network.parameters(), *network.buffers())}
+        self._hooks = [
+            p.register_post_accumulate_grad_hook(self._mark) for p in network.parameters() if p.requires_grad
+        ]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        found = func(*args, **(kwargs or {}))
+        for value in tree_leaves(found):
+            if isinstance(value, Tensor):
+                self._follow(value)
+        if self._total > self.gradients + self.others:
+            self.gradients = sum(self._alive.get(key, 0) for key in self._of_gradients)
+            self.others = self._total - self.gradients
+        return found
+
+    def _follow(self, value: Tensor) -> None:
+        key, storage = _key(value), value.untyped_storage()
+        if key not in self._alive and key not in self._kept:
+            self._alive[key] = storage.nbytes()
+            self._total += storage.nbytes()
+            weakref.finalize(storage, self._forget, key)
+
+    def _forget(self, key: int) -> None:
+        self._total -= self._alive.pop(key, 0)
+        self._of_gradients.discard(key)
+
+    def _mark(self, parameter: Tensor) -> None:
+        if parameter.grad is not None:
+            self._of_gradients.add(_key(parameter.grad))
+
+
+def _key(value: Tensor) -> int:
+    return value.untyped_storage()._cdata
+
+
+def _fused(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any) -> int:
+    del rest, out_shape, options
+    return sdpa_flop_count(query, key, value)
+
+
+def _fused_backward(
+    above: Any, query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **options: Any
+) -> int:
+    del rest, out_shape, options
+    return sdpa_backward_flop_count(above, query, key, value)
+
+
+_FORMULAS = {_FUSED: _fused, _FUSED_BACKWARD: _fused_backward}
