@@ -11,27 +11,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import tyro
 
+from pipelines import cli
+from pipelines.artefact import PLAN
 from pipelines.checkpoints import CHECKPOINTS
 from pipelines.config import load_recipe
+from pipelines.plan import Plan
+from pipelines.runs import RECIPE
 from scripts.markdown import table
 
-ROOT = Path(__file__).resolve().parent.parent
 POLL = 0.01  # seconds
-
-
-def command(*words: str | Path) -> list[str]:
-    """Return the palimpsest command as a process."""
-    return [sys.executable, "-m", "pipelines.cli", *map(str, words)]
 
 
 def newest(folder: Path) -> int:
@@ -39,23 +40,41 @@ def newest(folder: Path) -> int:
     return max((int(path.name) for path in (folder / CHECKPOINTS).glob("[0-9]*")), default=0)
 
 
+def started(words: list[str], log: Path) -> ForkServerProcess:
+    """Start a verb as a process of its own, forked from one that has imported everything and done nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.stages", "pipelines.stage_one", "pipelines.masked_stage", __name__])
+    process = context.Process(target=_verb, args=(words, log))
+    process.start()
+    return process
+
+
+def _verb(words: list[str], log: Path) -> None:
+    """What such a process does: the command, its words in a log."""
+    with log.open("ab") as handle:
+        for number in (1, 2):
+            os.dup2(handle.fileno(), number)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    sys.argv = ["palimpsest", *words]
+    cli.main()
+
+
 def kill_after(words: list[str], folder: Path, step: int, wait: float) -> int:
     """Start a stage and kill it `wait` seconds after a checkpoint of `step` or later stands; returns its newest step.
 
     Raises RuntimeError where the stage ends before.
     """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (folder.parent / f"{folder.name}.log").open("ab") as log:
-        process = subprocess.Popen(words, cwd=ROOT, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    log = folder.parent / f"{folder.name}.log"
+    process = started(words, log)
     try:
-        while newest(folder) < step and process.poll() is None:
+        while newest(folder) < step and process.is_alive():
             time.sleep(POLL)
         time.sleep(wait)
     finally:
         process.kill()
-        process.wait()
-    if (folder / "manifest.json").exists() or process.returncode not in (-9, 0):
-        raise RuntimeError(f"{folder.name} ended with {process.returncode} before it was killed: {log.name}")
+        process.join()
+    if process.exitcode != -signal.SIGKILL:
+        raise RuntimeError(f"{folder.name} ended with {process.exitcode} before it was killed: {log}")
     return newest(folder)
 
 
@@ -78,7 +97,7 @@ def beside(whole: Path, out: Path, stage: str) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in whole.iterdir():
-        if path.name == "recipe.json":
+        if path.name == RECIPE:
             shutil.copy(path, folder)
         elif path.name != stage:
             (folder / path.name).symlink_to(path.resolve())
@@ -91,15 +110,15 @@ def torture(whole: Path, out: Path, stage: str, kills: int, seed: str) -> list[i
     Raises RuntimeError where it ends otherwise than the stage of the run.
     """
     folder = beside(whole, out, stage)
-    data = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))["data"]
-    words = command("train", stage, folder / "recipe.json", "--out", out, "--data", data,
-                    "--set", f"stage.{stage}.training.save_seconds=0.01")  # fmt: skip
-    steps = json.loads((whole / stage / "manifest.json").read_text(encoding="utf-8"))["steps"]
+    data = json.loads((folder / RECIPE).read_text(encoding="utf-8"))["data"]
+    words = ["train", stage, str(folder / RECIPE), "--out", str(out), "--data", data]
+    words += ["--set", f"stage.{stage}.training.save_seconds=0.01"]
+    steps = Plan.load(whole / stage / PLAN).at(sys.maxsize)
     found = [kill_after(words, folder / stage, step, wait) for step, wait in moments(steps, kills, seed)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{stage} failed after it was killed at {found}: {done.stdout}{done.stderr}")
+    last = started(words, log := folder / f"{stage}.log")
+    last.join()
+    if last.exitcode:
+        raise RuntimeError(f"{stage} failed after it was killed at {found}: {log}")
     before, after = made(whole / stage), made(folder / stage)
     if before != after:
         raise RuntimeError(f"{stage} ended otherwise after it was killed at {found}: {before} and {after}")
@@ -121,7 +140,8 @@ def main(
         stages: by name; all that train, where none is given.
     """
     read, where = load_recipe(recipe), ["--data", str(data)] if data else []
-    subprocess.run(command("run", recipe, "--out", out / "whole", *where), cwd=ROOT, check=True)
+    first = [sys.executable, "-m", "pipelines.cli", "run", str(recipe), "--out", str(out / "whole"), *where]
+    subprocess.run(first, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=True)
     whole, rows = (out / "whole" / read.name).resolve(), []
     for stage in stages or [name for name in read.order() if getattr(read.stage[name], "training", None)]:
         try:
