@@ -61,7 +61,8 @@ def test_the_large_recipe_has_the_networks_that_its_header_names():
         theirs = AutoencoderKL(**widths, **ends)
     assert found["vae"][2] == count(theirs)
     assert found["vae"][5] == "4 x 32 x 32 latents" and found["vqvae"][5] == "16 x 16 codes of 16,384"
-    assert found["vae"][4] == "96 in 2 parts" and found["vae"][3] == "250,000 steps"
+    assert found["vae"][4] == "128" and found["vae"][3] == "250,000 steps"
+    assert rows(dry_run(load_recipe(LARGE, ["stage.vae.training.accumulate=2"])))["vae"][4] == "128 in 2 parts"
     assert found["latent"][5] == "256 tokens, patch 2"
     assert "vae critic" in found and "256 codes" in found["encode"][5]
 
