@@ -12,27 +12,29 @@ from typing import Literal, assert_never
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cosine:
-    """Half a cosine from 1 to `final` (arXiv:1608.03983, eq. 5, without restarts)."""
+class _Falling:
+    """A schedule that ends at the share `final`."""
 
-    kind: Literal["cosine"] = "cosine"
     final: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        _check_final(self.final)
+        if not 0 <= self.final <= 1:
+            raise ValueError(f"schedule.final = {self.final}, expected a share of the learning rate from 0 to 1")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Linear:
+class Cosine(_Falling):
+    """Half a cosine from 1 to `final` (arXiv:1608.03983, eq. 5, without restarts)."""
+
+    kind: Literal["cosine"] = "cosine"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Linear(_Falling):
     """A line from 1 to `final`."""
 
     kind: Literal["linear"] = "linear"
-    final: float = 0.0
-
-    def __post_init__(self) -> None:
-        """Refuse shares that are none."""
-        _check_final(self.final)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,16 +45,15 @@ class Constant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WSD:
+class WSD(_Falling):
     """Warm-up, stable, decay (arXiv:2404.06395, sec. 4): 1, then over the last share `decay` a line to `final`."""
 
     kind: Literal["wsd"] = "wsd"
     decay: float = 0.1
-    final: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse shares that are none."""
-        _check_final(self.final)
+        super().__post_init__()
         if not 0 < self.decay <= 1:
             raise ValueError(f"schedule.decay = {self.decay}, expected a share of the steps, such as 0.1")
 
@@ -74,11 +75,6 @@ class InverseSqrt:
 
 
 RateSchedule = Cosine | Linear | Constant | WSD | InverseSqrt
-
-
-def _check_final(final: float) -> None:
-    if not 0 <= final <= 1:
-        raise ValueError(f"schedule.final = {final}, expected a share of the learning rate from 0 to 1")
 
 
 def cosine(step: int, steps: int, final: float = 0.0) -> float:
