@@ -58,21 +58,18 @@ def players_of(recipe: Recipe, name: str) -> list[Player]:
     """Return the networks that stage `name` trains, of meta tensors; none where only the data tells how large."""
     with torch.device("meta"):
         stage, parts = recipe.stage[name], sketch(recipe, name).parts
-    learn = [part for part in parts if part.network is not None and part.training is not None]
-    if isinstance(stage, AutoencoderStage):
-        return _autoencoder(recipe, name, stage, learn)
-    return [Player(part=part, run=_pass(recipe, name)) for part in learn]
+        learn = [part for part in parts if part.network is not None and part.training is not None]
+        if not isinstance(stage, AutoencoderStage):
+            return [Player(part=part, run=_pass(recipe, name)) for part in learn]
+    return _autoencoder(recipe, name, stage, learn)
 
 
 def encoders_of(recipe: Recipe, name: str) -> list[Player]:
     """Return, made of meta tensors, the frozen networks that the encode stage `name` asks."""
-    found = []
-    for kind in ("vae", "vqvae", "clip"):
-        with torch.device("meta"):
-            (part, *_) = sketch(recipe, recipe.of_kind(name, kind)[0]).parts
-        length = encoded(recipe, name).text["text_length"]
-        found.append(Player(part=part, run=_encoding(recipe.size, length)))
-    return found
+    with torch.device("meta"):
+        run = _encoding(recipe.size, encoded(recipe, name).text["text_length"])
+        names = (recipe.of_kind(name, kind)[0] for kind in ("vae", "vqvae", "clip"))
+        return [Player(part=sketch(recipe, encoder).parts[0], run=run) for encoder in names]
 
 
 def _encoding(size: int, length: int) -> Pass:
