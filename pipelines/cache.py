@@ -32,7 +32,7 @@ from pipelines.data.shard_writer import SplitWriter
 from pipelines.data.shards import Split, open_split
 from pipelines.data.stream import Stream, once
 from pipelines.hardware import device_of
-from pipelines.models import load_bpe, load_vae, load_vqvae
+from pipelines.models import load_bpe, load_vae, load_vqvae, token_layout
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
 from pipelines.stage_config import EncodeStage
@@ -176,17 +176,11 @@ def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     """Return what stage two needs to know of the encoders."""
     size = run.recipe.size
     vae = run.need(name, "vae")[1]
-    layout = Layout(
-        text_length=encoders.bpe.length,
-        text_vocab=encoders.bpe.vocab_size,
-        sides=tuple(side for side, _ in encoders.vqvae.grids(size, size)),
-        image_vocabs=encoders.vqvae.config.vocabularies,
-    )
     return {
         "latent_mean": vae["latent_mean"],
         "latent_std": vae["latent_std"],
         "latent_size": size // encoders.vae.downsample,
-        "layout": dataclasses.asdict(layout),
+        "layout": dataclasses.asdict(token_layout(encoders.bpe, encoders.vqvae, size)),
         "grid": size // encoders.vqvae.downsample,
         "tokenizer": encoders.bpe.hash,
         "text_encoder": encoders.text.identity,

@@ -24,6 +24,7 @@ from pipelines.artefact import ArtefactError, load_weights
 from pipelines.config import read_config
 from pipelines.errors import PalimpsestError
 from pipelines.runs import Run
+from pipelines.stage_one_config import BPEStage
 from pipelines.stage_two_config import ClassifierStage, LatentConfig
 from tokenizer.plain import PlainTokenizer
 from tokenizer.text import BPE
@@ -36,6 +37,16 @@ Module = TypeVar("Module", bound=nn.Module)
 def device() -> torch.device:
     """Return the device that models run on: a GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def token_layout(captions: BPE | BPEStage, codes: VQVAE, size: int) -> Layout:
+    """Return how captions and the codes of pictures of `size` pixels stand in one sequence."""
+    return Layout(
+        text_length=captions.length,
+        text_vocab=captions.vocab_size,
+        sides=tuple(side for side, _ in codes.grids(size, size)),
+        image_vocabs=codes.config.vocabularies,
+    )
 
 
 def best_weights(folder: Path) -> Path:

@@ -19,7 +19,7 @@ from latent.classifier import NoisyMatch
 from latent.unet import UNet, UNetConfig
 from pipelines.data.grammar import for_size
 from pipelines.data.scenes import describe
-from pipelines.models import build_latent
+from pipelines.models import build_latent, token_layout
 from pipelines.recipe import Recipe
 from pipelines.stage_config import (
     ArStage,
@@ -124,14 +124,8 @@ def encoded(recipe: Recipe, name: str) -> Encoded:
     assert isinstance(continuous, VAEStage) and isinstance(discrete, VQVAEStage)
     assert isinstance(captions, BPEStage)
     config, model = _vae_config(continuous), _vqvae(discrete)
-    layout = Layout(
-        text_length=captions.length,
-        text_vocab=captions.vocab_size,
-        sides=tuple(side for side, _ in model.grids(recipe.size, recipe.size)),
-        image_vocabs=model.config.vocabularies,
-    )
     text = towers_of(recipe, clip)[1]
-    side = recipe.size // config.network.factor
+    layout, side = token_layout(captions, model, recipe.size), recipe.size // config.network.factor
     return Encoded(channels=config.latent_channels, side=side, layout=layout, text=text)
 
 
