@@ -115,6 +115,11 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
+def fingerprint(path: Path) -> dict[str, Any]:
+    """Return size in bytes and sha256 of a file."""
+    return {"bytes": path.stat().st_size, "sha256": file_hash(path)}
+
+
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
     """Save tensors as safetensors, atomically."""
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}

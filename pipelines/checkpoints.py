@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from pipelines import training_files
-from pipelines.artefact import ArtefactError, digest, is_full, read_json, sync_folder, write_json
+from pipelines.artefact import ArtefactError, digest, fingerprint, is_full, read_json, sync_folder, write_json
 from pipelines.errors import PalimpsestError
 
 CHECKPOINTS = "checkpoints"  # in the folder of a stage
@@ -114,7 +114,7 @@ class Checkpoints:
             temporary.mkdir(parents=True, exist_ok=True)
             files = training_files.write(temporary, tensors)
             best = BEST.format(facts["best"][0]) if facts["best"] else None
-            beside = {best: training_files.facts_of(self.folder / best)} if best else {}
+            beside = {best: fingerprint(self.folder / best)} if best else {}
             made = {"schema": SCHEMA, **facts, "for_good": self.due(facts["step"]), "files": files, "beside": beside}
             write_json(temporary / FACTS, {**made, "hash": digest(made)})
             sync_folder(temporary)

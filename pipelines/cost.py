@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, 
 
 from backbone import attention
 from discrete.attend import causal_blocks, noisy_and_clean
+from pipelines.hardware import size_of
 from pipelines.optimizer import optimizers_of
 from pipelines.passes import Pass
 from pipelines.task import Training
@@ -111,7 +112,7 @@ def memory(network: nn.Module, run: Pass, training: Training, items: int) -> Mem
     under `without_values` of the network.
     """
     optimizers = optimizers_of(network, training)
-    weights = sum(value.numel() * value.element_size() for value in (*network.parameters(), *network.buffers()))
+    weights = size_of((*network.parameters(), *network.buffers()))
     with _Live(network) as live:
         for _ in range(min(training.accumulate, 2)):
             with torch.autocast("cpu", torch.bfloat16, training.bf16):
@@ -122,7 +123,7 @@ def memory(network: nn.Module, run: Pass, training: Training, items: int) -> Mem
         optimizer.step()
         optimizer.zero_grad()
     states = (state for optimizer in optimizers for state in optimizer.state.values())
-    kept = sum(value.numel() * value.element_size() for state in states for value in state.values())
+    kept = size_of(value for state in states for value in state.values())
     average = weights if training.ema else 0
     return Memory(weights=weights, gradients=live.gradients, optimizer=kept, average=average, activations=live.others)
 

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from pipelines.errors import PalimpsestError
+from pipelines.hardware import size_of
 from pipelines.optimizer import matrices_of
 from pipelines.recipe import Recipe
 from pipelines.sketch import Part, sketch
@@ -74,7 +75,7 @@ def _numbers(part: Part) -> tuple[str, str, str]:
 
 def memory(network: nn.Module, training: Training | None) -> int:
     """Return the bytes of weights, moments of the optimiser and averaged weights of a network."""
-    weights = sum(value.numel() * value.element_size() for value in (*network.parameters(), *network.buffers()))
+    weights = size_of((*network.parameters(), *network.buffers()))
     if training is None:
         return weights
     matrices = sum(matrix.numel() for matrix in matrices_of(network, training))  # one moment each, all others two

@@ -14,6 +14,7 @@ from pipelines.data.shards import open_split
 from pipelines.dry import aligned, check_files, in_bytes
 from pipelines.errors import PalimpsestError
 from pipelines.gpus import GPUS, Gpu
+from pipelines.hardware import size_of
 from pipelines.passes import encoders_of, players_of
 from pipelines.progress import Tick
 from pipelines.recipe import Recipe
@@ -190,7 +191,7 @@ def outlook(recipe: Recipe, name: str, machines: Machines) -> Outlook | None:
         counted = sum(operations(player.network, player.run, bf16=training.bf16) for player in players)
         parts = [memory(player.network, player.run, player.part.training or training, items) for player in players]
         frozen = [value for player in players if player.frozen for value in player.frozen.state_dict().values()]
-    apart = sum(value.numel() * value.element_size() for value in frozen)
+    apart = size_of(frozen)
     together = {key: sum(getattr(part, key) for part in parts) for key in vars(parts[0])}
     together |= {"activations": max(part.activations for part in parts), "weights": together["weights"] + apart}
     return Outlook(

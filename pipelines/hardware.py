@@ -7,7 +7,7 @@ import importlib.util
 import shutil
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +46,11 @@ def seeded(seed: int, build: Callable[[], Item]) -> Item:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return build()
+
+
+def size_of(values: Iterable[Tensor]) -> int:
+    """Return the bytes of tensors."""
+    return sum(value.numel() * value.element_size() for value in values)
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -18,9 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.artefact import ArtefactError, read_json, save_weights, write_atomically, write_json
+from pipelines.artefact import ArtefactError, fingerprint, read_json, save_weights, write_atomically, write_json
 from pipelines.power_average import LONGEST, Profile, beta, exponent, synthesis
-from pipelines.training_files import facts_of, problem
+from pipelines.training_files import problem
 
 SNAPSHOTS, INDEX = "snapshots", "index.json"
 log = logging.getLogger("palimpsest")
@@ -88,7 +88,7 @@ class Tracked:
         root, ema = folder / SNAPSHOTS, folder / "ema.safetensors"
         if ema.exists():
             write_atomically(root / ema.name, lambda temporary: shutil.copyfile(ema, temporary))
-        files = {path.name: facts_of(path) for path in sorted(root.glob("*.safetensors"))}
+        files = {path.name: fingerprint(path) for path in sorted(root.glob("*.safetensors"))}
         write_json(root / INDEX, {"lengths": self.config.lengths, "files": files, "facts": facts})
 
 

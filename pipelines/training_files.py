@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from pipelines.artefact import fingerprint
+
 WHOLE = "state.pt"  # the state of all processes, which are alike
 Files = dict[str, dict[str, Any]]  # by their names: bytes and sha256
 
@@ -61,15 +63,9 @@ def problem(folder: Path, files: Files) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != facts["bytes"]:
             return f"{name} has {path.stat().st_size} bytes, not the {facts['bytes']} that were written"
-        if facts_of(path) != facts:
+        if fingerprint(path) != facts:
             return f"{name} is not what was written (its sha256 differs)"
     return None
-
-
-def facts_of(path: Path) -> dict[str, Any]:
-    """Return the size and the hash of a file."""
-    with path.open("rb") as handle:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(handle, "sha256").hexdigest()}
 
 
 class _Hashing:

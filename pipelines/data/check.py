@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.artefact import file_hash
 from pipelines.data.decode import BrokenSample, EmptyCaption, caption, label, picture
 from pipelines.data.index import CACHE, make_index
-from pipelines.data.shard_writer import fingerprint, read_manifest
+from pipelines.data.shard_writer import read_manifest
 from pipelines.data.shards import Split, shard_paths
 from pipelines.data.summary import UNKNOWN, Summary, read_summary, row, stack, write_summary
 from pipelines.errors import DataError
@@ -97,7 +98,7 @@ def _check_manifest(report: CheckReport, manifest: dict[str, Any] | None) -> Non
 
 def _hash(report: CheckReport, path: Path) -> str:
     if path.name not in report.hashes:
-        report.hashes[path.name] = fingerprint(path)["sha256"]
+        report.hashes[path.name] = file_hash(path)
     return report.hashes[path.name]
 
 

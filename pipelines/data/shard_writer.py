@@ -1,6 +1,5 @@
 """Writing shards: tar files whose bytes depend on the samples alone, in a folder that appears whole or not at all."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -12,6 +11,7 @@ from typing import Any, Self
 
 from webdataset.writer import ShardWriter
 
+from pipelines.artefact import fingerprint
 from pipelines.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -55,12 +55,6 @@ class SplitWriter:
                 samples = min(self.per_shard, count - shard * self.per_shard)
                 found[name] = {"split": split, "samples": samples, **fingerprint(self.folder / name)}
         return found
-
-
-def fingerprint(path: Path) -> dict[str, Any]:
-    """Size in bytes and sha256 of a file."""
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from pipelines import checkpoints, training_files
-from pipelines.artefact import ArtefactError
+from pipelines.artefact import ArtefactError, fingerprint
 from pipelines.checkpoints import Checkpoints, drop
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.loop import Loop
@@ -159,7 +159,7 @@ def test_a_checkpoint_says_where_it_stands(tmp_path):
     assert (made["step"], made["cursor"], made["world"], made["skipped"]) == (18, 18 * 16, 1, 0)
     assert made["figures"].keys() == {"weight"} and made["ledger"] == {} and made["seconds"] > 0
     path = tmp_path / "checkpoints" / "000018" / "state.pt"
-    assert made["files"] == {"state.pt": training_files.facts_of(path)}
+    assert made["files"] == {"state.pt": fingerprint(path)}
 
 
 def test_what_is_written_is_the_state_at_its_step_whatever_training_does_meanwhile(tmp_path, monkeypatch):

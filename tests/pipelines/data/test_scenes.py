@@ -5,9 +5,9 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from pipelines.artefact import fingerprint
 from pipelines.data.grammar import BACKGROUNDS, COLOURS, SHAPES, SIZES, Item, Label, for_size
 from pipelines.data.scenes import DIAMETERS, OUTLINES, render, scene, write
-from pipelines.data.shard_writer import fingerprint
 from pipelines.errors import DataError
 
 
