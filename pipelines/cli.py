@@ -208,21 +208,32 @@ def main() -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    code = _code()
+    if "torch" in sys.modules:
+        from pipelines.hardware import leave_group
+
+        leave_group(code, together=code in (0, STOPPED))
+    sys.exit(code)
+
+
+def _code() -> int:
+    """Run the command and return its exit code; say what went wrong."""
     try:
         application().cli(prog="palimpsest", description=__doc__)
     except BrokenPipeError:
         sys.stderr.close()
     except Interrupted as stopped:
         print(f"palimpsest: {stopped}", file=sys.stderr)
-        sys.exit(STOPPED)
+        return STOPPED
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
         print(f"palimpsest: {_said(error)}{remedy}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except KeyboardInterrupt:
         print("palimpsest: stopped", file=sys.stderr)
-        sys.exit(130)
+        return 130
+    return 0
 
 
 if __name__ == "__main__":

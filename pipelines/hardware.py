@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import logging
+import os
 import shutil
+import sys
 import sysconfig
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,14 +28,33 @@ def step_generator(seed: int, rank: int, step: int, device: torch.device | str =
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
 
 
-def prefetch(items: Iterator[Item], depth: int = 2) -> Iterator[Item]:
-    """Make the next items in a thread while the current one is used."""
-    end = object()
-    with ThreadPoolExecutor(1) as pool:
+def prefetch(items: Iterator[Item], depth: int = 2) -> Generator[Item, None, None]:
+    """Make the next items in a thread while the current one is used. To close it ends the thread."""
+    end, pool = object(), ThreadPoolExecutor(1)
+    try:
         queue = deque(pool.submit(next, items, end) for _ in range(depth))
         while (item := queue.popleft().result()) is not end:
             queue.append(pool.submit(next, items, end))
             yield item  # type: ignore[misc]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def leave_group(code: int, *, together: bool) -> None:
+    """End a process that trains with others, with an exit code; does nothing where there are no others.
+
+    The threads of a group can outlive it (DDP keeps it), and abort a process whose interpreter ends before them: so
+    the interpreter is not left to end. together: all of them end now; who fails alone must not wait for the others.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    if together:
+        torch.distributed.destroy_process_group()
+    logging.shutdown()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(ValueError, OSError):  # closed, or nobody reads
+            stream.flush()
+    os._exit(code)
 
 
 def to_device(batch: dict[str, Any], device: torch.device) -> dict[str, Any]:

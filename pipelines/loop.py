@@ -13,6 +13,7 @@ import logging
 import math
 import shutil
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -107,24 +108,24 @@ class Loop:
         """Take every step that is left."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         begun = time.monotonic() - self.state.seconds
-        batches = prefetch(self.task.batches(self.state.cursor, rank, world))
-        while self.state.step < self.plan.at(self.state.step):
-            batch, cursor = next(batches)
-            taken = self._step(batch, rank)
-            if taken.left_out:
-                self._left_out(taken)
-            else:
-                self.state.in_a_row = 0
-            self.state.step, self.state.cursor = self.state.step + 1, cursor
-            self.state.seconds = time.monotonic() - begun
-            if self.state.tracked is not None:
-                self.state.tracked.update(self.state.network, self.state.step)
-            rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
-            shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s")
-            if world == 1:  # ranks have clocks of their own
-                self.plan.hold_against(self.state.step, self.state.seconds)
-                shown.total = self.plan.at(self.state.step)
-            self._watch(taken)
+        with closing(prefetch(self.task.batches(self.state.cursor, rank, world))) as batches:
+            while self.state.step < self.plan.at(self.state.step):
+                batch, cursor = next(batches)
+                taken = self._step(batch, rank)
+                if taken.left_out:
+                    self._left_out(taken)
+                else:
+                    self.state.in_a_row = 0
+                self.state.step, self.state.cursor = self.state.step + 1, cursor
+                self.state.seconds = time.monotonic() - begun
+                if self.state.tracked is not None:
+                    self.state.tracked.update(self.state.network, self.state.step)
+                rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
+                shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s")
+                if world == 1:  # ranks have clocks of their own
+                    self.plan.hold_against(self.state.step, self.state.seconds)
+                    shown.total = self.plan.at(self.state.step)
+                self._watch(taken)
 
     def _step(self, batch: Batch, rank: int) -> Taken:
         """One optimiser step, with what stands around it."""

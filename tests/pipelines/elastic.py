@@ -13,7 +13,7 @@ from pipelines.data.decode import image_and_caption
 from pipelines.data.shards import open_split
 from pipelines.data.stream import Stream
 from pipelines.errors import Interrupted
-from pipelines.hardware import seeded
+from pipelines.hardware import leave_group, seeded
 from pipelines.loop import Loop
 from pipelines.stages import lock
 from pipelines.stopping import STOPPED
@@ -43,8 +43,8 @@ class Noting(Task):
         return (network(batch["image"].mean((2, 3))) - 1).square().mean(), {}
 
 
-def main(data: Path, folder: Path, steps: int) -> None:
-    """Train; where the run is stopped, note the step and end with the exit code of the command."""
+def main(data: Path, folder: Path, steps: int) -> int:
+    """Train; where the run is stopped, note the step and return the exit code of the command."""
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(steps=steps, batch=BATCH, bf16=False, save_seconds=0.2)
     loop = Loop(Noting(data, folder), training, folder, seed=3, name="elastic")
@@ -53,8 +53,11 @@ def main(data: Path, folder: Path, steps: int) -> None:
             loop.run()
         except Interrupted:
             (folder / f"stopped-{loop.accelerator.process_index}").write_text(str(loop.state.step))
-            sys.exit(STOPPED)
+            return STOPPED
+    return 0
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    leave_group(code, together=True)
+    sys.exit(code)

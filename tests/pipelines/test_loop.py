@@ -2,6 +2,7 @@ import copy
 import dataclasses
 import json
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -266,6 +267,15 @@ def test_prefetch_keeps_order_and_passes_errors_on():
     assert next(items) == 1
     with pytest.raises(ValueError, match="broken batch"):
         next(items)
+
+
+def test_a_closed_prefetch_leaves_no_thread_and_reads_no_further():
+    read, before = [], threading.active_count()
+    items = prefetch((read.append(number) or number for number in range(100)), depth=2)
+    assert next(items) == 0 and threading.active_count() == before + 1
+    items.close()
+    assert threading.active_count() == before
+    assert len(read) <= 3  # the one that was used and what was ahead of it
 
 
 def test_draws_are_keyed_by_seed_rank_and_step():
