@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from pipelines.data.order import BLOCK, check_block
+from pipelines.data.shard_writer import PER_SHARD
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.stage import Stage
 from pipelines.stage_one_config import (
@@ -66,6 +67,18 @@ class EncodeStage(Stage):
 
     kind: Literal["encode"] = "encode"
     batch: int = 64
+    shard: int = PER_SHARD  # samples that are encoded as one piece, by one process
+
+    def __post_init__(self) -> None:
+        """Refuse pieces and batches of nothing."""
+        for name in ("batch", "shard"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected at least 1 sample")
+
+    @property
+    def by_all(self) -> bool:
+        """Each process makes some of the shards."""
+        return True
 
 
 AnyStage = (

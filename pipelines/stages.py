@@ -55,8 +55,8 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     if processes.is_main_process:
         ensure_data(run)
     processes.wait_for_everyone()
-    if not processes.is_main_process:  # a rank of a distributed run trains, the main process does all else
-        if _told(False) and getattr(run.recipe.stage[name], "training", None):
+    if not processes.is_main_process:  # a rank of a distributed run does what all do, the main process does all else
+        if _told(False) and run.recipe.stage[name].by_all:
             make(run, name)
         return {}
     with lock(folder, name):
@@ -107,7 +107,7 @@ def make(run: Run, name: str) -> dict[str, Any]:
 
             return train_scene_judge(run, name, stage)
         case EncodeStage():
-            from pipelines.cache import encode
+            from pipelines.encode import encode
 
             return encode(run, name, stage)
         case LatentStage():

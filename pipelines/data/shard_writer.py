@@ -4,14 +4,14 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
-from webdataset.writer import ShardWriter
+from webdataset.writer import ShardWriter, TarWriter
 
-from pipelines.artefact import fingerprint
+from pipelines.artefact import fingerprint, write_atomically
 from pipelines.errors import DataError
 
 MANIFEST = "manifest.json"
@@ -42,8 +42,7 @@ class SplitWriter:
             pattern = str(self.folder.resolve()).replace("%", "%%") + f"/{split}-%06d.tar"
             # mtime fixed: the same samples give the same bytes
             self._writers[split] = ShardWriter(pattern, maxcount=self.per_shard, verbose=0, encoder=False, mtime=0)
-        members = {name: value.encode() if isinstance(value, str) else value for name, value in record.items()}
-        self._writers[split].write({"__key__": f"{split}-{self.counts[split]:08d}", **members})
+        self._writers[split].write(_sample(f"{split}-{self.counts[split]:08d}", record))
         self.counts[split] += 1
 
     def entries(self) -> dict[str, dict[str, Any]]:
@@ -55,6 +54,22 @@ class SplitWriter:
                 samples = min(self.per_shard, count - shard * self.per_shard)
                 found[name] = {"split": split, "samples": samples, **fingerprint(self.folder / name)}
         return found
+
+
+def write_shard(path: Path, samples: Iterable[tuple[str, Record]]) -> None:
+    """Write one shard of samples by key, whole or not at all."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("wb") as handle, TarWriter(handle, encoder=False, mtime=0) as tar:
+            for key, record in samples:
+                tar.write(_sample(key, record))
+
+    write_atomically(path, write)
+
+
+def _sample(key: str, record: Record) -> dict[str, str | bytes]:
+    members = {name: value.encode() if isinstance(value, str) else value for name, value in record.items()}
+    return {"__key__": key, **members}
 
 
 def write_manifest(folder: Path, manifest: Mapping[str, Any]) -> None:

@@ -47,13 +47,21 @@ class Skipped:
             log.info("Skipped %s: %s (%d so far)", one.name, one.reason, len(self.empty))
             return
         self.broken[one.number] = one
-        count, limit = len(self.broken), max(HANDFUL, int(self.max_broken * len(self.split)))
-        log.warning("Skipped broken sample %s: %s (%d, a run fails beyond %d)", one.name, one.reason, count, limit)
-        if count > limit:
-            share = f"{count} of {len(self.split)} samples of the {self.split.name} split"
+        count = len(self.broken)
+        log.warning("Skipped broken sample %s: %s (%d, a run fails beyond %d)", one.name, one.reason, count, self.limit)
+        self.check(count, f"; the last is {one.name}: {one.reason}")
+
+    @property
+    def limit(self) -> int:
+        """How many samples may be broken."""
+        return max(HANDFUL, int(self.max_broken * len(self.split)))
+
+    def check(self, count: int, last: str = "") -> None:
+        """Raise DataError where more samples are broken than may be."""
+        if count > self.limit:
             raise DataError(
-                f"{share} are broken, more than the {limit} allowed; the last is {one.name}: {one.reason}. "
-                "Run `palimpsest data check` on the folder."
+                f"{count} of {len(self.split)} samples of the {self.split.name} split are broken, more than the "
+                f"{self.limit} allowed{last}. Run `palimpsest data check` on the folder."
             )
 
     def nothing_usable(self) -> DataError:

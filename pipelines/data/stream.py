@@ -168,18 +168,22 @@ def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
 
 
 def once(
-    split: Split, decode: Decode, *, batch: int, count: int | None = None, max_broken: float = 0.01
-) -> Iterator[Batch]:
+    split: Split, decode: Decode, *, batch: int, count: int | None = None, numbers: Iterable[int] | None = None,
+    skipped: Skipped | None = None,
+) -> Iterator[Batch]:  # fmt: skip
     """Yield the first `count` usable samples (all when None) once, in the order of the shards.
 
-    The last batch is what is left. Raises DataError like Stream.
+    The last batch is what is left. numbers: of the samples, without them all; skipped: counts what is passed over.
+    Raises DataError like Stream.
     """
-    samples = islice(_usable(split, decode, range(len(split)), max_broken), count)
+    samples = islice(_usable(split, decode, range(len(split)) if numbers is None else numbers, skipped), count)
     yield from DataPipeline(lambda: samples, batched(batch, collation_fn=collate))
 
 
-def _usable(split: Split, decode: Decode, numbers: Iterable[int], max_broken: float = 0.01) -> Iterator[dict[str, Any]]:
-    skipped = Skipped(split=split, max_broken=max_broken)
+def _usable(
+    split: Split, decode: Decode, numbers: Iterable[int], skipped: Skipped | None = None
+) -> Iterator[dict[str, Any]]:
+    skipped = Skipped(split=split) if skipped is None else skipped
     for number in numbers:
         try:
             yield decode(split[number])

@@ -3,8 +3,8 @@
 #
 #   scripts/slurm/submit.sh recipes/t2i-256.toml DATA NODES [options of sbatch, such as -p gpu -A project]
 #
-# Stages that train get NODES nodes with a process for each GPU; the others one process with one GPU. Stages that are
-# done already end at once: after a failure, the same command submits what is left.
+# Stages that train or encode get NODES nodes with a process for each GPU; the others one process with one GPU. Stages
+# that are done already end at once: after a failure, the same command submits what is left.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 [ $# -ge 3 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 2; }
@@ -22,15 +22,15 @@ from pipelines.config import load_recipe
 recipe = load_recipe(Path(sys.argv[1]), ())
 for name in recipe.order():
     stage = recipe.stage[name]
-    print(name, int(getattr(stage, "training", None) is not None), *stage.needs)
+    print(name, int(stage.by_all), *stage.needs)
 PYTHON
 }
 
 listed=$(stages) # a recipe that cannot be read ends here
 declare -A jobs
-while read -r name trains needs; do
+while read -r name all needs; do
   options=(--parsable --job-name "palimpsest-$name")
-  if [ "$trains" = 1 ]; then options+=(--nodes "$nodes"); else options+=(--nodes 1 --ntasks-per-node 1 --gpus-per-node 1); fi
+  if [ "$all" = 1 ]; then options+=(--nodes "$nodes"); else options+=(--nodes 1 --ntasks-per-node 1 --gpus-per-node 1); fi
   after=""
   for need in $needs; do after+=":${jobs[$need]}"; done
   [ -z "$after" ] || options+=(--dependency "afterok$after" --kill-on-invalid-dep yes)

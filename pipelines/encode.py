@@ -1,0 +1,283 @@
+"""`palimpsest encode`: what the frozen stages make of the data, written into a cache (pipelines.cache).
+
+The data is encoded in parts, each a shard of the cache. Any number of processes share the parts; one that stands is
+never made again, so that a stage that was stopped or killed goes on where it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import logging
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+from pipelines.artefact import read_json, save_weights, write_json
+from pipelines.cache import cache_folder, made_of
+from pipelines.data.decode import image_and_caption
+from pipelines.data.shard_writer import Record, write_shard
+from pipelines.data.shards import Split
+from pipelines.data.skipped import Skipped
+from pipelines.data.stream import once
+from pipelines.errors import Interrupted
+from pipelines.hardware import device_of
+from pipelines.models import load_bpe, load_vae, load_vqvae, token_layout
+from pipelines.progress import Meter, meter
+from pipelines.runs import Run
+from pipelines.stage_config import EncodeStage
+from pipelines.stopping import listening, orphaned
+from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
+from tokenizer.embed import TextEncoder, load_text_encoder
+from tokenizer.text import BPE
+from tokenizer.vae import VAE
+from tokenizer.vqvae import VQVAE
+
+EMBEDDED = 256  # captions at once
+FACTS = "parts"  # folder of what is known of each part until all stand
+
+log = logging.getLogger("palimpsest")
+
+
+class Part(NamedTuple):
+    """Samples of a split that become one shard of the cache."""
+
+    split: str
+    number: int
+    samples: range
+
+    @property
+    def name(self) -> str:
+        """Its name in the cache."""
+        return f"{self.split}-{self.number:06d}"
+
+
+@dataclass(frozen=True)
+class Encoders:
+    """The frozen stages that make a cache."""
+
+    vae: VAE
+    vqvae: VQVAE
+    bpe: BPE
+    text: TextEncoder
+
+    @classmethod
+    def load(cls, run: Run, name: str) -> Encoders:
+        """Load those that stage `name` needs."""
+        vae, vqvae, bpe, clip = (run.need(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
+        images = load_vae(run, vae)
+        text = load_text_encoder(run.stage_folder(clip)).to(device_of(images))
+        return cls(images, load_vqvae(run, vqvae), load_bpe(run, bpe), text)
+
+
+def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
+    """Encode every split of the data into the cache of stage `name`; returns facts for its manifest.
+
+    All processes call it. Raises Interrupted where it is asked to stop: the parts that stand stay.
+    """
+    folder = cache_folder(run, name)
+    if not (folder / "manifest.json").exists():
+        opened = {split: run.open(split) for split in run.splits()}
+        partial = folder.with_name(f".{folder.name}.partial")
+        work = Encoding(partial, opened, Encoders.load(run, name), run.recipe.size, stage)
+        work.make(name)
+        processes = PartialState(cpu=not torch.cuda.is_available())
+        if processes.is_main_process:
+            made = {**made_of(run, name), **work.finish(), "hash": folder.name, **_facts(run, name, work.encoders)}
+            write_json(work.folder / "manifest.json", made)
+            work.folder.rename(folder)
+            _warn(made, run.need(name, "bpe")[0], work.encoders.bpe.length)
+        processes.wait_for_everyone()
+    manifest = read_json(folder / "manifest.json")
+    facts = ("counts", "truncated_captions", "skipped_samples")
+    return {"folder": folder.name, **{name: manifest[name] for name in facts}}
+
+
+def _warn(made: Mapping[str, Any], bpe: str, length: int) -> None:
+    """Say what is not in the cache."""
+    if skipped := sum(made["skipped_samples"].values()):
+        log.warning("%d samples are broken or have no caption and were left out: `palimpsest data check`.", skipped)
+    if truncated := made["truncated_captions"]:
+        log.warning("%d captions are longer than the %d tokens that are read: raise stage.%s.length to read all.",
+                    truncated, length, bpe)  # fmt: skip
+
+
+def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
+    """Return what stage two needs to know of the encoders."""
+    size = run.recipe.size
+    vae = run.need(name, "vae")[1]
+    return {
+        "latent_mean": vae["latent_mean"],
+        "latent_std": vae["latent_std"],
+        "latent_size": size // encoders.vae.downsample,
+        "layout": dataclasses.asdict(token_layout(encoders.bpe, encoders.vqvae, size)),
+        "grid": size // encoders.vqvae.downsample,
+        "tokenizer": encoders.bpe.hash,
+        "text_encoder": encoders.text.identity,
+        "text_width": encoders.text.width,
+        "pooled_width": encoders.text.pooled_width,
+        "embedding_length": encoders.text.length,
+    }
+
+
+class Encoding:
+    """The making of one cache in a folder that is not whole yet."""
+
+    def __init__(
+        self, folder: Path, opened: Mapping[str, Split], encoders: Encoders, size: int, stage: EncodeStage
+    ) -> None:
+        self.folder, self.opened, self.encoders, self.stage = folder, opened, encoders, stage
+        self.decode = image_and_caption(size)
+        self.parts = [part for split, found in opened.items() for part in parts_of(split, len(found), stage.shard)]
+        self.stop = False
+
+    def make(self, name: str) -> None:
+        """Encode this process's share of the parts, then of the captions that come first in each part."""
+        processes = PartialState(cpu=not torch.cuda.is_available())
+        mine = range(processes.process_index, len(self.parts), processes.num_processes)
+        if processes.is_main_process:
+            (self.folder / FACTS).mkdir(parents=True, exist_ok=True)
+            for left in self.folder.glob("**/.*.tmp"):  # what a killed process left half written
+                left.unlink()
+        processes.wait_for_everyone()
+        skipped = {split: Skipped(split=samples) for split, samples in self.opened.items()}
+        with listening(self._ask_to_stop):
+            with meter(name, sum(len(self.parts[i].samples) for i in mine)) as shown, self._together():
+                for part in (self.parts[i] for i in mine):
+                    self._encode(part, skipped[part.split], shown)
+            first = self.first_seen()
+            with meter(f"{name} captions", sum(len(first.of(i)) for i in mine)) as shown, self._together():
+                for i in mine:
+                    self._embed(self.parts[i], first.of(i), shown)
+
+    def first_seen(self) -> FirstSeen:
+        """Say in which part each caption comes first. Raises ArtefactError where a part is missing."""
+        return FirstSeen([keys_of(read_json(self._known(part))["captions"]) for part in self.parts])
+
+    def finish(self) -> dict[str, Any]:
+        """Write where each caption's embedding is; returns what a manifest says of the parts."""
+        first = self.first_seen()
+        first.write(self.folder)
+        known = [(part, read_json(self._known(part))) for part in self.parts]
+        counts, truncated, broken = Counter[str](), 0, Counter[str]()
+        for part, facts in known:
+            counts[part.split] += facts["samples"]
+            truncated += facts["truncated"]
+            broken[part.split] += facts["broken"]
+        for split, samples in self.opened.items():
+            Skipped(split=samples).check(broken[split])
+        shutil.rmtree(self.folder / FACTS)
+        return {
+            "counts": dict(counts),
+            "truncated_captions": truncated,
+            "skipped_samples": {split: len(samples) - counts[split] for split, samples in self.opened.items()},
+            "texts": {part.name: rows for i, part in enumerate(self.parts) if (rows := len(first.of(i)))},
+            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.is_file()},
+        }
+
+    def _known(self, part: Part) -> Path:
+        """What is known of a part; it stands where this file does."""
+        return self.folder / FACTS / f"{part.name}.json"
+
+    def _encode(self, part: Part, skipped: Skipped, shown: Meter) -> None:
+        """Write the shard of a part, then what is known of it, unless it stands."""
+        if self._known(part).exists():
+            return shown.advance(len(part.samples))
+        captions: dict[str, None] = {}
+        count, truncated, broken = 0, 0, len(skipped.broken)
+
+        def samples() -> Iterator[tuple[str, Record]]:
+            nonlocal count, truncated
+            split, batch = self.opened[part.split], self.stage.batch
+            for items in once(split, self.decode, batch=batch, numbers=part.samples, skipped=skipped):
+                self._stop_where_asked()
+                captions.update(dict.fromkeys(items["caption"]))
+                records, cut = encoded(items, self.encoders)
+                for record in records:
+                    yield f"{part.split}-{part.samples.start + count:08d}", record
+                    count += 1
+                truncated += cut
+                shown.advance(len(records))
+
+        write_shard(self.folder / f"{part.name}.tar", samples())
+        if not count:
+            (self.folder / f"{part.name}.tar").unlink()
+        facts = {"samples": count, "truncated": truncated, "broken": len(skipped.broken) - broken}
+        write_json(self._known(part), {**facts, "captions": list(captions)})
+        return None
+
+    def _embed(self, part: Part, places: np.ndarray, shown: Meter) -> None:
+        """Write the embeddings of the captions of a part that are at the given places."""
+        path = self.folder / text_file(part.name)
+        if path.exists() or not len(places):
+            return shown.advance(len(places))
+        captions = read_json(self._known(part))["captions"]
+        rows = []
+        for start in range(0, len(places), EMBEDDED):
+            self._stop_where_asked()
+            chunk = [captions[place] for place in places[start : start + EMBEDDED]]
+            made = self.encoders.text.embed(chunk)
+            rows.append((made.tokens.half().cpu(), made.mask.cpu(), made.pooled.half().cpu()))
+            shown.advance(len(chunk))
+        columns = map(torch.cat, zip(*rows, strict=True))
+        save_weights(path, dict(zip(TextRows._fields, columns, strict=True)))
+        return None
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """Wait for the others with their shares, and stop where one of them was asked to. Raises Interrupted."""
+        with suppress(Interrupted):
+            yield
+        if any(gather_object([self.stop])):
+            raise Interrupted("Stopped; what is encoded stays. The same command goes on from there.")
+
+    def _ask_to_stop(self) -> None:
+        self.stop = True
+
+    def _stop_where_asked(self) -> None:
+        self.stop = self.stop or orphaned()
+        if self.stop:
+            raise Interrupted
+
+
+def parts_of(split: str, samples: int, per_part: int) -> list[Part]:
+    """Cut the samples of a split into parts."""
+    starts = range(0, samples, per_part)
+    return [Part(split, i, range(start, min(start + per_part, samples))) for i, start in enumerate(starts)]
+
+
+@torch.no_grad()
+def encoded(batch: Mapping[str, Any], encoders: Encoders) -> tuple[list[Record], int]:
+    """Encode the samples of a batch; returns their members and how many captions were cut."""
+    x = batch["image"].to(device_of(encoders.vae))
+    posterior = encoders.vae.encode(x)
+    moments = torch.stack([posterior.mean, posterior.log_var], 1).half().cpu().numpy()  # (B, 2, c, h, w)
+    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, L)
+    text = encoders.bpe.encode(batch["caption"])
+    records: list[Record] = [
+        {
+            "latent.npy": _npy(moments[i]),
+            "codes.npy": _npy(codes[i]),
+            "text.npy": _npy(text.tokens[i].numpy()),
+            "txt": batch["caption"][i],
+            "json": json.dumps({"key": key, **batch["label"][i]}),
+        }
+        for i, key in enumerate(batch["key"])
+    ]
+    return records, int(text.truncated.sum())
+
+
+def _npy(array: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
