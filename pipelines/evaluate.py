@@ -40,7 +40,7 @@ ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
 VAE_FIGURES = ("psnr", "kl", "mutual_information", "marginal_kl", "active_units", "bits_per_dim", "bits_per_pixel")
 VQVAE_FIGURES = ("psnr", "patch_kmeans_psnr", "bits_per_pixel", "bits_per_pixel[entropy]", *CODEBOOK_FIGURES)
 KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
-NOT_CURVES = ("step", "seconds", "split", "keys", "gradient_norm", "rival_gradient_norm")
+NOT_CURVES = ("step", "seconds", "split", "keys", "gradient_norm", "rival_gradient_norm", "waiting")
 BY_TIME = re.compile(r"(\w+)_t([\d.-]+)")  # a figure of validation at some times: name_t0.00-0.25
 NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data scenes` have them"
 

@@ -13,7 +13,6 @@ import logging
 import math
 import shutil
 import time
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
 from pipelines.errors import Interrupted, PalimpsestError
-from pipelines.hardware import can_compile, prefetch, step_generator
+from pipelines.hardware import Ahead, can_compile, step_generator
 from pipelines.ledger import summary
 from pipelines.left_out import remedy, too_many
 from pipelines.optimizer import players_optimizers, set_rate
@@ -41,6 +40,7 @@ from pipelines.stopping import listening, orphaned
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 
 NAMED = 8  # samples that a warning names
+WORTH_SAYING = 0.05  # share of the time that is waited for data
 
 log = logging.getLogger("palimpsest")
 
@@ -108,9 +108,9 @@ class Loop:
         """Take every step that is left."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         begun = time.monotonic() - self.state.seconds
-        with closing(prefetch(self.task.batches(self.state.cursor, rank, world))) as batches:
+        with Ahead(self.task.batches(self.state.cursor, rank, world)) as self.batches:
             while self.state.step < self.plan.at(self.state.step):
-                batch, cursor = next(batches)
+                batch, cursor = next(self.batches)
                 taken = self._step(batch, rank)
                 if taken.left_out:
                     self._left_out(taken)
@@ -121,7 +121,8 @@ class Loop:
                 if self.state.tracked is not None:
                     self.state.tracked.update(self.state.network, self.state.step)
                 rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
-                shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s")
+                idle = f"  {waited:.0%} waiting for data" if (waited := self.batches.waiting) > WORTH_SAYING else ""
+                shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s{idle}")
                 if world == 1:  # ranks have clocks of their own
                     self.plan.hold_against(self.state.step, self.state.seconds)
                     shown.total = self.plan.at(self.state.step)
@@ -166,7 +167,8 @@ class Loop:
         steps, main = self.plan.at(step), self.accelerator.is_main_process
         last = step == steps
         if step % 20 == 0 or last:
-            self._log("train", {"loss": taken.loss, **{key: float(value) for key, value in taken.scalars.items()}})
+            scalars = {key: float(value) for key, value in taken.scalars.items()}
+            self._log("train", {"loss": taken.loss, **scalars, "waiting": self.batches.waiting})
         due = main and time.monotonic() - self.last_save > training.save_seconds
         stop, due = self.descent.anywhere(self.stop or orphaned(), due)
         if main and (step % training.validate_every == 0 or last):
@@ -278,6 +280,7 @@ class Loop:
                 save_weights(self.folder / "ema.safetensors", state.average.state_dict())
         self.accelerator.wait_for_everyone()
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
+        seconds["waiting"] = round(self.batches.waiting, 4)
         chosen = {} if state.best is None else {"chosen_step": state.best[0], "chosen_by": self.task.criterion}
         return {"steps": state.step, **seconds, "skipped_steps": state.skipped, **chosen}
 

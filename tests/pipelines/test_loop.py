@@ -3,6 +3,7 @@ import dataclasses
 import json
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from torch import nn
 
 from pipelines.checkpoints import drop
 from pipelines.errors import PalimpsestError
-from pipelines.hardware import prefetch, seeded, step_generator
+from pipelines.hardware import Ahead, seeded, step_generator
 from pipelines.left_out import BAD_STEPS
 from pipelines.loop import Interrupted, Loop, train
 from pipelines.optimizer import optimizers_of
@@ -83,7 +84,9 @@ def test_the_interrupted_run_equals_the_uninterrupted_one(tmp_path, optimizer):
     for name in ("model.safetensors", "ema.safetensors"):
         assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "parts" / name).read_bytes()
     logs = [(tmp_path / folder / "log.jsonl").read_text().splitlines() for folder in ("whole", "parts")]
-    points = [[{k: v for k, v in json.loads(line).items() if k != "seconds"} for line in log] for log in logs]
+    points = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "waiting")} for line in log] for log in logs
+    ]
     assert points[0] == points[1]
 
 
@@ -256,26 +259,39 @@ def test_the_first_average_forgets_the_initial_weights(tmp_path):
     assert math.prod(decay_at(0.9999, step) for step in range(100)) < 1e-6
 
 
-def test_prefetch_keeps_order_and_passes_errors_on():
-    assert list(prefetch(iter(range(10)))) == list(range(10))
+def test_reading_ahead_keeps_order_and_passes_errors_on():
+    with Ahead(iter(range(10))) as items:
+        assert list(items) == list(range(10))
 
     def broken():
         yield 1
         raise ValueError("broken batch")
 
-    items = prefetch(broken())
-    assert next(items) == 1
-    with pytest.raises(ValueError, match="broken batch"):
-        next(items)
+    with Ahead(broken()) as items:
+        assert next(items) == 1
+        with pytest.raises(ValueError, match="broken batch"):
+            next(items)
 
 
-def test_a_closed_prefetch_leaves_no_thread_and_reads_no_further():
+def test_reading_ahead_leaves_no_thread_and_reads_no_further():
     read, before = [], threading.active_count()
-    items = prefetch((read.append(number) or number for number in range(100)), depth=2)
-    assert next(items) == 0 and threading.active_count() == before + 1
-    items.close()
+    with Ahead((read.append(number) or number for number in range(100)), depth=2) as items:
+        assert next(items) == 0 and threading.active_count() == before + 1
     assert threading.active_count() == before
     assert len(read) <= 3  # the one that was used and what was ahead of it
+
+
+@pytest.mark.parametrize(("making", "using", "share"), [(0.03, 0.0, 1.0), (0.0, 0.03, 0.0), (0.03, 0.03, 0.1)])
+def test_the_share_of_time_that_is_waited_for_batches(making, using, share):
+    def slow():
+        for number in range(20):
+            time.sleep(making)
+            yield number
+
+    with Ahead(slow()) as items:
+        for _ in items:
+            time.sleep(using)
+        assert items.waiting == pytest.approx(share, abs=0.2)
 
 
 def test_draws_are_keyed_by_seed_rank_and_step():
