@@ -1,4 +1,7 @@
-"""A tiny stage on any number of processes, which notes what it reads: -m tests.pipelines.elastic DATA FOLDER STEPS."""
+"""A tiny stage on any number of processes, which notes what it reads.
+
+-m tests.pipelines.elastic DATA FOLDER WORKERS STEPS
+"""
 
 import json
 import os
@@ -25,14 +28,17 @@ BATCH, SEED, SLOW = 4, 5, 0.03
 class Noting(Task):
     """Fit the mean of pictures and write down their keys, per process and step."""
 
-    def __init__(self, data: Path, folder: Path) -> None:
-        self.split, self.folder = open_split(data, "train"), folder
+    def __init__(self, data: Path, folder: Path, workers: int) -> None:
+        self.split, self.folder, self.workers = open_split(data, "train"), folder, workers
         self.network = seeded(0, lambda: nn.Linear(3, 3))
 
     def batches(self, cursor, rank, world):
         self.rank = rank
         (self.folder / f"pid-{rank}").write_text(str(os.getpid()))
-        stream = Stream(split=self.split, decode=image_and_caption(16), batch=BATCH, seed=SEED, rank=rank, world=world)
+        stream = Stream(
+            split=self.split, decode=image_and_caption(16), batch=BATCH, seed=SEED, rank=rank, world=world,
+            workers=self.workers,
+        )  # fmt: skip
         for batch, after in self.ledger.watch("train", stream).batches(cursor):
             yield {**batch, "step": after // BATCH - 1}, after
 
@@ -43,11 +49,11 @@ class Noting(Task):
         return (network(batch["image"].mean((2, 3))) - 1).square().mean(), {}
 
 
-def main(data: Path, folder: Path, steps: int) -> int:
+def main(data: Path, folder: Path, workers: int, steps: int) -> int:
     """Train; where the run is stopped, note the step and return the exit code of the command."""
     folder.mkdir(parents=True, exist_ok=True)
     training = Training(steps=steps, batch=BATCH, bf16=False, save_seconds=0.2)
-    loop = Loop(Noting(data, folder), training, folder, seed=3, name="elastic")
+    loop = Loop(Noting(data, folder, workers), training, folder, seed=3, name="elastic")
     with lock(folder, "elastic") if loop.accelerator.is_main_process else nullcontext():
         try:
             loop.run()
@@ -58,6 +64,6 @@ def main(data: Path, folder: Path, steps: int) -> int:
 
 
 if __name__ == "__main__":
-    code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    code = main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]))
     leave_group(code, together=True)
     sys.exit(code)
