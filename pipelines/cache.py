@@ -3,11 +3,12 @@
 Each split becomes tars with `KEY.latent.npy` (2, c, h, w) float16 mean and log-variance, `KEY.codes.npy` (L,) int32,
 `KEY.text.npy` token ids, `KEY.txt` and `KEY.json`; text embeddings are kept once per distinct caption
 (pipelines.text_table). The folder is named by the hash of what made it, so that a changed encoder or changed data never
-meets an old cache.
+meets an old cache. Of several sets each has a folder of its own inside, so that they are mixed when they are read.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +18,10 @@ from discrete.layout import Layout
 from pipelines.artefact import ArtefactError, digest, read_json
 from pipelines.config import read_config
 from pipelines.data.decode import numpy_members
-from pipelines.data.order import Shuffle
-from pipelines.data.shards import Split, open_split
+from pipelines.data.joined import AnySplit
 from pipelines.data.stream import Stream, once
 from pipelines.runs import Run
+from pipelines.sets import Source, open_sets
 from pipelines.stage_config import EncodeStage
 from pipelines.text_table import TextTable
 
@@ -35,6 +36,7 @@ class Cache:
     folder: Path
     manifest: dict[str, Any]
     block: int  # shards that are shuffled together
+    sets: tuple[Source, ...]  # their folders inside
 
     @cached_property
     def held_out(self) -> str:
@@ -50,14 +52,14 @@ class Cache:
         """Open the text embeddings."""
         return TextTable(self.folder, self.manifest["texts"])
 
-    def split(self, split: str) -> Split:
-        """Open a split."""
-        return open_split(self.folder, split)
+    def split(self, split: str) -> AnySplit:
+        """Open a split, of several sets by their weights."""
+        return open_sets(list(self.sets), split)
 
     def stream(self, split: str, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Shuffle a split without end."""
         samples = self.split(split)
-        order = Shuffle(samples.sizes, seed, self.block)
+        order = samples.order(seed, self.block)
         return Stream(split=samples, order=order, batch=batch, decode=CACHED, rank=rank, world=world)
 
     def batch(self, split: str, count: int) -> dict[str, Any]:
@@ -98,4 +100,10 @@ def open_cache(run: Run, name: str) -> Cache:
                 f"{folder / name} is missing or not as long as it was written. Delete {folder} and "
                 f"{run.stage_folder(encode)}, and run `palimpsest encode RECIPE` again."
             )
-    return Cache(folder, made, run.recipe.block)
+    return Cache(folder, made, run.recipe.block, tuple(inside(run, folder)))
+
+
+def inside(run: Run, folder: Path) -> list[Source]:
+    """Return where in a cache each set of pictures lies: a single one at the top."""
+    sets = run.pictures
+    return [dataclasses.replace(one, folder=folder / one.name if len(sets) > 1 else folder) for one in sets]

@@ -79,18 +79,20 @@ def plan(
         recipe: a TOML file, such as recipes/t2i-256.toml.
         gpus: how many there are.
         gpu: which: a100-40, a100-80, h100, h200, b200, l40s, rtx4090.
-        data: folder of shards, for epochs and volumes.
+        data: folder of shards, for epochs and volumes; further sets lie where the recipe says.
         utilisation: share of the GPU's peak that training reaches; measure yours on a short run.
         price: dollars for a GPU and an hour, in place of a rough rent.
         set_: recipe values to change.
     """
+    from pipelines.amount import amounts
     from pipelines.config import load_recipe
-    from pipelines.forecast import Machines, amount, plan
+    from pipelines.forecast import Machines, plan
     from pipelines.progress import ticking
 
     machines = Machines(gpus=gpus, gpu=gpu, utilisation=utilisation, price=price)
+    read = load_recipe(recipe, set_)
     with ticking("plan") as tick:
-        text = plan(load_recipe(recipe, set_), machines, None if data is None else amount(data), tick)
+        text = plan(read, machines, [] if data is None else amounts(read, data, Path("runs")), tick)
     print(text)
 
 

@@ -183,11 +183,18 @@ def _apply(raw: dict[str, Any], override: str) -> None:
     *path, last = key.strip().split(".")
     table = raw
     for part in path:
-        table = table.setdefault(part, {})
-        if not isinstance(table, dict):
+        table = _entry(table, part) if isinstance(table, list) else table.setdefault(part, {})
+        if not isinstance(table, dict | list):
             raise RecipeError(f"--set {override}: {part!r} holds a value, not a table")
+    if not isinstance(table, dict):
+        raise RecipeError(f"--set {override}: {path[-1]!r} is a list of tables: name one by its place, such as 0")
     table[last] = value
     table.pop({"steps": "minutes", "minutes": "steps"}.get(last, ""), None)  # one replaces the other
+
+
+def _entry(tables: list[Any], place: str) -> Any:
+    """Return one of a list of tables by its place; nothing that could be written to where there is none."""
+    return tables[int(place)] if place.isdecimal() and int(place) < len(tables) else None
 
 
 def _explain(detail: ErrorDetails, place: Place, kind: str | None) -> str:

@@ -24,10 +24,10 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from pipelines.artefact import read_json, save_weights, write_json
-from pipelines.cache import cache_folder, made_of
+from pipelines.cache import cache_folder, inside, made_of
 from pipelines.data.decode import image_and_caption
+from pipelines.data.joined import AnySplit
 from pipelines.data.shard_writer import Record, write_shard
-from pipelines.data.shards import Split
 from pipelines.data.skipped import Skipped
 from pipelines.data.stream import once
 from pipelines.errors import Interrupted
@@ -35,6 +35,7 @@ from pipelines.hardware import device_of
 from pipelines.models import load_bpe, load_vae, load_vqvae, token_layout
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
+from pipelines.sets import open_sets, splits_of
 from pipelines.stage_config import EncodeStage
 from pipelines.stopping import listening, orphaned
 from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
@@ -44,22 +45,29 @@ from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
 
 EMBEDDED = 256  # captions at once
-FACTS = "parts"  # folder of what is known of each part until all stand
+FACTS = ".parts"  # folder of what is known of each part until all stand
 
 log = logging.getLogger("palimpsest")
+
+
+class Place(NamedTuple):
+    """A split of a set: the set's folder in the cache, empty where there is but one set, and the split."""
+
+    folder: str
+    split: str
 
 
 class Part(NamedTuple):
     """Samples of a split that become one shard of the cache."""
 
-    split: str
+    place: Place
     number: int
     samples: range
 
     @property
     def name(self) -> str:
-        """Its name in the cache."""
-        return f"{self.split}-{self.number:06d}"
+        """Its path in the cache, without an extension."""
+        return str(Path(self.place.folder, f"{self.place.split}-{self.number:06d}"))
 
 
 @dataclass(frozen=True)
@@ -87,8 +95,12 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
     """
     folder = cache_folder(run, name)
     if not (folder / "manifest.json").exists():
-        opened = {split: run.open(split) for split in run.splits()}
         partial = folder.with_name(f".{folder.name}.partial")
+        opened = {
+            Place("" if there.folder == folder else there.name, split): open_sets([source], split)
+            for source, there in zip(run.pictures, inside(run, folder), strict=True)
+            for split in splits_of([source])
+        }
         work = Encoding(partial, opened, Encoders.load(run, name), run.recipe.size, stage)
         work.make(name)
         processes = PartialState(cpu=not torch.cuda.is_available())
@@ -134,11 +146,11 @@ class Encoding:
     """The making of one cache in a folder that is not whole yet."""
 
     def __init__(
-        self, folder: Path, opened: Mapping[str, Split], encoders: Encoders, size: int, stage: EncodeStage
+        self, folder: Path, opened: Mapping[Place, AnySplit], encoders: Encoders, size: int, stage: EncodeStage
     ) -> None:
         self.folder, self.opened, self.encoders, self.stage = folder, opened, encoders, stage
         self.decode = image_and_caption(size)
-        self.parts = [part for split, found in opened.items() for part in parts_of(split, len(found), stage.shard)]
+        self.parts = [part for place, found in opened.items() for part in parts_of(place, len(found), stage.shard)]
         self.stop = False
 
     def make(self, name: str) -> None:
@@ -146,15 +158,15 @@ class Encoding:
         processes = PartialState(cpu=not torch.cuda.is_available())
         mine = range(processes.process_index, len(self.parts), processes.num_processes)
         if processes.is_main_process:
-            (self.folder / FACTS).mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("**/.*.tmp"):  # what a killed process left half written
                 left.unlink()
         processes.wait_for_everyone()
-        skipped = {split: Skipped(split=samples) for split, samples in self.opened.items()}
+        skipped = {place: Skipped(split=samples) for place, samples in self.opened.items()}
         with listening(self._ask_to_stop):
             with meter(name, sum(len(self.parts[i].samples) for i in mine)) as shown, self._together():
                 for part in (self.parts[i] for i in mine):
-                    self._encode(part, skipped[part.split], shown)
+                    self._encode(part, skipped[part.place], shown)
             first = self.first_seen()
             with meter(f"{name} captions", sum(len(first.of(i)) for i in mine)) as shown, self._together():
                 for i in mine:
@@ -169,20 +181,21 @@ class Encoding:
         first = self.first_seen()
         first.write(self.folder)
         known = [(part, read_json(self._known(part))) for part in self.parts]
-        counts, truncated, broken = Counter[str](), 0, Counter[str]()
+        counts, there, broken = Counter[str](), Counter[str](), Counter[Place]()
         for part, facts in known:
-            counts[part.split] += facts["samples"]
-            truncated += facts["truncated"]
-            broken[part.split] += facts["broken"]
-        for split, samples in self.opened.items():
-            Skipped(split=samples).check(broken[split])
+            counts[part.place.split] += facts["samples"]
+            broken[part.place] += facts["broken"]
+        for place, samples in self.opened.items():
+            there[place.split] += len(samples)
+            Skipped(split=samples).check(place.folder, len(samples), broken[place])
         shutil.rmtree(self.folder / FACTS)
+        files = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
         return {
             "counts": dict(counts),
-            "truncated_captions": truncated,
-            "skipped_samples": {split: len(samples) - counts[split] for split, samples in self.opened.items()},
+            "truncated_captions": sum(facts["truncated"] for _, facts in known),
+            "skipped_samples": {split: there[split] - counts[split] for split in there},
             "texts": {part.name: rows for i, part in enumerate(self.parts) if (rows := len(first.of(i)))},
-            "files": {path.name: path.stat().st_size for path in sorted(self.folder.iterdir()) if path.is_file()},
+            "files": {path.relative_to(self.folder).as_posix(): path.stat().st_size for path in files},
         }
 
     def _known(self, part: Part) -> Path:
@@ -198,13 +211,13 @@ class Encoding:
 
         def samples() -> Iterator[tuple[str, Record]]:
             nonlocal count, truncated
-            split, batch = self.opened[part.split], self.stage.batch
+            split, batch = self.opened[part.place], self.stage.batch
             for items in once(split, self.decode, batch=batch, numbers=part.samples, skipped=skipped):
                 self._stop_where_asked()
                 captions.update(dict.fromkeys(items["caption"]))
                 records, cut = encoded(items, self.encoders)
                 for record in records:
-                    yield f"{part.split}-{part.samples.start + count:08d}", record
+                    yield f"{part.place.split}-{part.samples.start + count:08d}", record
                     count += 1
                 truncated += cut
                 shown.advance(len(records))
@@ -250,10 +263,10 @@ class Encoding:
             raise Interrupted
 
 
-def parts_of(split: str, samples: int, per_part: int) -> list[Part]:
+def parts_of(place: Place, samples: int, per_part: int) -> list[Part]:
     """Cut the samples of a split into parts."""
     starts = range(0, samples, per_part)
-    return [Part(split, i, range(start, min(start + per_part, samples))) for i, start in enumerate(starts)]
+    return [Part(place, i, range(start, min(start + per_part, samples))) for i, start in enumerate(starts)]
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ from eval.report import headline, write_report
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import autoencoders
 from pipelines.config import dump_recipe
+from pipelines.data.config import Sets
 from pipelines.distance_measures import distances
 from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
@@ -61,10 +62,16 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     e.sections += [curves(e.run)]
     sections = [headline(e.figures), *e.sections]
     _name_missing(e)
-    credit = getattr(run.recipe.data, "credit", "")
+    credit = credits_of(run.recipe.data)
     summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
     page, figures = write_report(report_of(run, name, e.figures, sections, summary), run.stage_folder(name))
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
+
+
+def credits_of(data: Any) -> str:
+    """Return the licence lines of all sets."""
+    more = data.more if isinstance(data, Sets) else ()
+    return " ".join(line for one in (data, *more) if (line := getattr(one, "credit", "")))
 
 
 def curves(run: Run) -> Section:
@@ -110,6 +117,13 @@ def _name_missing(e: Evaluation) -> None:
         e.figures.setdefault(name, missing(NO_LABELS if unlabelled else nobody))
 
 
+def mixed_of(run: Run) -> dict[str, str]:
+    """Return the sets of a mixture with what is drawn of each for each picture, to be shown."""
+    shares = run.recipe.shares()
+    named = [f"{one.name} ({one.folder.name}) {shares[one.name]}" for one in (*run.pictures, *run.texts) if shares]
+    return {"sets": ", ".join(named)} if named else {}
+
+
 def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Sequence[Section], summary: str) -> Report:
     """Put a report together with what made it."""
     recipe = run.recipe
@@ -124,7 +138,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
         artefacts={other: manifest["hash"][:16] for other, manifest in manifests.items()},
-        data={"folder": run.data.name, "hash": run.data_hash(), **left_out(manifests)},
+        data={"folder": run.data.name, "hash": run.data_hash(), **mixed_of(run), **left_out(manifests)},
         versions={
             package: version(package)
             for package in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")

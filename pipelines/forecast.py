@@ -5,12 +5,11 @@ Operations and memory are counted (`pipelines.cost`); time and price follow from
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
+from pipelines.amount import Amount, volume
 from pipelines.cost import Memory, memory, operations, without_values
-from pipelines.data.shards import open_split
 from pipelines.dry import aligned, check_files, in_bytes
 from pipelines.errors import PalimpsestError
 from pipelines.gpus import GPUS, Gpu
@@ -18,7 +17,7 @@ from pipelines.hardware import size_of
 from pipelines.passes import encoders_of, players_of
 from pipelines.progress import Tick
 from pipelines.recipe import Recipe
-from pipelines.stage_config import EncodeStage
+from pipelines.stage_config import EncodeStage, MdlmStage
 from pipelines.task import Training
 
 NODE = 8  # GPUs that share fast links
@@ -27,22 +26,13 @@ RUNTIME = 1.5e9  # bytes that CUDA and its libraries hold on a GPU
 FULL = 0.92  # of a GPU's memory: what is beyond is lost in gaps between tensors
 PARTS = ("weights", "gradients", "optimizer", "average", "activations")
 MEMORY = ("stage", "parameters", "items", *PARTS, "with runtime", "of GPU")
-TIME = ("stage", "operations/item", "items/s", "steps", "hours", "GPU hours", "dollars", "items read", "epochs")
+TIME = ("stage", "operations/item", "items/s", "steps", "hours", "GPU hours", "dollars", "items read")
 NOTE = (
     "Counted: operations of matrix products, convolutions and attention, forward, backward and run again; bytes of all "
     f"tensors of a step. Assumed: the utilisation, the rent, links at the makers' figures (nodes of {NODE}, "
     f"{NETWORK / 1e9:.0f} GB/s between them), {RUNTIME / 1e9:.1f} GB of CUDA's own. Time for loading, validation and "
     "pictures comes on top. Stages that train nothing are left out."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Amount:
-    """How much there is to train on: samples, bytes and shards."""
-
-    samples: int
-    bytes: int
-    shards: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +120,6 @@ class Outlook:
         return self.training.steps or int(60 * (self.training.minutes or 0) / self.seconds)
 
 
-def amount(folder: Path) -> Amount:
-    """Return how much the training split of a folder of shards holds. Raises DataError as `open_split` does."""
-    split = open_split(folder, "train")
-    sizes = [split.path_of(number).stat().st_size for number in range(len(split.sizes))]
-    return Amount(samples=len(split), bytes=sum(sizes), shards=len(sizes))
-
-
 def at_once(training: Training, gpus: int) -> int:
     """Return the items of a micro-batch on each GPU. Raises ValueError where they do not divide."""
     parts = gpus * training.accumulate
@@ -148,8 +131,11 @@ def at_once(training: Training, gpus: int) -> int:
     return training.batch // parts
 
 
-def plan(recipe: Recipe, machines: Machines, data: Amount | None, tick: Tick | None = None) -> str:
-    """Return what each training takes. Raises PalimpsestError, which names the stage, where one cannot be."""
+def plan(recipe: Recipe, machines: Machines, data: Sequence[Amount], tick: Tick | None = None) -> str:
+    """Return what each training takes; data: the sets, where they are known.
+
+    Raises PalimpsestError, which names the stage, where one cannot be.
+    """
     outlooks, encodes = list[Outlook](), list[tuple[str, float]]()
     names = recipe.order()
     for number, name in enumerate(names):
@@ -167,14 +153,15 @@ def plan(recipe: Recipe, machines: Machines, data: Amount | None, tick: Tick | N
         raise PalimpsestError(f"The recipe {recipe.name} trains nothing whose size it tells by itself.")
     rows = [
         *(_encode_row(*one, machines, data) for one in encodes if data),
-        *(_time_row(one, data) for one in outlooks),
+        *(_time_row(one, data, isinstance(recipe.stage[one.name], MdlmStage)) for one in outlooks),
     ]
+    epochs = [f"epochs of {one.name}" if len(data) > 1 else "epochs" for one in data]
     hours = sum(one.steps * one.seconds for one in outlooks) / 3600
     lines = [f"{recipe.name} on {machines}", "", "Memory of each GPU, at the moment of a step that takes most"]
-    lines += [*aligned([MEMORY, *map(_memory_row, outlooks)]), "", "Time", *aligned([TIME, *rows])]
+    lines += [*aligned([MEMORY, *map(_memory_row, outlooks)]), "", "Time", *aligned([(*TIME, *epochs), *rows])]
     lines += [f"All trainings: {hours:,.1f} hours, {machines.dollars(hours):,.0f} dollars."]
     if data:
-        lines += ["", _volume(data, max(one.training.batch / one.seconds for one in outlooks))]
+        lines += ["", volume(data, max(one.training.batch / one.seconds for one in outlooks))]
     warnings = [sentence for one in outlooks for sentence in warnings_of(one)]
     return "\n".join([*lines, *(["", *warnings] if warnings else []), "", NOTE])
 
@@ -218,17 +205,20 @@ def _memory_row(one: Outlook) -> tuple[str, ...]:
     return one.name, f"{one.parameters:,}", batch, *parts, in_bytes(one.held), f"{share:.0%}"
 
 
-def _time_row(one: Outlook, data: Amount | None) -> tuple[str, ...]:
+def _time_row(one: Outlook, data: Sequence[Amount], texts: bool) -> tuple[str, ...]:
+    """The row of a training; texts: whether it reads texts alone as well."""
     read, rate = one.steps * one.training.batch, one.training.batch / one.seconds
     spent = _spent(one.steps * one.seconds / 3600, one.machines)
-    epochs = f"{read / data.samples:,.3g}" if data else ""
-    return one.name, _per_item(one.operations), f"{rate:,.0f}", f"{one.steps:,}", *spent, f"{read:,}", epochs
+    epochs = (f"{float(read * it.share / it.samples):,.3g}" if texts or not it.texts else "" for it in data)
+    return one.name, _per_item(one.operations), f"{rate:,.0f}", f"{one.steps:,}", *spent, f"{read:,}", *epochs
 
 
-def _encode_row(name: str, counted: float, machines: Machines, data: Amount) -> tuple[str, ...]:
+def _encode_row(name: str, counted: float, machines: Machines, data: Sequence[Amount]) -> tuple[str, ...]:
     rate = machines.gpus * machines.kind.fp32 * machines.utilisation / counted
-    spent = _spent(data.samples / rate / 3600, machines)
-    return name, _per_item(counted), f"{rate:,.0f}", "", *spent, f"{data.samples:,}", "1"
+    samples = sum(it.samples for it in data if not it.texts)
+    epochs = ("" if it.texts else "1" for it in data)
+    spent = _spent(samples / rate / 3600, machines)
+    return name, _per_item(counted), f"{rate:,.0f}", "", *spent, f"{samples:,}", *epochs
 
 
 def _per_item(counted: float) -> str:
@@ -237,15 +227,6 @@ def _per_item(counted: float) -> str:
 
 def _spent(hours: float, machines: Machines) -> tuple[str, str, str]:
     return f"{hours:,.1f}", f"{machines.gpus * hours:,.0f}", f"{machines.dollars(hours):,.0f}"
-
-
-def _volume(data: Amount, rate: float) -> str:
-    """Say how much is read, how fast, and from how many files."""
-    each = data.bytes / data.samples
-    return (
-        f"Data: {data.samples:,} samples of {each / 1e3:,.1f} kB in {data.shards:,} shards, {in_bytes(data.bytes)}. A "
-        f"stage that reads them as fast as the fastest here would read {in_bytes(rate * each)} a second."
-    )
 
 
 def warnings_of(one: Outlook) -> Iterator[str]:

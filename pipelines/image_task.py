@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from pipelines.data.decode import image_and_caption
-from pipelines.data.order import Shuffle
 from pipelines.data.stream import Stream, once
 from pipelines.runs import Run
 from pipelines.task import HELD_OUT, Batch, Task
@@ -30,5 +29,5 @@ class ImageTask(Task):
 
     def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
         """Return the shuffled training split."""
-        order = Shuffle(self.train_split.sizes, seed, self.run.recipe.block)
+        order = self.train_split.order(seed, self.run.recipe.block)
         return Stream(split=self.train_split, order=order, batch=batch, decode=self.decode, rank=rank, world=world)

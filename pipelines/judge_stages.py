@@ -149,9 +149,10 @@ def train_scene_judge(run: Run, name: str, stage: SceneJudgeStage) -> dict[str, 
 def scene_judge_config(run: Run, stage: SceneJudgeStage) -> SceneJudgeConfig:
     """Return the judge's configuration from the attributes that the data's manifest lists."""
     described = run.data_manifest()
-    if "attributes" not in described:
+    if "attributes" not in described or "objects" not in described:
+        folders, alike = ", ".join(str(one.folder) for one in run.pictures), " that agree" if run.pictures[1:] else ""
         raise PalimpsestError(
-            f"{run.data} has no exact labels, which stage kind 'scene_judge' needs: take that stage out of the recipe, "
-            "or use data made by `palimpsest data scenes`."
+            f"{folders}: no exact labels{alike}, which stage kind 'scene_judge' needs: take that stage out of the "
+            "recipe, or use data made by `palimpsest data scenes`."
         )
     return SceneJudgeConfig(attributes=described["attributes"], slots=len(described["objects"]), widths=stage.widths)

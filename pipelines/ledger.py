@@ -10,9 +10,9 @@ from pipelines.data.skipped import Skip
 if TYPE_CHECKING:
     from pipelines.data.stream import Stream  # slow to import, and a recipe is read without it
 
-NAMED = 20  # samples of each stream that a manifest names
+NAMED = 20  # samples of each stream and set that a manifest names
 
-Rows = dict[str, list[list[Any]]]  # by the name of the stream: number, name, reason and whether only the caption lacks
+Rows = dict[str, list[list[Any]]]  # by the name of the stream, as Skip has them
 
 
 class Ledger:
@@ -48,15 +48,18 @@ class Ledger:
 
 
 def summary(rows: Rows) -> dict[str, dict[str, Any]]:
-    """Return what a manifest says of each stream: how many samples were broken or empty, and the first by name."""
+    """Return what a manifest says of each stream, of several sets of each: how many were broken or empty, the first."""
+    found: dict[str, list[Skip]] = {}
+    for name, plain in rows.items():
+        for skip in (Skip(*row) for row in plain):
+            found.setdefault(f"{name} of {skip.source}" if skip.source else name, []).append(skip)
     return {
         name: {
             "broken": sum(not skip.empty for skip in skips),
             "empty": sum(skip.empty for skip in skips),
             "first": [{"name": skip.name, "reason": skip.reason} for skip in skips[:NAMED]],
         }
-        for name, plain in rows.items()
-        if (skips := [Skip(*row) for row in plain])
+        for name, skips in found.items()
     }
 
 

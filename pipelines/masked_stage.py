@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from discrete.model import MaskedTransformer
 from discrete.task import losses
 from pipelines.artefact import load_weights
+from pipelines.data.config import Sets
 from pipelines.data.decode import caption_only
-from pipelines.data.order import Shuffle
+from pipelines.data.joined import AnySplit
 from pipelines.data.shards import open_split
 from pipelines.data.stream import Stream
 from pipelines.hardware import device_of, seeded, step_generator
@@ -26,6 +27,7 @@ from pipelines.models import best_weights, device, plain
 from pipelines.pair_schedule import learn_powers
 from pipelines.runs import Run
 from pipelines.sampling import sample_grid
+from pipelines.sets import open_sets
 from pipelines.stage_config import MdlmStage
 from pipelines.task import Batch
 from pipelines.text_bound import caption_bound
@@ -47,16 +49,23 @@ class MdlmTask(TokenTask):
         """Shuffled cached tokens, and where the recipe has them, texts without pictures in step with them."""
         batch, seed = self.batch, self.seed
         pairs = super().batches(cursor, rank, world)
-        if self.stage.texts is None:
+        if self.stage.texts is None and not self.run.texts:
             return pairs
-        count = round(self.stage.texts.share * batch)
-        split = open_split(Path(self.stage.texts.path), "train")
-        order = Shuffle(split.sizes, seed, self.run.recipe.block)
+        split, count = self._alone()
+        order = split.order(seed, self.run.recipe.block)
         texts = Stream(split=split, order=order, batch=count, decode=caption_only, rank=rank, world=world)
         both = zip(pairs, self.ledger.watch("texts", texts).batches(cursor // batch * count), strict=True)
         return (
             ({**pair, "alone": self.bpe.encode(found["caption"]).tokens}, after) for (pair, after), (found, _) in both
         )
+
+    def _alone(self) -> tuple[AnySplit, int]:
+        """Texts without pictures, of the stage or of the data, and how many of them go with a batch of pairs."""
+        if self.stage.texts is not None:
+            return open_split(Path(self.stage.texts.path), "train"), round(self.stage.texts.share * self.batch)
+        data = self.run.recipe.data
+        assert isinstance(data, Sets)
+        return open_sets(self.run.texts, "train"), int(data.texts_per_picture() * self.batch)
 
     def loss(self, network: nn.Module, batch: Batch, generator: torch.Generator) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted cross-entropies of the task mix."""

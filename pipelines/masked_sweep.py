@@ -22,7 +22,6 @@ from pipelines.measures import read_set
 from pipelines.runs import Run
 from pipelines.sampling import batches, chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings, variant_of
-from pipelines.stage_config import ScenesData
 from pipelines.sweep import Judged
 from pipelines.sweep_rows import Setting, measure_rows, plain_interval
 
@@ -108,7 +107,7 @@ def masked_sweep(run: Run, name: str, stage: MaskedSweepStage) -> dict[str, Any]
     judged = MaskedJudged(run, Judged(judges, real, judges.features(train.pictures), seed), images)
     models = [need for need in stage.needs if run.recipe.stage[need].kind == "mdlm"]
     wanted = [row for model in models for row in settings_of_sweep(stage, model)]
-    if not isinstance(run.recipe.data, ScenesData):
+    if not run.recipe.grammatical:
         wanted = [row for row in wanted if row.group != "captions"]
     measure_rows(run.stage_folder(name), name, wanted, judged.measure)
     return {"rows": len(wanted), "count": len(real)}

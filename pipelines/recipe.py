@@ -9,9 +9,11 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.data.config import MoreShards, ScenesData, Sets, ShardData
+from pipelines.data.grammar import for_size
 from pipelines.errors import nearest
 from pipelines.judged_config import GenerateStage, SweepStage
-from pipelines.recipe_checks import check_fit, check_needs
+from pipelines.recipe_checks import check_fit, check_needs, check_sets
 from pipelines.sampling_options import Settings
 from pipelines.stage_config import (
     PICTURE_MODELS,
@@ -20,8 +22,6 @@ from pipelines.stage_config import (
     ClassifierStage,
     DistillStage,
     LatentStage,
-    ScenesData,
-    ShardData,
     UpscaleStage,
 )
 from pipelines.text.config import TextData
@@ -58,6 +58,7 @@ class Recipe:
         for name, stage in self.stage.items():
             if isinstance(stage, GenerateStage):
                 self.stage[name] = self._filled(name, stage)
+        check_sets(self)
         for check in (check_needs, check_fit):
             for name in self.stage:
                 check(self, name)
@@ -73,6 +74,19 @@ class Recipe:
     def block(self) -> int:
         """The shards that are shuffled together; texts are shuffled as one."""
         return 1 if isinstance(self.data, TextData) else self.data.block
+
+    @property
+    def grammatical(self) -> bool:
+        """Whether all pictures are scenes of the grammar that belongs to their size."""
+        sets = (self.data, *self.data.pictures) if isinstance(self.data, ScenesData) else ()
+        return bool(sets) and all(
+            not isinstance(one, MoreShards) and for_size(one.size) == for_size(self.size) for one in sets
+        )
+
+    def shares(self) -> dict[str, str]:
+        """Return what is drawn of each set for each picture, as fractions; nothing where there is one set."""
+        shares = self.data.shares() if isinstance(self.data, Sets) else {}
+        return {name: str(share) for name, share in shares.items()}
 
     def misfit(self, guide: str, kind: str, model: str) -> str:
         """Return why the stage `guide` cannot guide `model` in the part of `kind`, or nothing where it can."""

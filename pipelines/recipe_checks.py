@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from discrete.objective import Autoregressive, Masked
+from pipelines.data.config import MoreScenes, ScenesData, Sets, name_of
 from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.sampling_checks import (
     check_guides,
@@ -16,8 +17,9 @@ from pipelines.sampling_checks import (
 )
 from pipelines.stage_config import (
     FORERUNNERS,
+    BPEStage,
     DistillStage,
-    ScenesData,
+    MdlmStage,
     UpscaleStage,
     VAEStage,
     VQVAEStage,
@@ -26,6 +28,41 @@ from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextS
 
 if TYPE_CHECKING:
     from pipelines.recipe import Recipe
+
+
+def check_sets(recipe: Recipe) -> None:
+    """Raise ValueError where sets are mixed in that no stage could use as they are."""
+    data = recipe.data
+    if not isinstance(data, Sets):
+        return
+    for one in data.pictures:
+        if isinstance(one, MoreScenes) and (pixels := one.render or one.size) < data.size:
+            raise ValueError(
+                f"data.more: the scenes {name_of(one)} have {pixels} pixels, less than data.size = {data.size}: write "
+                f"size or render = {data.size}"
+            )
+    texts = ", ".join(map(name_of, data.texts))
+    if texts and not any(isinstance(stage, BPEStage | MdlmStage) for stage in recipe.stage.values()):
+        raise ValueError(
+            f"data.more: {texts} has no pictures, and no stage of the recipe reads texts alone: they are for stages of "
+            "kind bpe and mdlm; leave it out"
+        )
+    for name, stage in recipe.stage.items() if texts else ():
+        if isinstance(stage, MdlmStage):
+            _check_alone(recipe, name, stage, texts)
+
+
+def _check_alone(recipe: Recipe, name: str, stage: MdlmStage, texts: str) -> None:
+    """Refuse two sources of texts alone, and weights that make no whole number of them in a batch."""
+    assert isinstance(recipe.data, Sets)
+    if stage.texts is not None:
+        raise ValueError(f"stage.{name}.texts and data.more ({texts}) both name texts alone: leave one of them out")
+    count = recipe.data.texts_per_picture() * stage.training.batch
+    if count.denominator > 1:
+        raise ValueError(
+            f"the weight of {texts} makes {float(count):g} texts for a batch of {stage.training.batch} pictures in "
+            f"stage.{name}: expected a whole number of at least 1"
+        )
 
 
 def check_needs(recipe: Recipe, name: str) -> None:
@@ -148,9 +185,11 @@ def _check_base(recipe: Recipe, name: str, stage: UpscaleStage) -> None:
             f"stage.{name}.source is {stage.source}, but {base} draws {drawn} pixels: write source = {drawn}, or "
             f"name a base in `needs` that draws {stage.source}"
         )
-    rendered = isinstance(recipe.data, ScenesData) and (recipe.data.render or recipe.data.size)
-    if rendered and rendered < stage.size:
-        raise ValueError(
-            f"stage.{name}.size is {stage.size}, but the scenes have {rendered} pixels: write data.render = "
-            f"{stage.size} or more"
-        )
+    sets = (recipe.data, *recipe.data.pictures) if isinstance(recipe.data, Sets) else ()
+    for one in sets:
+        rendered = isinstance(one, ScenesData | MoreScenes) and (one.render or one.size)
+        if rendered and rendered < stage.size:
+            raise ValueError(
+                f"stage.{name}.size is {stage.size}, but the scenes have {rendered} pixels: write data.render = "
+                f"{stage.size} or more"
+            )

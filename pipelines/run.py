@@ -22,11 +22,12 @@ import torch
 from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
+from pipelines.data.config import ScenesData
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.progress import STATUS_VARIABLE, bars, console
 from pipelines.recipe import Recipe
 from pipelines.runs import RECIPE, Run, open_run
-from pipelines.stage_config import AnyStage, ScenesData
+from pipelines.stage_config import AnyStage
 from pipelines.stages import ensure_data
 from pipelines.stopping import PARENT_VARIABLE, STOPPED, listening
 from pipelines.task import Training

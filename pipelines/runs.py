@@ -24,7 +24,8 @@ from pipelines.artefact import (
     write_json,
 )
 from pipelines.config import dump_recipe, load_recipe
-from pipelines.data.shards import Split, open_split, shard_paths
+from pipelines.data.joined import AnySplit
+from pipelines.data.shards import shard_paths
 from pipelines.errors import PalimpsestError
 from pipelines.identity import (
     GONE,
@@ -38,7 +39,18 @@ from pipelines.identity import (
 )
 from pipelines.judged_config import GenerateStage
 from pipelines.recipe import Recipe
-from pipelines.stage_config import AnyStage, MdlmStage, ScenesData, VAEStage, VQVAEStage
+from pipelines.sets import (
+    Source,
+    common_manifest,
+    data_folder,
+    hash_of,
+    hash_of_texts,
+    open_sets,
+    pictures_of,
+    splits_of,
+    texts_of,
+)
+from pipelines.stage_config import AnyStage, MdlmStage, VAEStage, VQVAEStage
 from pipelines.text.config import TextData, TextEvalStage
 
 log = logging.getLogger("palimpsest")
@@ -59,26 +71,35 @@ class Run:
         """Return the folder of a stage's artefact."""
         return self.folder / name
 
-    def open(self, split: str) -> Split:
-        """Open a split of the data."""
-        return open_split(self.data, split)
+    @property
+    def pictures(self) -> list[Source]:
+        """The sets of pictures."""
+        return pictures_of(self.recipe, self.data, self.folder.parent)
+
+    @property
+    def texts(self) -> list[Source]:
+        """The sets of texts alone."""
+        return texts_of(self.recipe)
+
+    def open(self, split: str) -> AnySplit:
+        """Open a split of the pictures: of several sets as one, of all that have it."""
+        return open_sets(self.pictures, split)
 
     def splits(self) -> list[str]:
-        """Return the splits that the data has: train, and test and unseen where they exist."""
-        return [split for split in ("train", "test", "unseen") if shard_paths(self.data, split)]
+        """Return the splits that the pictures have: train, and test and unseen where they exist in any set."""
+        return splits_of(self.pictures)
 
     def held_out_name(self) -> str:
         """Return the split that judges: test where there is one, else train."""
         return "test" if "test" in self.splits() else "train"
 
-    def held_out(self) -> Split:
+    def held_out(self) -> AnySplit:
         """Open the split that judges."""
         return self.open(self.held_out_name())
 
     def data_manifest(self) -> dict[str, Any]:
-        """Return the manifest of the data, empty where there is none."""
-        path = self.data / MANIFEST
-        return read_json(path) if path.exists() else {}
+        """Return the manifest of the data, empty where there is none; of several sets, what they agree on."""
+        return common_manifest(self.pictures)
 
     def need(self, name: str, kind: str) -> tuple[str, dict[str, Any]]:
         """Return (name, manifest) of the forerunner of `kind` that stage `name` stands on, checked."""
@@ -114,6 +135,8 @@ class Run:
             found["size"] = self.recipe.size
             if getattr(self.recipe.stage[name], "training", None) is not None:
                 found["block"] = self.recipe.block
+            if self.recipe.stage[name].kind not in ("bpe", "encode") and (shares := self.recipe.shares()):
+                found["shares"] = shares
         if isinstance(self.recipe.stage[name], GenerateStage):
             below = self.recipe.settings_below(self.recipe.base(name)).items()
             found |= {"below": {base: latent_settings(settings) for base, settings in below}} if below else {}
@@ -150,7 +173,7 @@ class Run:
         """Whether a value that an older artefact does not name is a default: of the stage, or of a model below it."""
         kind, *path = key.split(".")
         if key == "block":  # what does not name it was trained on one permutation of all, as few shards still are
-            return len(shard_paths(self.data, "train")) <= self.recipe.block
+            return all(len(shard_paths(one.folder, "train")) <= self.recipe.block for one in self.pictures)
         if kind != "below":
             stage, names = self.recipe.stage[name], [other.split(".")[1:] for other in known]
             return of_the_usual_kind(stage, path, names) and is_default(stage, path)
@@ -191,20 +214,9 @@ class Run:
         return digest(dump_recipe(self.recipe))[:16]
 
     def data_hash(self) -> str:
-        """Return the hash of the data: its manifest, names and sizes of its shards, or its texts as they are read.
-
-        GONE where there is no folder.
-        """
+        """Return the hash of all data, GONE where a folder of it is gone."""
         data = self.recipe.data
-        if not self.data.is_dir():
-            return GONE
-        if isinstance(data, TextData):
-            named = [data.train, data.test, *([data.valid] if data.valid else [])]
-            hashes = {name: file_hash(self.data / name) for name in named if (self.data / name).exists()}
-            separated = [data.separator] if data.separator else []
-            return digest([hashes, data.valid_share, data.detokenise, *separated])[:16]
-        shards = [[path.name, path.stat().st_size] for path in sorted(self.data.glob("*.tar"))]
-        return digest([self.data_manifest(), shards])[:16]
+        return hash_of_texts(data, self.data) if isinstance(data, TextData) else hash_of([*self.pictures, *self.texts])
 
 
 def open_run(
@@ -260,19 +272,6 @@ def reopen_run(folder: Path) -> Run:
         )
     recipe = load_recipe(folder / RECIPE)
     return Run(recipe=recipe, folder=folder, data=Path(read_json(folder / RECIPE).get("data", "")))
-
-
-def data_folder(recipe: Recipe, given: Path | None, out: Path) -> Path:
-    """Return where the data of a recipe lies."""
-    if given is not None:
-        return given
-    if isinstance(recipe.data, ScenesData):
-        drawn = f"-at{recipe.data.render}" if recipe.data.render else ""
-        return out / "data" / f"scenes-{recipe.data.size}-{recipe.data.count}-{recipe.data.seed}{drawn}"
-    if recipe.data.path is None:
-        own = "text files" if isinstance(recipe.data, TextData) else "shards"
-        raise PalimpsestError(f"The recipe {recipe.name} reads your own {own}: say where they are with --data DIR.")
-    return Path(recipe.data.path)
 
 
 def code_version() -> str:

@@ -32,7 +32,6 @@ from pipelines.stage_config import (
     LatentStage,
     MdlmStage,
     SceneJudgeStage,
-    ScenesData,
     UpscaleStage,
     VAEStage,
     VQVAEStage,
@@ -174,9 +173,9 @@ def _text_model(recipe: Recipe, name: str, stage: TextModelStage) -> nn.Module |
 
 def _scene_judge(recipe: Recipe, stage: SceneJudgeStage) -> nn.Module | None:
     """Build the judge of scenes, unless the data's own manifest has to say what is in them."""
-    if not isinstance(recipe.data, ScenesData):
+    if not recipe.grammatical:
         return None
-    made = describe(for_size(recipe.data.size))
+    made = describe(for_size(recipe.size))
     config = SceneJudgeConfig(attributes=made["attributes"], slots=len(made["objects"]), widths=stage.widths)
     return SceneJudge(config)
 

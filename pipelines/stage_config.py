@@ -1,11 +1,10 @@
-"""The kinds of data and stages that a recipe can hold, one frozen dataclass each; `kind` tells them apart."""
+"""The kinds of stages that a recipe can hold, one frozen dataclass each; `kind` tells them apart."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.data.order import BLOCK, check_block
 from pipelines.data.shard_writer import PER_SHARD
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.stage import Stage
@@ -26,39 +25,6 @@ from pipelines.stage_two_config import (
     UpscaleStage,
 )
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
-
-
-@dataclass(frozen=True, kw_only=True)
-class ScenesData:
-    """The built-in captioned scenes, rendered on first use."""
-
-    kind: Literal["scenes"] = "scenes"
-    size: int = 32
-    count: int = 20_000
-    seed: int = 0
-    render: int | None = None  # pixels of the pictures in the shards, from which stages read smaller ones; None is size
-    block: int = BLOCK  # shards that are shuffled together; with as many as there are, all samples are
-
-    def __post_init__(self) -> None:
-        """Refuse pictures that would have to be enlarged."""
-        check_block(self.block)
-        if self.render is not None and self.render < self.size:
-            raise ValueError(f"render is {self.render}, expected at least size = {self.size}, or nothing for just that")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardData:
-    """WebDataset shards of captioned images; `--data DIR` says where they are."""
-
-    kind: Literal["shards"] = "shards"
-    path: str | None = None
-    size: int = 32
-    block: int = BLOCK  # shards that are shuffled together; with as many as there are, all samples are
-    credit: str = ""  # the licence line that the report prints
-
-    def __post_init__(self) -> None:
-        """Refuse blocks of nothing."""
-        check_block(self.block)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pipelines.models import best_weights, plain
 from pipelines.pictures import grid, to_pil
 from pipelines.progress import track
 from pipelines.runs import Run
+from pipelines.sets import open_sets
 from pipelines.stage_one_config import AutoencoderStage, BPEStage, VAEStage, VQVAEStage
 from pipelines.task import Batch
 from tokenizer.exchange import Scaling
@@ -201,9 +203,9 @@ class VQVAETask(AutoencoderTask):
 
 
 def train_bpe(run: Run, name: str, stage: BPEStage) -> dict[str, Any]:
-    """Train the text tokenizer on the captions of the training split."""
-    split = run.open("train")
-    captions = track(split.captions(), name, len(split))
+    """Train the text tokenizer on the captions of the training split and on texts alone, each once."""
+    splits = [run.open("train"), *([open_sets(run.texts, "train")] if run.texts else [])]
+    captions = track(chain.from_iterable(split.captions() for split in splits), name, sum(map(len, splits)))
     bpe = BPE.train(captions, stage.vocab_size, stage.length)
     folder = run.stage_folder(name)
     folder.mkdir(parents=True, exist_ok=True)
@@ -239,14 +241,17 @@ def _trained(task: VAETask | VQVAETask, stage: AutoencoderStage, run: Run, name:
 
 
 def _scaling(task: VAETask, name: str) -> Scaling:
-    """Return the statistics of the latents over the training split."""
+    """Return the statistics of the latents over the training split, of several sets by their shares."""
     model: VAE = task.network.eval()  # type: ignore[assignment]
-    moments = LatentMoments()
-    with torch.no_grad():
-        batches = once(task.train_split, task.decode, batch=READ)
-        for batch in track(batches, f"{name} statistics", len(task.train_split), weight=READ):
-            moments.update(model.encode(batch["image"].to(device_of(model))))
-    mean, std = moments.result()
+    found = list[tuple[LatentMoments, float]]()
+    for split, share in task.train_split.sets():
+        moments = LatentMoments()
+        with torch.no_grad():
+            batches = once(split, task.decode, batch=READ)
+            for batch in track(batches, f"{name} statistics", len(split), weight=READ):
+                moments.update(model.encode(batch["image"].to(device_of(model))))
+        found.append((moments, share))
+    mean, std = LatentMoments.mixed(found).result()
     return Scaling(tuple(mean.tolist()), tuple(std.tolist()))
 
 

@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from pipelines import checkpoints
 from pipelines.artefact import MANIFEST
+from pipelines.data.config import MoreScenes, ScenesData, Sets
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
@@ -33,7 +34,6 @@ from pipelines.stage_config import (
     LatentStage,
     MdlmStage,
     SceneJudgeStage,
-    ScenesData,
     UpscaleStage,
     VAEStage,
     VQVAEStage,
@@ -187,10 +187,14 @@ def ensure_data(run: Run) -> None:
                 raise PalimpsestError(
                     f"There is no text at {run.data / name}: say where the files are with --data DIR."
                 )
-    if not isinstance(data, ScenesData) or run.data.exists():
+    if not isinstance(data, Sets):
         return
-    with lock(run.data.parent, "data"), ticking("scenes") as tick:
-        write_scenes(run.data, count=data.count, size=data.size, seed=data.seed, pixels=data.render, progress=tick)
+    for source, one in zip(run.pictures, (data, *data.pictures), strict=True):
+        if isinstance(one, ScenesData | MoreScenes) and not source.folder.exists():
+            with lock(source.folder.parent, "data"), ticking("scenes") as tick:
+                write_scenes(
+                    source.folder, count=one.count, size=one.size, seed=one.seed, pixels=one.render, progress=tick
+                )
 
 
 @contextmanager

@@ -16,7 +16,6 @@ from latent.times import sample_times
 from latent.unet import UNet, UNetConfig
 from pipelines.cache import Cache, open_cache
 from pipelines.data.decode import two_sizes
-from pipelines.data.order import Shuffle
 from pipelines.data.stream import Stream, once
 from pipelines.hardware import device_of, seeded, step_generator, to_device
 from pipelines.latent_stage import by_time, condition, dropping, spread_times, text_sizes
@@ -50,7 +49,7 @@ class UpscaleTask(Task):
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled pictures in both sizes, with the embeddings of their captions."""
         batch, recipe = self.stage.training.batch, self.run.recipe
-        order = Shuffle(self.split.sizes, recipe.seed, recipe.block)
+        order = self.split.order(recipe.seed, recipe.block)
         stream = Stream(split=self.split, decode=self.decode, batch=batch, order=order, rank=rank, world=world)
         for items, after in self.ledger.watch("train", stream).batches(cursor):
             yield self._with_text(items), after

@@ -23,7 +23,6 @@ from pipelines.data.grammar import for_size
 from pipelines.judging import scored
 from pipelines.masked_sampler import MaskedSampler
 from pipelines.measures import Evaluation
-from pipelines.stage_config import ScenesData
 from pipelines.sweep_report import kept
 from pipelines.text_bound import caption_bound
 
@@ -59,7 +58,7 @@ def words(e: Evaluation) -> None:
 
 
 def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], generate: str) -> None:
-    if not isinstance(e.run.recipe.data, ScenesData):
+    if not e.run.recipe.grammatical:
         return
     grammar = for_size(e.run.recipe.size)
     labels = [row["label"] for row in captions]
@@ -87,10 +86,10 @@ def _bound_figures(e: Evaluation, model: str) -> None:
     e.note("text.bits_per_char", figures.bits_per_character, source)
     e.note("text.bits_per_byte", figures.bits_per_byte, source)
     cut = int(encoded.truncated.sum())
-    if cut or not isinstance(e.run.recipe.data, ScenesData):
+    if cut or not e.run.recipe.grammatical:
         people = "the captions of this data come from people, not from a known grammar"
         long = f"{cut} captions are longer than the {sampler.bpe.length} tokens that are read: raise bpe.length"
-        e.figures["text.exact_nats_per_token"] = missing(long if isinstance(e.run.recipe.data, ScenesData) else people)
+        e.figures["text.exact_nats_per_token"] = missing(long if e.run.recipe.grammatical else people)
         return
     grammar = for_size(e.run.recipe.size)
     exact = np.array([-grammar.log_probability(caption) for caption in captions])

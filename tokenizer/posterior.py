@@ -6,6 +6,7 @@ Float32 whatever the network runs in: the exponential of a half-precision log-va
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -78,7 +79,7 @@ class LatentMoments:
     E z = E mean;   Var z = E (mean^2 + exp(log_var)) - (E z)^2, in float64.
     """
 
-    count: int = 0
+    count: float = 0
     first: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
     second: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
 
@@ -88,6 +89,15 @@ class LatentMoments:
         self.count += mean.numel() // mean.shape[1]
         self.first = self.first + mean.sum((0, 2, 3))  # (c,)
         self.second = self.second + (mean.square() + log_var.exp()).sum((0, 2, 3))
+
+    @classmethod
+    def mixed(cls, parts: Sequence[tuple[LatentMoments, float]]) -> LatentMoments:
+        """The moments of a mixture of sets, each with its share; a single one stays what it is."""
+        if len(parts) == 1:
+            return parts[0][0]
+        first = sum(share / one.count * one.first for one, share in parts)
+        second = sum(share / one.count * one.second for one, share in parts)
+        return cls(sum(share for _, share in parts), torch.as_tensor(first), torch.as_tensor(second))
 
     def result(self) -> tuple[Tensor, Tensor]:
         """Return mean and standard deviation, (c,) float64 each."""

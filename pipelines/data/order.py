@@ -3,7 +3,7 @@
 Nothing is read of what is passed over, so going on at any position costs as much as beginning.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -20,12 +20,12 @@ class Order(Protocol):
         """Shards from which samples at neighbouring positions come: so many are worth holding open."""
         ...
 
-    def __len__(self) -> int:
-        """Positions of an epoch."""
-        ...
-
     def number(self, position: int) -> int:
         """Number in the split of the sample at a position, counted from 0 and without end."""
+        ...
+
+    def stand_ins(self, position: int) -> Iterator[int]:
+        """Numbers of the samples that may take the place of a broken one, the next first, each at least once."""
         ...
 
 
@@ -65,6 +65,10 @@ class Shuffle:
         found = self._group(*divmod(position, self._length))
         self._groups = [found, *self._groups[: KEPT - 1]]
         return int(found[2][position - found[0]])
+
+    def stand_ins(self, position: int) -> Iterator[int]:
+        """Numbers of the samples behind a position; two epochs hold every sample wherever they start."""
+        return map(self.number, range(position + 1, position + 2 * self._length))
 
     def _group(self, epoch: int, place: int) -> tuple[int, int, np.ndarray]:
         """The group that holds a place of an epoch."""

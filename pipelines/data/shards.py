@@ -6,7 +6,7 @@ import os
 import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import accumulate
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from pipelines.data.decode import BrokenSample, Sample, caption
 from pipelines.data.index import ShardIndex, index_shard
-from pipelines.data.order import BLOCK
+from pipelines.data.order import BLOCK, Order, Shuffle
 from pipelines.data.recent import Recent
 from pipelines.data.shard_writer import read_manifest
 from pipelines.data.summary import Summary, row, summarise
@@ -37,7 +37,7 @@ class Split:
         self.shards = shards
         self._unsaved = dict(unsaved or {})
         self._starts = array("q", accumulate(shards.samples.tolist(), initial=0))
-        self._held = GROUPS * BLOCK
+        self._held, self._most = GROUPS * BLOCK, FILES
         self._prepare()
 
     @classmethod
@@ -47,7 +47,7 @@ class Split:
 
     def _prepare(self) -> None:
         self._indices: Recent[ShardIndex] = Recent(self._held)
-        self._files: Recent[int] = Recent(min(FILES, self._held), os.close)
+        self._files: Recent[int] = Recent(min(self._most, self._held), os.close)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -71,11 +71,27 @@ class Split:
         """Samples of each shard, (S,)."""
         return self.shards.samples
 
-    def hold(self, at_once: int) -> None:
-        """Make room for a reader that goes to and fro between so many shards."""
-        if GROUPS * at_once > self._held:
-            self._held = GROUPS * at_once
-            self._indices.limit, self._files.limit = self._held, min(FILES, self._held)
+    def hold(self, at_once: int, beside: int = 1) -> None:
+        """Make room for a reader that goes to and fro between so many shards, of `beside` splits each."""
+        self._held, self._most = max(self._held, GROUPS * at_once), max(1, FILES // beside)
+        self._indices.limit, self._files.limit = self._held, min(self._most, self._held)
+
+    def order(self, seed: int, block: int = BLOCK) -> Order:
+        """The endless shuffled order of its samples."""
+        return Shuffle(self.sizes, seed, block)
+
+    def once(self, seed: int | None = None) -> Iterable[int]:
+        """Every number once: in order, or shuffled by a seed."""
+        return range(len(self)) if seed is None else map(self.order(seed).number, range(len(self)))
+
+    def set_of(self, i: int) -> tuple[str, int]:
+        """The name of the set that sample i is of, none where it is the only one, and how many samples that has."""
+        self.locate(i)
+        return "", len(self)
+
+    def sets(self) -> list[tuple["Split", float]]:
+        """The splits that it is made of, itself alone, and the share of each in what is drawn."""
+        return [(self, 1.0)]
 
     def locate(self, i: int) -> tuple[int, int]:
         """Number of the shard of sample i and its place there."""

@@ -2,7 +2,8 @@
 
 Position p of the endless stream is sample `order.number(p)`; a batch is `batch` positions in a row, of which each rank
 reads its own slice; the cursor is the position after the batch. The place of a sample that is broken (or has an empty
-caption) goes to the next usable one, so that batches keep their size, ranks their step and cursors their meaning.
+caption) goes to the next usable one of its set, so that batches keep their size, ranks their step and cursors their
+meaning.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,8 +20,8 @@ from webdataset.filters import map as each
 from webdataset.pipeline import DataPipeline
 
 from pipelines.data.decode import BrokenSample, Decode, Sample
-from pipelines.data.order import Order, Shuffle
-from pipelines.data.shards import Split
+from pipelines.data.joined import AnySplit
+from pipelines.data.order import BLOCK, Order
 from pipelines.data.skipped import Skip, Skipped, skip
 from pipelines.errors import DataError
 
@@ -48,7 +49,7 @@ class Stream:
     read ahead (0: none), which changes nothing in what is read. `skipped` holds what was passed over so far.
     """
 
-    split: Split
+    split: AnySplit
     decode: Decode
     batch: int
     seed: int = 0
@@ -66,14 +67,14 @@ class Stream:
         self.skipped = Skipped(split=self.split, max_broken=self.max_broken)
         if self.batch < 1 or self.batch % self.world:
             raise DataError(f"A batch of {self.batch} does not divide over {self.world} processes: take a multiple.")
-        self._order = Shuffle(self.split.sizes, self.seed) if self.order is None else self.order
+        self._order = self.split.order(self.seed, BLOCK) if self.order is None else self.order
         self.split.hold(self._order.at_once)
 
     def pass_over(self, skips: Iterable[Skip]) -> None:
         """Count samples as passed over without reading them: those that an earlier process of the run has met."""
         for one in skips:
             self._unusable[one.number] = one
-            (self.skipped.empty if one.empty else self.skipped.broken)[one.number] = one
+            self.skipped.remember(one)
 
     def batches(self, cursor: int = 0) -> Iterator[tuple[Batch, int]]:
         """Yield (this rank's slice of the batch, cursor after it) from a cursor on, for ever.
@@ -109,10 +110,8 @@ class Stream:
         local = self.batch // self.world
         for number in count_from(first, step):
             start = cursor + number * self.batch + self.rank * local
-            yield from (self._draw(position) for position in range(start, start + local))
-
-    def _draw(self, position: int) -> Drawn:
-        return Drawn(position=position, number=self._order.number(position))
+            for position in range(start, start + local):
+                yield Drawn(position=position, number=self._order.number(position))
 
     def _read(self, drawn: Drawn) -> Drawn:
         if drawn.number in self._unusable:
@@ -136,13 +135,15 @@ class Stream:
 
     def _mend(self, drawn: Drawn) -> Drawn:
         """Give the place of an unusable sample to the next usable one; where a whole epoch has none, to nobody."""
+        if drawn.decoded is not None:
+            return drawn
         skips = drawn.skips
-        for position in count_from(drawn.position + 1):
-            if drawn.decoded is not None or len(self._unusable) == len(self.split):
-                return replace(drawn, skips=skips)
-            drawn = self._decode(self._read(self._draw(position)))
-            skips += drawn.skips
-        raise AssertionError("counting ended")
+        for number in self._order.stand_ins(drawn.position):
+            other = self._decode(self._read(Drawn(position=drawn.position, number=number)))
+            skips += other.skips
+            if other.decoded is not None:
+                return replace(other, skips=skips)
+        return replace(drawn, skips=skips)
 
 
 class _Ahead(IterableDataset[Made]):
@@ -158,30 +159,29 @@ class _Ahead(IterableDataset[Made]):
         yield from DataPipeline(*self.stream.stages(self.cursor, first, step))
 
 
-def some(split: Split, decode: Decode, count: int, *, seed: int) -> Batch:
+def some(split: AnySplit, decode: Decode, count: int, *, seed: int) -> Batch:
     """At most `count` usable samples, drawn by the seed: shards are often sorted, their first samples no fair picture.
 
-    No sample comes twice. Raises DataError like Stream.
+    No sample comes twice; of several sets they come by weight. Raises DataError like Stream.
     """
-    numbers = map(Shuffle(split.sizes, seed).number, range(len(split)))
-    return collate(list(islice(_usable(split, decode, numbers), count)))
+    return collate(list(islice(_usable(split, decode, split.once(seed)), count)))
 
 
 def once(
-    split: Split, decode: Decode, *, batch: int, count: int | None = None, numbers: Iterable[int] | None = None,
+    split: AnySplit, decode: Decode, *, batch: int, count: int | None = None, numbers: Iterable[int] | None = None,
     skipped: Skipped | None = None,
 ) -> Iterator[Batch]:  # fmt: skip
     """Yield the first `count` usable samples (all when None) once, in the order of the shards.
 
-    The last batch is what is left. numbers: of the samples, without them all; skipped: counts what is passed over.
-    Raises DataError like Stream.
+    Of several sets they come by weight, as long as every set has some left. The last batch is what is left.
+    numbers: of the samples, without them all; skipped: counts what is passed over. Raises DataError like Stream.
     """
-    samples = islice(_usable(split, decode, range(len(split)) if numbers is None else numbers, skipped), count)
+    samples = islice(_usable(split, decode, split.once() if numbers is None else numbers, skipped), count)
     yield from DataPipeline(lambda: samples, batched(batch, collation_fn=collate))
 
 
 def _usable(
-    split: Split, decode: Decode, numbers: Iterable[int], skipped: Skipped | None = None
+    split: AnySplit, decode: Decode, numbers: Iterable[int], skipped: Skipped | None = None
 ) -> Iterator[dict[str, Any]]:
     skipped = Skipped(split=split) if skipped is None else skipped
     for number in numbers:

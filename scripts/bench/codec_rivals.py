@@ -18,10 +18,11 @@ from torch import Tensor, nn
 
 from backbone.cure import cure_torchvision
 from backbone.folded import FoldedConfig
+from pipelines.data.config import ShardData
 from pipelines.hardware import seeded
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
-from pipelines.stage_config import ShardData, VAEStage, VQVAEStage
+from pipelines.stage_config import VAEStage, VQVAEStage
 from pipelines.stage_one import VAETask, VQVAETask
 from pipelines.task import Training
 from tokenizer.loss import reconstruction_loss, vae_loss

@@ -11,6 +11,7 @@ from pipelines.data.order import BLOCK, Shuffle
 from pipelines.errors import PalimpsestError
 from pipelines.image_task import ImageTask
 from pipelines.runs import IDENTITY, open_run
+from pipelines.sets import Source
 from tests.conftest import ROOT
 from tests.pipelines.data.conftest import samples, tar
 
@@ -42,7 +43,8 @@ def test_pictures_come_in_the_blocks_that_the_recipe_says(folder):
 
 
 def test_the_cache_is_shuffled_in_the_same_blocks(folder):
-    stream = Cache(folder / "data", {}, 2).stream("train", 4, seed=7)
+    cache = Cache(folder, {}, 2, (Source("data", folder / "data", 1.0),))
+    stream = cache.stream("train", 4, seed=7)
     assert [stream.order.number(i) for i in range(60)] == [Shuffle([EACH] * SHARDS, 7, 2).number(i) for i in range(60)]
 
 

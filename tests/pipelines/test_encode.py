@@ -15,7 +15,7 @@ from pipelines.cache import open_cache
 from pipelines.config import parse_recipe
 from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
-from pipelines.encode import Encoding
+from pipelines.encode import Encoding, Place
 from pipelines.errors import DataError, Interrupted
 from pipelines.runs import Run
 from pipelines.stages import run_stage
@@ -157,7 +157,7 @@ def test_two_processes_make_the_bytes_of_one_and_go_on_where_a_killed_one_was(ru
     write_json(tmp_path / "recipe.json", {"recipe": recipe_of(7)})
     words = ("train", "encode", tmp_path / "recipe.json", "--out", tmp_path / "two", "--data", run.data)
     process = start(*words)
-    while not any((other.folder / "cache").glob("*/parts/train-000001.json")):
+    while not any((other.folder / "cache").glob("*/.parts/train-000001.json")):
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.01)
     process.kill()
@@ -173,7 +173,7 @@ def test_more_broken_samples_than_may_be_are_refused_though_no_part_has_too_many
     other = cut(run, tmp_path)
     stage = other.recipe.stage["encode"]
     encoders = encode.Encoders.load(run, "encode")
-    opened = {"train": open_split(data, "train")}
+    opened = {Place("", "train"): open_split(data, "train")}
     with pytest.raises(DataError, match="6 of 40 samples of the train split are broken, more than the 5 allowed"):
         Encoding(tmp_path / "one", opened, encoders, 32, stage).make("encode")
     for _ in range(3):  # each goes on behind the part that ended the one before
@@ -186,8 +186,9 @@ def test_more_broken_samples_than_may_be_are_refused_though_no_part_has_too_many
 def test_a_part_without_a_usable_sample_leaves_no_shard(run, tmp_path):
     data = tmp_path / "data"
     tar(data / "train.tar", samples(21, empty=set(range(7, 14))))
-    work = Encoding(tmp_path / "one", {"train": open_split(data, "train")}, encode.Encoders.load(run, "encode"), 32,
-                    cut(run, tmp_path).recipe.stage["encode"])  # fmt: skip
+    opened = {Place("", "train"): open_split(data, "train")}
+    encoders, stage = encode.Encoders.load(run, "encode"), cut(run, tmp_path).recipe.stage["encode"]
+    work = Encoding(tmp_path / "one", opened, encoders, 32, stage)
     work.make("encode")
     made = work.finish()
     assert made["counts"] == {"train": 14} and made["skipped_samples"] == {"train": 7}

@@ -13,11 +13,12 @@ from torch.profiler import profile
 
 from discrete.attend import causal_blocks
 from discrete.text_model import TextTransformer, TextTransformerConfig
+from pipelines.amount import Amount
 from pipelines.cli import application
 from pipelines.config import load_recipe
 from pipelines.cost import memory, operations, without_values
 from pipelines.errors import PalimpsestError
-from pipelines.forecast import Amount, Machines, at_once, outlook, plan, warnings_of
+from pipelines.forecast import Machines, at_once, outlook, plan, warnings_of
 from pipelines.gpus import GPUS
 from pipelines.passes import players_of, summed
 from pipelines.task import Training
@@ -145,7 +146,7 @@ def test_memory_is_weights_moments_averages_and_what_grows_with_the_items():
 def test_a_plan_names_the_stages_that_train_and_what_each_takes():
     recipe = load_recipe(ROOT / "recipes" / "smoke.toml", ("stage.vae.training.steps=1000",))
     ticks = []
-    text = plan(recipe, Machines(gpus=1, gpu="rtx4090", price=0.5), Amount(samples=1000, bytes=10**8, shards=5),
+    text = plan(recipe, Machines(gpus=1, gpu="rtx4090", price=0.5), [Amount(samples=1000, bytes=10**8, shards=5)],
                 lambda done, total: ticks.append(done))  # fmt: skip
     rows = {line.split()[0]: line for line in text.splitlines() if line.split()}
     trained = [name for name, stage in recipe.stage.items() if getattr(stage, "training", None) is not None]
@@ -210,7 +211,7 @@ def test_the_command_plans_a_recipe(capsys):
 def test_a_recipe_whose_sizes_only_the_data_tells_is_refused():
     recipe = load_recipe(ROOT / "recipes" / "shakespeare.toml", ())
     with pytest.raises(PalimpsestError, match="trains nothing whose size it tells by itself"):
-        plan(recipe, Machines(gpus=1), None)
+        plan(recipe, Machines(gpus=1), [])
 
 
 def test_what_was_counted_leaves_nothing_behind():
