@@ -1,6 +1,6 @@
 """The checkpoints of one training run: a folder each, whole or not there at all.
 
-    checkpoints/000123/state.pt           tensors (pipelines.training_files)
+    checkpoints/000123/state*.pt          tensors, in one file or in parts (pipelines.training_files)
     checkpoints/000123/checkpoint.json    step, cursor, ..., the hashes of the files, and one of all this; written last
 
 A checkpoint is written under a temporary name, flushed and renamed, by a thread that lets training go on: only the copy
@@ -13,7 +13,9 @@ import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain, count
 from pathlib import Path
@@ -22,6 +24,7 @@ from typing import Any, NamedTuple
 from pipelines import training_files
 from pipelines.artefact import ArtefactError, digest, fingerprint, is_full, read_json, sync_folder, write_json
 from pipelines.errors import PalimpsestError
+from pipelines.training_files import Copy
 
 CHECKPOINTS = "checkpoints"  # in the folder of a stage
 FACTS = "checkpoint.json"
@@ -105,21 +108,32 @@ class Checkpoints:
     def _all(self) -> list[Path]:
         return [path for path in self.root.glob("*") if path.name.isdigit()]
 
-    def _write(self, facts: dict[str, Any], tensors: Any) -> None:
-        final = self.root / f"{facts['step']:06d}"
-        temporary = self.root / f".{final.name}.{os.getpid()}.tmp"
-        if final.exists():  # resumed from and whole, or just written
+    def _write(self, facts: dict[str, Any], copy: Copy) -> None:
+        if self.at(facts).exists():  # resumed from and whole, or just written
             return
+        with self.whole_or_none(facts, str(os.getpid())) as temporary:
+            files = training_files.write(temporary, copy)
+            self.complete(facts, temporary, files, self.beside(facts))
+        self.prune(facts["step"])
+
+    def at(self, facts: dict[str, Any]) -> Path:
+        """Where the checkpoint of a state lies once it is whole."""
+        return self.root / f"{facts['step']:06d}"
+
+    def half(self, facts: dict[str, Any], token: str) -> Path:
+        """Where it lies before, by a token of the process or the processes that make it."""
+        return self.root / f".{self.at(facts).name}.{token}.tmp"
+
+    @contextmanager
+    def whole_or_none(self, facts: dict[str, Any], token: str) -> Iterator[Path]:
+        """Give the folder in which a checkpoint is made; where that fails, it goes.
+
+        Raises ArtefactError where the disk is full.
+        """
+        final, temporary = self.at(facts), self.half(facts, token)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
-            files = training_files.write(temporary, tensors)
-            best = BEST.format(facts["best"][0]) if facts["best"] else None
-            beside = {best: fingerprint(self.folder / best)} if best else {}
-            made = {"schema": SCHEMA, **facts, "for_good": self.due(facts["step"]), "files": files, "beside": beside}
-            write_json(temporary / FACTS, {**made, "hash": digest(made)})
-            sync_folder(temporary)
-            temporary.rename(final)
-            sync_folder(self.root)
+            yield temporary
         except Exception as error:
             shutil.rmtree(temporary, ignore_errors=True)
             if isinstance(error, ArtefactError) or is_full(error, self.folder):
@@ -127,9 +141,23 @@ class Checkpoints:
                     f"No space left while writing {final}; what was saved before is intact. Free some space."
                 ) from error
             raise
-        self._prune(facts["step"])
 
-    def _prune(self, step: int) -> None:
+    def beside(self, facts: dict[str, Any]) -> training_files.Files:
+        """Return size and hash of the weights that validated best, which a checkpoint names."""
+        best = BEST.format(facts["best"][0]) if facts["best"] else None
+        return {best: fingerprint(self.folder / best)} if best else {}
+
+    def complete(
+        self, facts: dict[str, Any], temporary: Path, files: training_files.Files, beside: training_files.Files
+    ) -> None:
+        """Write the facts, and give a checkpoint its name."""
+        made = {"schema": SCHEMA, **facts, "for_good": self.due(facts["step"]), "files": files, "beside": beside}
+        write_json(temporary / FACTS, {**made, "hash": digest(made)})
+        sync_folder(temporary)
+        temporary.rename(self.at(facts))
+        sync_folder(self.root)
+
+    def prune(self, step: int) -> None:
         """Delete all but the last ones, those that stay for good, and the best weights that they name."""
         whole = {path: facts for path in sorted(self._all()) if (facts := _facts(path)) is not None}
         passing = [path for path, facts in whole.items() if not facts["for_good"]]

@@ -14,9 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, to_device
+from pipelines.rows import whole
 from pipelines.state import State
 from pipelines.task import Batch, Task, Training
 
@@ -41,7 +43,9 @@ class Descent:
 
     def __init__(self, task: Task, training: Training, state: State, accelerator: Accelerator) -> None:
         self.task, self.training, self.state, self.accelerator = task, training, state, accelerator
-        self.network, *rest = accelerator.prepare(task.network, *state.optimizers)
+        moved = task.network, *state.optimizers
+        sharded = isinstance(task.network, FSDPModule)  # it adds up its gradients itself, those of each micro-batch
+        self.network, *rest = moved if sharded else accelerator.prepare(*moved)
         self.rival: nn.Module | None = None if task.rival is None else accelerator.prepare(task.rival)
         self.optimizers: list[Any] = rest
 
@@ -64,7 +68,7 @@ class Descent:
 
     def _clipped(self, player: nn.Module) -> Tensor:
         """Clip a player's gradients; returns their norm () before that, the same on every rank."""
-        return torch.as_tensor(self.accelerator.clip_grad_norm_(player.parameters(), self.training.clip))
+        return whole(torch.as_tensor(self.accelerator.clip_grad_norm_(player.parameters(), self.training.clip)))
 
     def _spike(self, norms: Mapping[str, Tensor]) -> str | None:
         """Say why a step is a spike, alike on every rank; a rival that does not play yet has no norm."""

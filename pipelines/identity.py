@@ -47,7 +47,7 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     training = plain.get("training") or {}
     chosen = ("validate_every",) if training.get("keep") != "best" else ()  # where it does not choose the weights
     idle = ("save_seconds", "compile", "minutes", "picture_every", "max_skipped")  # plan.json fixes the steps
-    idle += ("keep_checkpoints", "keep_every", "posthoc")
+    idle += ("keep_checkpoints", "keep_every", "posthoc", "shard", "shard_over")
     for key in (*idle, *chosen):
         training.pop(key, None)
     (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory

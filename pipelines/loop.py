@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import shutil
 import time
 from pathlib import Path
@@ -22,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 
 from pipelines import averages
-from pipelines.artefact import PLAN, ArtefactError, is_full, save_weights, write_atomically
+from pipelines.artefact import PLAN, ArtefactError, write_atomically
 from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
@@ -35,9 +34,13 @@ from pipelines.plan import RESERVE, Plan
 from pipelines.posthoc import Tracked, begin_anew
 from pipelines.progress import Meter, meter
 from pipelines.rehearsal import rehearse
+from pipelines.rows import save_whole
+from pipelines.sharding import Sharding
+from pipelines.shared_checkpoints import SharedCheckpoints
 from pipelines.state import State
 from pipelines.stopping import listening, orphaned
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
+from pipelines.views import Views
 
 NAMED = 8  # samples that a warning names
 WORTH_SAYING = 0.05  # share of the time that is waited for data
@@ -53,18 +56,33 @@ class Loop:
         apart = DistributedDataParallelKwargs(broadcast_buffers=False)  # a pass must not take over another rank's sums
         self.accelerator = Accelerator(cpu=not torch.cuda.is_available(), kwargs_handlers=[apart])
         check_task(task, training, name, self.accelerator.num_processes)
-        self.device = self.accelerator.device
-        for player in task.players:
-            player.to(self.device)
+        self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if training.compile and can_compile():
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
-        average = copy.deepcopy(task.network).float().requires_grad_(False) if training.ema else None
+        self.sharding = Sharding.of(training, self.accelerator)
+        average = self._spread()
         tracked = Tracked(task.network, training.posthoc) if training.posthoc else None
         self.state = State(task.network, average, players_optimizers(task, training), task.rival, tracked)
-        self.checkpoints = Checkpoints(folder=folder, keep=training.keep_checkpoints, every=training.keep_every)
-        self.figures: dict[str, float] = {}  # of the last validation
+        self.checkpoints = self._checkpoints()
+        self.views = Views(task=task, training=training, state=self.state, folder=folder, name=name, main=self.main)
         self.stop = False
+
+    def _spread(self) -> nn.Module | None:
+        """Bring the players to where they train; returns an average of the network where one is kept."""
+        task, ema = self.task, self.training.ema is not None
+        if self.sharding is not None:
+            return self.sharding.shard(task.network, average=ema)
+        for player in task.players:
+            player.to(self.device)
+        return copy.deepcopy(task.network).float().requires_grad_(False) if ema else None
+
+    def _checkpoints(self) -> Checkpoints:
+        """Return where checkpoints go: written by the main process, or by all that hold a part of the state."""
+        options = {"folder": self.folder, "keep": self.training.keep_checkpoints, "every": self.training.keep_every}
+        if self.sharding is None:
+            return Checkpoints(**options)
+        return SharedCheckpoints(**options, part=self.sharding.part, main=self.main)
 
     def run(self) -> dict[str, Any]:
         """Train to the end and return what the manifest should remember. Raises Interrupted after saving."""
@@ -74,7 +92,7 @@ class Loop:
         self.plan = self._plan()
         steps = self.plan.at(self.state.step)
         self.descent = Descent(self.task, self.training, self.state, self.accelerator)
-        self.curves = Curves(self.folder, self.state.step) if self.accelerator.is_main_process else None
+        self.curves = Curves(self.folder, self.state.step) if self.main else None
         try:
             with listening(self._ask_to_stop), meter(self.name, steps) as shown:
                 shown.advance(self.state.step, "resumed" if resumed else "starting")
@@ -86,22 +104,22 @@ class Loop:
             if self.curves is not None:
                 self.curves.close()
         facts = {**self._finish(), **({"passed_over": summary(rows)} if rows else {})}
-        if self.state.tracked is not None and self.accelerator.is_main_process:
+        if self.state.tracked is not None and self.main:
             self.state.tracked.finish(self.folder, facts)
         return facts
 
     def _resume(self) -> bool:
         """Go on from the newest whole checkpoint, which the main process chooses, if there is one."""
-        chosen = [self.checkpoints.newest() if self.accelerator.is_main_process else None]
+        chosen = [self.checkpoints.newest() if self.main else None]
         broadcast_object_list(chosen, from_process=0)
         if chosen[0] is None:
-            if self.accelerator.is_main_process:
+            if self.main:
                 begin_anew(self.folder)
             return False
         kept = load(chosen[0])
         self.state.restore(kept, self.folder)
         self.task.ledger.restore([kept.facts.get("ledger", {})])
-        self.figures = kept.facts.get("figures", {})
+        self.views.figures = kept.facts.get("figures", {})
         return True
 
     def _steps(self, shown: Meter) -> None:
@@ -164,19 +182,20 @@ class Loop:
     def _watch(self, taken: Taken) -> None:
         """Plot, validate, draw and save when it is time to."""
         step, training = self.state.step, self.training
-        steps, main = self.plan.at(step), self.accelerator.is_main_process
+        steps, looking = self.plan.at(step), self.views.taking_part
         last = step == steps
         if step % 20 == 0 or last:
             scalars = {key: float(value) for key, value in taken.scalars.items()}
             self._log("train", {"loss": taken.loss, **scalars, "waiting": self.batches.waiting})
-        due = main and time.monotonic() - self.last_save > training.save_seconds
+        due = self.main and time.monotonic() - self.last_save > training.save_seconds
         stop, due = self.descent.anywhere(self.stop or orphaned(), due)
-        if main and (step % training.validate_every == 0 or last):
-            self._validate()
-        if main and (step % training.picture_every == 0 or last):
-            self._draw(step)
-        if main and self.state.tracked is not None and (step % self.state.tracked.config.every == 0 or last):
-            self.state.tracked.snapshot(self.folder, step)
+        if looking and (step % training.validate_every == 0 or last):
+            self._log("validation", self.views.validate())
+        if looking and (step % training.picture_every == 0 or last):
+            self.views.draw(step)
+        tracked = self.state.tracked
+        if looking and tracked is not None and (step % tracked.config.every == 0 or last):
+            tracked.snapshot(self.folder, step, main=self.main)
         self._settle(wait=False)
         if stop or due or self.checkpoints.due(step):
             self._save(wait=stop)
@@ -189,9 +208,9 @@ class Loop:
     def _save(self, *, wait: bool) -> None:
         """Begin a checkpoint, and end it where nothing comes after it."""
         rows = self._ledger()
-        if not self.accelerator.is_main_process:
+        if not self.views.taking_part:
             return
-        more = {"figures": self.figures, "ledger": rows, "world": self.accelerator.num_processes}
+        more = {"figures": self.views.figures, "ledger": rows, "world": self.accelerator.num_processes}
         self._settle(wait=True)
         self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
         self.last_save = time.monotonic()
@@ -210,41 +229,6 @@ class Loop:
         self.task.ledger.restore(gather_object([self.task.ledger.rows()]))
         return self.task.ledger.rows()
 
-    def _draw(self, step: int) -> None:
-        """Keep sample pictures of the averaged network. What they are drawn with may be wrong; training goes on."""
-        try:
-            for name, picture in self._with_average(self.task.pictures).items():
-                (self.folder / "pictures").mkdir(exist_ok=True)
-                picture.save(self.folder / "pictures" / f"{name}-{step:06d}.png")
-        except (PalimpsestError, ValueError, OSError) as error:
-            if isinstance(error, OSError) and not is_full(error, self.folder):
-                raise
-            log.warning("%s: no sample pictures at step %d: %s", self.name, step, error)
-
-    def _validate(self) -> None:
-        """Plot figures on held-out data, and keep the weights that are best by them where that is asked for."""
-        found = self._with_average(self.task.validate)
-        self.figures = {name: value for name, value in found.items() if math.isfinite(value)}
-        self._log("validation", found)
-        if self.training.keep == "best":
-            figure = found[self.task.criterion]
-            if math.isfinite(figure) and (self.state.best is None or figure < self.state.best[1]):
-                self.state.best = (self.state.step, figure)
-                save_weights(self.folder / BEST.format(self.state.step), self._shown().state_dict())
-
-    def _shown(self) -> nn.Module:
-        """The averaged network, or the network itself where no average is kept."""
-        return self.state.average if self.state.average is not None else self.state.network
-
-    def _with_average(self, view: Any) -> Any:
-        network = self._shown()
-        network.eval()
-        try:
-            with torch.no_grad():
-                return view(network)
-        finally:
-            self.state.network.train()
-
     def _log(self, split: str, scalars: dict[str, float]) -> None:
         """Add to the curves."""
         if scalars and self.curves is not None:
@@ -253,7 +237,7 @@ class Loop:
     def _plan(self) -> Plan:
         """Return the plan of this run; the main process makes it where there is none."""
         path, training = self.folder / PLAN, self.training
-        if self.accelerator.is_main_process and not path.exists():
+        if self.main and not path.exists():
             if training.steps:
                 Plan(path, training.steps).save()
             else:
@@ -271,13 +255,14 @@ class Loop:
     def _finish(self) -> dict[str, Any]:
         """Write the weights, drop the checkpoints and return the facts of the run."""
         state = self.state
-        if self.accelerator.is_main_process:
-            save_weights(self.folder / "model.safetensors", state.network.state_dict())
-            if state.best is not None:
-                best = self.folder / BEST.format(state.best[0])
-                write_atomically(self.folder / "ema.safetensors", lambda temporary: shutil.copyfile(best, temporary))
-            elif state.average is not None:
-                save_weights(self.folder / "ema.safetensors", state.average.state_dict())
+        if self.views.taking_part:
+            save_whole(self.folder / "model.safetensors", state.network.state_dict(), main=self.main)
+        ema = self.folder / "ema.safetensors"
+        if self.main and state.best is not None:
+            best = self.folder / BEST.format(state.best[0])
+            write_atomically(ema, lambda temporary: shutil.copyfile(best, temporary))
+        elif self.views.taking_part and state.best is None and state.average is not None:
+            save_whole(ema, state.average.state_dict(), main=self.main)
         self.accelerator.wait_for_everyone()
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
         seconds["waiting"] = round(self.batches.waiting, 4)

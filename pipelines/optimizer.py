@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz  # torch is pinned
 
+from pipelines.rows import local, own_rows, whole
 from pipelines.task import Task, Training
 
 MOMENTUM = 0.95
@@ -63,8 +67,28 @@ def matrices_of(network: nn.Module, training: Training) -> list[nn.Parameter]:
     return learned
 
 
+class ShardedMuon(torch.optim.Muon):
+    """Muon of sharded matrices: each is gathered in bf16 to be orthogonalised, and every process moves its rows."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Take a step, which is that of `torch.optim.Muon` on whole matrices."""
+        del closure
+        for group in self.param_groups:
+            matrices, gradients, buffers = list[Tensor](), list[Tensor](), list[Tensor]()
+            self._init_group(group, matrices, gradients, buffers)
+            for matrix, gradient, buffer in zip(matrices, gradients, buffers, strict=True):
+                buffer.lerp_(gradient, 1 - group["momentum"])
+                update = whole(gradient.lerp(buffer, group["momentum"]).bfloat16())
+                turned = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
+                rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], matrix.shape)
+                matrix.mul_(1 - group["lr"] * group["weight_decay"])
+                local(matrix).add_(own_rows(turned, cast(DTensor, matrix)), alpha=-rate)
+
+
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    return torch.optim.Muon(
+    kind = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
+    return kind(
         matrices,
         lr=training.learning_rate,
         momentum=MOMENTUM,

@@ -18,8 +18,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipelines.artefact import ArtefactError, fingerprint, read_json, save_weights, write_atomically, write_json
+from pipelines.artefact import ArtefactError, fingerprint, read_json, write_atomically, write_json
 from pipelines.power_average import LONGEST, Profile, beta, exponent, synthesis
+from pipelines.rows import local, save_whole
 from pipelines.training_files import problem
 
 SNAPSHOTS, INDEX = "snapshots", "index.json"
@@ -62,7 +63,7 @@ class Tracked:
         weights = learned(network)
         for gamma, average in zip(self.gammas, self.averages, strict=True):
             for name, mine in average.items():
-                mine.lerp_(weights[name].to(mine.dtype), 1 - beta(gamma, t))
+                local(mine).lerp_(local(weights[name]).to(mine.dtype), 1 - beta(gamma, t))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the averages by number and name."""
@@ -76,10 +77,13 @@ class Tracked:
         for name, value in own.items():
             value.copy_(kept[name])
 
-    def snapshot(self, folder: Path, step: int) -> None:
-        """Write both averages. A full disk costs the snapshot, and lengths made without it some precision."""
+    def snapshot(self, folder: Path, step: int, *, main: bool = True) -> None:
+        """Let the main process write both averages; where they are sharded, all must call it.
+
+        A full disk costs the snapshot, and lengths made without it some precision.
+        """
         try:
-            save_weights(folder / SNAPSHOTS / f"{step:06d}.safetensors", self.state_dict())
+            save_whole(folder / SNAPSHOTS / f"{step:06d}.safetensors", self.state_dict(), main=main)
         except ArtefactError as error:
             log.warning("No snapshot of the averages at step %d: %s", step, error)
 

@@ -15,6 +15,7 @@ from pipelines.errors import nearest
 from pipelines.judged_config import GenerateStage, SweepStage
 from pipelines.recipe_checks import check_fit, check_needs, check_sets
 from pipelines.sampling_options import Settings
+from pipelines.shard_checks import check_shard
 from pipelines.stage_config import (
     PICTURE_MODELS,
     AnyStage,
@@ -59,7 +60,7 @@ class Recipe:
             if isinstance(stage, GenerateStage):
                 self.stage[name] = self._filled(name, stage)
         check_sets(self)
-        for check in (check_needs, check_fit):
+        for check in (check_needs, check_fit, check_shard):
             for name in self.stage:
                 check(self, name)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pipelines.checkpoints import Kept
 from pipelines.errors import PalimpsestError
 from pipelines.posthoc import Tracked
+from pipelines.rows import placed
 from pipelines.spikes import Norms
 from tokenizer.quantize import Moved
 
@@ -92,9 +93,11 @@ class State:
                 holds, asks = ("no ", "asks for it") if kept is None else ("", "has none")
                 raise ValueError(f"it holds {holds}state of {name}, and the stage {asks}")
             if wanted is not None:
-                wanted.load_state_dict(kept)
+                wanted.load_state_dict(placed(kept, wanted.state_dict()))
         states = tensors["optimizers"]
         if len(states) != len(self.optimizers):
             raise ValueError(f"it holds state of {len(states)} optimisers, and the stage has {len(self.optimizers)}")
         for optimizer, kept in zip(self.optimizers, states, strict=True):
-            optimizer.load_state_dict(kept)
+            moved = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            moments = {number: dict.fromkeys(part, moved[number]) for number, part in kept["state"].items()}
+            optimizer.load_state_dict(placed(kept, {"state": moments}))

@@ -20,6 +20,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.ledger import Ledger
 from pipelines.posthoc import PosthocEMA
 from pipelines.rates import Cosine, RateSchedule, share, warm_up
+from pipelines.rows import local
 from tokenizer.quantize import Moved
 
 Batch = dict[str, Any]
@@ -45,6 +46,8 @@ class Training:
     posthoc: PosthocEMA | None = None  # averages from which other lengths are made afterwards (`palimpsest ema`)
     bf16: bool = True  # autocast of the forward pass, where the machine has bf16 arithmetic
     compile: bool = True  # compile the blocks, where a compiler is found
+    shard: Literal["full", "hybrid"] | None = None  # spread the state over all processes, or over those of a node
+    shard_over: int | None = None  # hybrid: the processes that share a copy; none takes those of a node
     save_seconds: float = 60.0
     keep_checkpoints: int = 2  # the last ones that stay while training
     keep_every: int | None = None  # steps between checkpoints that stay for good
@@ -87,11 +90,24 @@ class Training:
                 f"training.spike = {self.spike}, expected a number above 1, such as 10: none leaves it out"
             )
         check_betas(self.betas, "training.betas")
+        self._check_shards()
         for name in ("weight_decay", "warmup"):
             if not 0 <= (value := getattr(self, name)) < math.inf:
                 raise ValueError(f"training.{name} = {value}, expected 0 (none) or more")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"training.ema = {self.ema}, expected a decay between 0 and 1, such as 0.998")
+
+    def _check_shards(self) -> None:
+        if self.shard is not None and self.steps is None:
+            raise ValueError(
+                f"training.shard = {self.shard!r} needs training.steps in place of minutes: one process alone cannot "
+                "time the steps of a network that lies on several"
+            )
+        if self.shard_over is not None and (self.shard != "hybrid" or self.shard_over < 1):
+            raise ValueError(
+                f"training.shard_over = {self.shard_over} with shard = {self.shard!r}, expected 1 process or more and "
+                "shard = 'hybrid'"
+            )
 
 
 def check_betas(betas: tuple[float, float], name: str) -> None:
@@ -184,6 +200,11 @@ def check_task(task: Task, training: Training, name: str, world: int) -> None:
             f"stage.{name}.training.accumulate is {training.accumulate}, but its loss compares all items of a "
             "batch with each other: leave it out"
         )
+    if training.shard is not None and task.rival is not None:
+        raise PalimpsestError(
+            f"stage.{name}.training.shard is {training.shard!r}, but its network trains against a rival, and two "
+            "players are not sharded: leave it out"
+        )
     if own % training.accumulate:
         raise PalimpsestError(
             f"stage.{name}.training.accumulate is {training.accumulate}, which does not divide the "
@@ -206,7 +227,7 @@ def decay_at(ema: float, step: int) -> float:
 def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
     """Move the average, kept in float32, towards the network; buffers are copied."""
     for mine, theirs in zip(average.parameters(), network.parameters(), strict=True):
-        mine.lerp_(theirs.to(mine.dtype), 1 - decay)
+        local(mine).lerp_(local(theirs).to(mine.dtype), 1 - decay)
     for mine, theirs in zip(average.buffers(), network.buffers(), strict=True):
         mine.copy_(theirs)
 

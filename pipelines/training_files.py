@@ -1,56 +1,137 @@
-"""How the tensors of a training state lie in files. Nothing else knows: who shards a state over processes changes this.
+"""How the tensors of a training state lie in files. Nothing else knows.
 
-A state is a tree of dictionaries, lists, plain values and tensors. It is written as one file that torch unpickles with
-`weights_only`, and hashed on its way to the disk, so that it need not be read again.
+A state is a tree of dictionaries, lists, plain values and tensors. It is one file where all processes hold the same,
+and one for each part where tensors are sharded over processes: the rows of a part, and in the first one all that is not
+sharded. Files are what torch unpickles with `weights_only`, and are hashed on their way to the disk.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from pipelines.artefact import fingerprint
 
-WHOLE = "state.pt"  # the state of all processes, which are alike
 Files = dict[str, dict[str, Any]]  # by their names: bytes and sha256
 
 
-def copied(tree: Any) -> Any:
-    """Return a copy of a state in main memory, which the next step does not touch."""
-    if isinstance(tree, Tensor):
-        return tree.detach().to("cpu", copy=True)
-    if isinstance(tree, dict):
-        return {key: copied(value) for key, value in tree.items()}
-    if isinstance(tree, list | tuple):
-        return type(tree)(copied(value) for value in tree)
-    return tree
+@dataclass(frozen=True)
+class Part:
+    """Which of `count` parts of a state a file holds."""
+
+    number: int
+    count: int
+
+    @property
+    def file(self) -> str:
+        """Its name."""
+        return f"state-{self.number:05d}-of-{self.count:05d}.pt"
 
 
-def write(folder: Path, tree: Any) -> Files:
-    """Write a state into a folder, down to the disk; returns what was written."""
-    with (folder / WHOLE).open("wb") as handle:
+WHOLE = "state.pt"  # the state of all processes, which are alike
+
+
+@dataclass(frozen=True)
+class Copy:
+    """A copy of a state in main memory: `rest` has None where tensors are sharded, whose own rows are `rows`."""
+
+    rest: Any
+    rows: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A tensor whose rows lie in several files, one behind the other; a slice of rows reads only those."""
+
+    pieces: list[Tensor]
+
+    @property
+    def shape(self) -> torch.Size:
+        """That of the whole."""
+        first = self.pieces[0].shape
+        return torch.Size([sum(len(piece) for piece in self.pieces), *first[1:]])
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        start, stop, _ = rows.indices(self.shape[0])
+        parts, begins = [], 0
+        for piece in self.pieces:
+            parts.append(piece[max(0, start - begins) : max(0, stop - begins)])
+            begins += len(piece)
+        return torch.cat(parts)
+
+
+def copied(tree: Any) -> Copy:
+    """Return a copy of a state, or of what this process holds of it, which the next step does not touch."""
+    rows: dict[str, Tensor] = {}
+
+    def walk(value: Any, path: str) -> Any:
+        if isinstance(value, DTensor):
+            rows[path] = _copy(value.to_local())
+            return None
+        if isinstance(value, Tensor):
+            return _copy(value)
+        if isinstance(value, dict):
+            return {key: walk(part, f"{path}/{key}") for key, part in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(walk(part, f"{path}/{number}") for number, part in enumerate(value))
+        return value
+
+    return Copy(walk(tree, ""), rows)
+
+
+def _copy(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", copy=True)
+
+
+def write(folder: Path, copy: Copy, part: Part | None = None) -> Files:
+    """Write a state, or a part of it, into a folder, down to the disk; returns what was written."""
+    held = copy.rest if part is None else {"rest": None if part.number else copy.rest, "rows": copy.rows}
+    name = WHOLE if part is None else part.file
+    with (folder / name).open("wb") as handle:
         hashing = _Hashing(handle)
-        torch.save(tree, hashing)  # type: ignore[arg-type]
+        torch.save(held, hashing)  # type: ignore[arg-type]
         handle.flush()
         os.fsync(handle.fileno())
-    return {WHOLE: hashing.facts()}
+    return {name: hashing.facts()}
 
 
 def read(folder: Path) -> Any:
-    """Read a state into main memory. Raises RuntimeError where it is none."""
-    return read_file(folder / WHOLE)
+    """Open a state: tensors are read where they are touched, those that lie in parts are `Cut`.
+
+    Raises RuntimeError where there is none.
+    """
+    names = sorted(path.name for path in folder.glob("state-*.pt"))
+    if not names:
+        return read_file(folder / WHOLE, lazily=True)
+    count = int(re.fullmatch(r"state-\d+-of-(\d+)\.pt", names[0])[1])  # type: ignore[index]
+    parts = [read_file(folder / Part(number, count).file, lazily=True) for number in range(count)]
+    return _joined(parts[0]["rest"], "", [part["rows"] for part in parts])
 
 
-def read_file(path: Path) -> Any:
+def _joined(value: Any, path: str, rows: list[dict[str, Tensor]]) -> Any:
+    """Put the rows of all parts in their places."""
+    if value is None and path in rows[0]:
+        return Cut([part[path] for part in rows])
+    if isinstance(value, dict):
+        return {key: _joined(part, f"{path}/{key}", rows) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_joined(part, f"{path}/{number}", rows) for number, part in enumerate(value))
+    return value
+
+
+def read_file(path: Path, *, lazily: bool = False) -> Any:
     """Read one file that torch saved, without running what it holds. Raises RuntimeError where that cannot be."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=lazily)
     except (OSError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         raise RuntimeError(f"{path} cannot be read: {error}") from error
 
