@@ -86,7 +86,8 @@ def plan(
     """
     from pipelines.amount import amounts
     from pipelines.config import load_recipe
-    from pipelines.forecast import Machines, plan
+    from pipelines.forecast import plan
+    from pipelines.outlook import Machines
     from pipelines.progress import ticking
 
     machines = Machines(gpus=gpus, gpu=gpu, utilisation=utilisation, price=price)

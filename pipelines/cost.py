@@ -24,7 +24,7 @@ from discrete.attend import causal_blocks, noisy_and_clean
 from pipelines.hardware import size_of
 from pipelines.optimizer import optimizers_of
 from pipelines.passes import Pass
-from pipelines.task import Training
+from pipelines.task import Training, blocks_of
 
 _FUSED = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -32,13 +32,17 @@ _FUSED_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes at the moment of a step that takes most; activations: all that is not kept between steps."""
+    """Bytes at the moment of a step that takes most; activations: all that is not kept between steps.
+
+    gathered: of sharded weights and gradients what is whole for a moment.
+    """
 
     weights: int
     gradients: int
     optimizer: int
     average: int
     activations: int
+    gathered: int = 0
 
     @property
     def total(self) -> int:
@@ -114,18 +118,52 @@ def memory(network: nn.Module, run: Pass, training: Training, items: int) -> Mem
     optimizers = optimizers_of(network, training)
     weights = size_of((*network.parameters(), *network.buffers()))
     with _Live(network) as live:
-        for _ in range(min(training.accumulate, 2)):
-            with torch.autocast("cpu", torch.bfloat16, training.bf16):
-                loss = run(network, items)
-            loss.backward()
-            del loss
+        _descend(network, run, training, items)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
     states = (state for optimizer in optimizers for state in optimizer.state.values())
     kept = size_of(value for state in states for value in state.values())
-    average = weights if training.ema else 0
+    learned = size_of(parameter for parameter in network.parameters() if parameter.requires_grad)
+    average = (weights if training.ema else 0) + (2 * learned if training.posthoc else 0)
     return Memory(weights=weights, gradients=live.gradients, optimizer=kept, average=average, activations=live.others)
+
+
+def sharded(network: nn.Module, run: Pass, training: Training, items: int, held: Memory, parts: int) -> Memory:
+    """Return the memory of a step on each of `parts` devices that share a copy, from what one holds without sharing.
+
+    Weights, gradients, moments and averages are divided. Whole are, with their gradients, what stands around the
+    blocks, and of the blocks the largest, twice while the next one arrives, in the type that it is gathered in; its
+    gradients leave in float32. Call it last: it changes the types of the network.
+    """
+    blocks = [block for block in blocks_of(network) if block is not network]
+    around = size_of(network.parameters()) - sum(size_of(block.parameters()) for block in blocks)
+    largest = max((sum(value.numel() for value in block.parameters()) for block in blocks), default=0)
+    learned = size_of(parameter for parameter in network.parameters() if parameter.requires_grad)
+    each = 2 if training.bf16 else 4
+    for module in (module for block in blocks if training.bf16 for module in block.modules()):
+        for name, value in module._parameters.items():
+            if value is not None:
+                module._parameters[name] = nn.Parameter(value.detach().bfloat16(), value.requires_grad)
+    with _Live(network) as live:
+        _descend(network, run, training, items)
+    return Memory(
+        weights=held.weights // parts,
+        gradients=learned // parts,
+        optimizer=held.optimizer // parts,
+        average=held.average // parts,
+        activations=live.passing,
+        gathered=2 * around + largest * (3 * each + 4),
+    )
+
+
+def _descend(network: nn.Module, run: Pass, training: Training, items: int) -> None:
+    """Run the passes of a step, as many as it takes for all that is there at once to be there."""
+    for _ in range(min(training.accumulate, 2)):
+        with torch.autocast("cpu", torch.bfloat16, training.bf16):
+            loss = run(network, items)
+        loss.backward()
+        del loss
 
 
 class _Live(TorchDispatchMode):
@@ -134,9 +172,10 @@ class _Live(TorchDispatchMode):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.gradients = self.others = 0  # bytes at the peak
+        self.passing = 0  # bytes at the peak of all that are no gradients
         self._alive: dict[int, int] = {}  # bytes of each storage
         self._of_gradients: set[int] = set()
-        self._total = 0
+        self._total = self._marked = 0
         self._kept = {_key(value) for value in (*network.parameters(), *network.buffers())}
         self._hooks = [
             p.register_post_accumulate_grad_hook(self._mark) for p in network.parameters() if p.requires_grad
@@ -153,9 +192,9 @@ class _Live(TorchDispatchMode):
         for value in tree_leaves(found):
             if isinstance(value, Tensor):
                 self._follow(value)
+        self.passing = max(self.passing, self._total - self._marked)
         if self._total > self.gradients + self.others:
-            self.gradients = sum(self._alive.get(key, 0) for key in self._of_gradients)
-            self.others = self._total - self.gradients
+            self.gradients, self.others = self._marked, self._total - self._marked
         return found
 
     def _follow(self, value: Tensor) -> None:
@@ -166,12 +205,15 @@ class _Live(TorchDispatchMode):
             weakref.finalize(storage, self._forget, key)
 
     def _forget(self, key: int) -> None:
-        self._total -= self._alive.pop(key, 0)
+        size = self._alive.pop(key, 0)
+        self._total -= size
+        self._marked -= size if key in self._of_gradients else 0
         self._of_gradients.discard(key)
 
     def _mark(self, parameter: Tensor) -> None:
-        if parameter.grad is not None:
-            self._of_gradients.add(_key(parameter.grad))
+        if parameter.grad is not None and (key := _key(parameter.grad)) not in self._of_gradients:
+            self._of_gradients.add(key)
+            self._marked += self._alive.get(key, 0)
 
 
 def _key(value: Tensor) -> int:

@@ -5,26 +5,24 @@ Operations and memory are counted (`pipelines.cost`); time and price follow from
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import replace
 
+from pipelines.advice import warnings_of
 from pipelines.amount import Amount, volume
-from pipelines.cost import Memory, memory, operations, without_values
+from pipelines.cost import Memory, memory, operations, sharded, without_values
 from pipelines.dry import aligned, check_files, in_bytes
 from pipelines.errors import PalimpsestError
-from pipelines.gpus import GPUS, Gpu
 from pipelines.hardware import size_of
-from pipelines.passes import encoders_of, players_of
+from pipelines.outlook import NETWORK, NODE, RUNTIME, Machines, Outlook, at_once
+from pipelines.passes import Player, encoders_of, players_of
 from pipelines.progress import Tick
 from pipelines.recipe import Recipe
+from pipelines.shard_checks import SHARDED
+from pipelines.sharding import parts_of
 from pipelines.stage_config import EncodeStage, MdlmStage
-from pipelines.task import Training
 
-NODE = 8  # GPUs that share fast links
-NETWORK = 50e9  # bytes a second of each GPU to other nodes (400 Gbit/s)
-RUNTIME = 1.5e9  # bytes that CUDA and its libraries hold on a GPU
-FULL = 0.92  # of a GPU's memory: what is beyond is lost in gaps between tensors
-PARTS = ("weights", "gradients", "optimizer", "average", "activations")
+PARTS = ("weights", "gradients", "optimizer", "average", "activations", "gathered")
 MEMORY = ("stage", "parameters", "items", *PARTS, "with runtime", "of GPU")
 TIME = ("stage", "operations/item", "items/s", "steps", "hours", "GPU hours", "dollars", "items read")
 NOTE = (
@@ -33,102 +31,6 @@ NOTE = (
     f"{NETWORK / 1e9:.0f} GB/s between them), {RUNTIME / 1e9:.1f} GB of CUDA's own. Time for loading, validation and "
     "pictures comes on top. Stages that train nothing are left out."
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Machines:
-    """What a recipe is planned for. utilisation: share of the peak of matrix products that training reaches."""
-
-    gpus: int
-    gpu: str = "h200"
-    utilisation: float = 0.35
-    price: float | None = None  # dollars for a GPU and an hour; none takes the table's
-
-    def __post_init__(self) -> None:
-        """Refuse what no machine is."""
-        if self.gpus < 1:
-            raise PalimpsestError(f"--gpus is {self.gpus}, expected 1 or more")
-        if self.gpu not in GPUS:
-            raise PalimpsestError(f"--gpu is {self.gpu!r}, expected one of {', '.join(GPUS)}")
-        if not 0 < self.utilisation <= 1:
-            raise PalimpsestError(f"--utilisation is {self.utilisation}, expected a share of the peak, such as 0.35")
-        if self.price is not None and self.price < 0:
-            raise PalimpsestError(f"--price is {self.price}, expected 0 or more dollars for a GPU and an hour")
-
-    @property
-    def kind(self) -> Gpu:
-        """The GPU."""
-        return GPUS[self.gpu]
-
-    @property
-    def rent(self) -> float:
-        """Dollars for a GPU and an hour."""
-        return self.kind.price if self.price is None else self.price
-
-    def dollars(self, hours: float) -> float:
-        """Return what all of them cost for so long."""
-        return self.gpus * hours * self.rent
-
-    def __str__(self) -> str:
-        return (
-            f"{self.gpus} x {self.gpu} ({in_bytes(self.kind.memory)}, {self.kind.bf16 / 1e12:.0f} TFLOP/s of bf16, of "
-            f"which training is taken to reach {self.utilisation:.0%}; {self.rent:g} dollars an hour each)"
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outlook:
-    """What the training of one stage takes: on each GPU of a step, and in all."""
-
-    name: str
-    training: Training
-    parameters: int
-    operations: float  # of one item, both players
-    memory: Memory
-    machines: Machines
-
-    @property
-    def items(self) -> int:
-        """Items that a GPU has at once."""
-        return at_once(self.training, self.machines.gpus)
-
-    @property
-    def held(self) -> float:
-        """Bytes on each GPU, with the buckets in which gradients are sent, and the runtime."""
-        return self.memory.total + RUNTIME + (4 * self.parameters if self.machines.gpus > 1 else 0)
-
-    @property
-    def computing(self) -> float:
-        """Seconds of a step's operations."""
-        peak = self.machines.kind.bf16 if self.training.bf16 else self.machines.kind.fp32
-        return self.training.batch / self.machines.gpus * self.operations / (peak * self.machines.utilisation)
-
-    @property
-    def sending(self) -> float:
-        """Seconds in which the gradients of a step go around all GPUs, in float32."""
-        gpus, links = self.machines.gpus, self.machines.kind.links
-        return 2 * (gpus - 1) / gpus * 4 * self.parameters / (links if gpus <= NODE else NETWORK)
-
-    @property
-    def seconds(self) -> float:
-        """Of a step: the exchange hides behind the operations, or they behind it."""
-        return max(self.computing, self.sending)
-
-    @property
-    def steps(self) -> int:
-        """As the recipe has them, or as its minutes allow."""
-        return self.training.steps or int(60 * (self.training.minutes or 0) / self.seconds)
-
-
-def at_once(training: Training, gpus: int) -> int:
-    """Return the items of a micro-batch on each GPU. Raises ValueError where they do not divide."""
-    parts = gpus * training.accumulate
-    if training.batch % parts:
-        raise ValueError(
-            f"training.batch is {training.batch}, which {gpus} GPUs in {training.accumulate} parts do not divide: "
-            f"try {-(-training.batch // parts) * parts}"
-        )
-    return training.batch // parts
 
 
 def plan(recipe: Recipe, machines: Machines, data: Sequence[Amount], tick: Tick | None = None) -> str:
@@ -178,17 +80,28 @@ def outlook(recipe: Recipe, name: str, machines: Machines) -> Outlook | None:
         counted = sum(operations(player.network, player.run, bf16=training.bf16) for player in players)
         parts = [memory(player.network, player.run, player.part.training or training, items) for player in players]
         frozen = [value for player in players if player.frozen for value in player.frozen.state_dict().values()]
-    apart = size_of(frozen)
-    together = {key: sum(getattr(part, key) for part in parts) for key in vars(parts[0])}
-    together |= {"activations": max(part.activations for part in parts), "weights": together["weights"] + apart}
-    return Outlook(
-        name=name,
-        training=training,
-        parameters=sum(p.numel() for player in players for p in player.network.parameters()),
-        operations=counted,
-        memory=Memory(**together),
-        machines=machines,
-    )
+        apart = size_of(frozen)
+        together = {key: sum(getattr(part, key) for part in parts) for key in vars(parts[0])}
+        together |= {"activations": max(part.activations for part in parts), "weights": together["weights"] + apart}
+        found = Outlook(
+            name=name,
+            training=training,
+            parameters=sum(p.numel() for player in players for p in player.network.parameters()),
+            operations=counted,
+            memory=Memory(**together),
+            machines=machines,
+        )
+        return _shared(found, players[0]) if recipe.stage[name].kind in SHARDED else found
+
+
+def _shared(found: Outlook, player: Player) -> Outlook:
+    """Spread the state over the GPUs where its training does, or where it might and needs to."""
+    gpus, training = found.machines.gpus, found.training
+    parts = gpus if training.shard is None else parts_of(training, gpus, min(gpus, NODE))
+    if parts == 1 or (training.shard is None and found.fits(found.held)):
+        return found
+    memory = sharded(player.network, player.run, training, found.items, found.memory, parts)
+    return replace(found, other=memory) if training.shard is None else replace(found, memory=memory, parts=parts)
 
 
 def _encoding(recipe: Recipe, name: str) -> float:
@@ -227,28 +140,3 @@ def _per_item(counted: float) -> str:
 
 def _spent(hours: float, machines: Machines) -> tuple[str, str, str]:
     return f"{hours:,.1f}", f"{machines.gpus * hours:,.0f}", f"{machines.dollars(hours):,.0f}"
-
-
-def warnings_of(one: Outlook) -> Iterator[str]:
-    """Yield a sentence for each thing that will go wrong, with a remedy."""
-    kind, training = one.machines.kind, one.training
-    if one.held > FULL * kind.memory:
-        standing = one.held - one.memory.activations
-        remedy = "fewer parameters, or a GPU with more memory"
-        if standing < FULL * kind.memory and one.items > 1:
-            parts = training.accumulate * -(-one.memory.activations // int(FULL * kind.memory - standing))
-            remedy = f"stage.{one.name}.training.accumulate = {_dividing(training.batch // one.machines.gpus, parts)}"
-        yield (
-            f"{one.name} WILL NOT FIT: {in_bytes(one.held)} on a GPU of {in_bytes(kind.memory)}, of which "
-            f"{FULL:.0%} can be used. Try {remedy}, or checkpointing = true where its model has it."
-        )
-    if one.sending > one.computing:
-        yield (
-            f"{one.name} waits for its gradients: {one.sending * 1e3:.0f} ms of exchange for "
-            f"{one.computing * 1e3:.0f} ms of operations a step. Take a larger batch, or fewer GPUs."
-        )
-
-
-def _dividing(items: int, parts: int) -> int:
-    """Return the smallest number from `parts` on that divides `items`."""
-    return next((number for number in range(parts, items) if items % number == 0), items)

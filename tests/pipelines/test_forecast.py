@@ -13,13 +13,15 @@ from torch.profiler import profile
 
 from discrete.attend import causal_blocks
 from discrete.text_model import TextTransformer, TextTransformerConfig
+from pipelines.advice import warnings_of
 from pipelines.amount import Amount
 from pipelines.cli import application
 from pipelines.config import load_recipe
 from pipelines.cost import memory, operations, without_values
 from pipelines.errors import PalimpsestError
-from pipelines.forecast import Machines, at_once, outlook, plan, warnings_of
+from pipelines.forecast import outlook, plan
 from pipelines.gpus import GPUS
+from pipelines.outlook import Machines, at_once
 from pipelines.passes import players_of, summed
 from pipelines.task import Training
 from tests.conftest import ROOT
@@ -179,6 +181,25 @@ def test_what_does_not_fit_is_said_with_the_parts_that_would():
     parts = int(advice.split("accumulate = ")[1].split(",")[0])
     fixed = load_recipe(ROOT / "recipes" / "smoke.toml", (*sets, f"stage.vae.training.accumulate={parts}"))
     assert outlook(fixed, "vae", Machines(gpus=1, gpu="rtx4090")).held <= 0.92 * GPUS["rtx4090"].memory
+
+
+def test_a_sharded_state_is_divided_and_advised_where_it_makes_a_training_fit(monkeypatch):
+    sets = ("stage.latent.model.dim=256", "stage.latent.training.batch=4")
+    recipe = load_recipe(ROOT / "recipes" / "smoke.toml", sets)
+    spread = load_recipe(ROOT / "recipes" / "smoke.toml", (*sets, "stage.latent.training.shard=full"))
+    whole, each = (outlook(one, "latent", Machines(gpus=4)) for one in (recipe, spread))
+    for name in ("weights", "optimizer", "average"):
+        assert getattr(each.memory, name) == getattr(whole.memory, name) // 4
+    assert each.memory.gradients == each.parameters and each.memory.gathered > 0  # 4 bytes, on 4 devices
+    assert each.memory.activations < 2 * each.parameters  # without sharding all weights in bf16 lie among them
+    assert whole.held - each.held > 5 * each.parameters
+    room = replace(GPUS["h200"], memory=(whole.held + each.held) / 2 / 0.92)
+    monkeypatch.setitem(GPUS, "h200", room)
+    (advice, *_) = warnings_of(outlook(recipe, "latent", Machines(gpus=4)))
+    assert advice.startswith("latent WILL NOT FIT") and 'stage.latent.training.shard = "full"' in advice
+    assert outlook(spread, "latent", Machines(gpus=4)).held <= 0.92 * room.memory
+    hybrid = (*sets, "stage.latent.training.shard=hybrid", "stage.latent.training.shard_over=2")
+    assert outlook(load_recipe(ROOT / "recipes" / "smoke.toml", hybrid), "latent", Machines(gpus=4)).parts == 2
 
 
 def test_batches_that_the_gpus_do_not_divide_are_refused_with_one_that_they_do():

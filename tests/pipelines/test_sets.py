@@ -17,9 +17,10 @@ from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
 from pipelines.data.stream import once
 from pipelines.errors import DataError, PalimpsestError
-from pipelines.forecast import Machines, _time_row, outlook, plan
+from pipelines.forecast import _time_row, outlook, plan
 from pipelines.masked_stage import MdlmTask
 from pipelines.models import load_vae
+from pipelines.outlook import Machines
 from pipelines.runs import open_run
 from pipelines.stage_one import VAETask
 from pipelines.stages import ensure_data, run_stage
