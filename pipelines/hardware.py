@@ -1,22 +1,18 @@
-"""What a process, a device and a seed give: generators keyed by step, precision, compilers, reading ahead."""
+"""What a process, a device and a seed give: generators keyed by step, precision, compilers."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import logging
-import math
 import os
 import shutil
 import sys
 import sysconfig
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,40 +24,6 @@ def step_generator(seed: int, rank: int, step: int, device: torch.device | str =
     """Return the generator of all draws of one step on one rank."""
     key = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
-
-
-class Ahead(Generic[Item]):
-    """The next items, made in a thread while the current one is used; that thread ends with the context."""
-
-    def __init__(self, items: Iterator[Item], depth: int = 2) -> None:
-        self._items, self._end = items, object()
-        self._begun, self._over, self._waited = time.monotonic(), math.inf, 0.0
-        self._pool = ThreadPoolExecutor(1)
-        self._queue = deque(self._pool.submit(next, items, self._end) for _ in range(depth))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._over = time.monotonic()
-        self._pool.shutdown(cancel_futures=True)
-
-    def __iter__(self) -> Iterator[Item]:
-        return self
-
-    def __next__(self) -> Item:
-        began = time.monotonic()
-        item = self._queue.popleft().result()
-        self._waited += time.monotonic() - began
-        self._queue.append(self._pool.submit(next, self._items, self._end))
-        if item is self._end:
-            raise StopIteration
-        return item  # type: ignore[return-value]
-
-    @property
-    def waiting(self) -> float:
-        """Share of the time, from its beginning to its end, that its user has waited for items."""
-        return self._waited / max(min(time.monotonic(), self._over) - self._begun, 1e-9)
 
 
 def leave_group(code: int, *, together: bool) -> None:

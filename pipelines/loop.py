@@ -13,7 +13,7 @@ import logging
 import shutil
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -25,8 +25,8 @@ from pipelines.artefact import PLAN, ArtefactError, write_atomically
 from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
-from pipelines.errors import Interrupted, PalimpsestError
-from pipelines.hardware import Ahead, can_compile, step_generator
+from pipelines.errors import DataError, Interrupted, PalimpsestError
+from pipelines.hardware import can_compile, step_generator
 from pipelines.ledger import summary
 from pipelines.left_out import remedy, too_many
 from pipelines.optimizer import players_optimizers, set_rate
@@ -39,6 +39,7 @@ from pipelines.sharding import Sharding
 from pipelines.shared_checkpoints import SharedCheckpoints
 from pipelines.state import State
 from pipelines.stopping import listening, orphaned
+from pipelines.supply import Supply, all_ready
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 from pipelines.views import Views
 
@@ -125,26 +126,56 @@ class Loop:
     def _steps(self, shown: Meter) -> None:
         """Take every step that is left."""
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        with Supply(self.task.batches(self.state.cursor, rank, world)) as self.supply:
+            self._take(rank, world, shown)
+
+    def _take(self, rank: int, world: int, shown: Meter) -> None:
         begun = time.monotonic() - self.state.seconds
-        with Ahead(self.task.batches(self.state.cursor, rank, world)) as self.batches:
-            while self.state.step < self.plan.at(self.state.step):
-                batch, cursor = next(self.batches)
-                taken = self._step(batch, rank)
-                if taken.left_out:
-                    self._left_out(taken)
-                else:
-                    self.state.in_a_row = 0
-                self.state.step, self.state.cursor = self.state.step + 1, cursor
-                self.state.seconds = time.monotonic() - begun
-                if self.state.tracked is not None:
-                    self.state.tracked.update(self.state.network, self.state.step)
-                rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
-                idle = f"  {waited:.0%} waiting for data" if (waited := self.batches.waiting) > WORTH_SAYING else ""
-                shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s{idle}")
-                if world == 1:  # ranks have clocks of their own
-                    self.plan.hold_against(self.state.step, self.state.seconds)
-                    shown.total = self.plan.at(self.state.step)
-                self._watch(taken)
+        while self.state.step < self.plan.at(self.state.step):
+            batch, cursor = self._next()
+            taken = self._step(batch, rank)
+            if taken.left_out:
+                self._left_out(taken)
+            else:
+                self.state.in_a_row = 0
+            self.state.step, self.state.cursor = self.state.step + 1, cursor
+            self.state.seconds = time.monotonic() - begun
+            if self.state.tracked is not None:
+                self.state.tracked.update(self.state.network, self.state.step)
+            rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
+            idle = f"  {waited:.0%} waiting for data" if (waited := self.supply.waiting) > WORTH_SAYING else ""
+            shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s{idle}")
+            if world == 1:  # ranks have clocks of their own
+                self.plan.hold_against(self.state.step, self.state.seconds)
+                shown.total = self.plan.at(self.state.step)
+            self._watch(taken)
+
+    def _next(self) -> tuple[Batch, int]:
+        """The next batch, once every rank has one; where one cannot have it, or is asked to stop, all save and stop."""
+        stop, failed = all_ready(self.supply, self.descent.anywhere, lambda: self.stop or orphaned())
+        if failed:
+            self._stop_with(self.supply.error)
+        if stop:
+            self._save(wait=True)
+            self._stopped()
+        return self.supply.take()
+
+    def _stop_with(self, error: Exception | None) -> NoReturn:
+        """Save, and end with what one rank has met; it is no mistake of the others."""
+        said = [words for words in gather_object([str(error) or repr(error) if error else ""]) if words]
+        self._save(wait=True)
+        self.accelerator.wait_for_everyone()
+        if error is not None and not isinstance(error, PalimpsestError):
+            raise error
+        step = self.state.step
+        raise DataError(f"{said[0]} {self.name} is saved at step {step}: the same command goes on from there.")
+
+    def _stopped(self) -> NoReturn:
+        self.accelerator.wait_for_everyone()
+        step, steps = self.state.step, self.plan.at(self.state.step)
+        raise Interrupted(
+            f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
+        )
 
     def _step(self, batch: Batch, rank: int) -> Taken:
         """One optimiser step, with what stands around it."""
@@ -186,7 +217,7 @@ class Loop:
         last = step == steps
         if step % 20 == 0 or last:
             scalars = {key: float(value) for key, value in taken.scalars.items()}
-            self._log("train", {"loss": taken.loss, **scalars, "waiting": self.batches.waiting})
+            self._log("train", {"loss": taken.loss, **scalars, "waiting": self.supply.waiting})
         due = self.main and time.monotonic() - self.last_save > training.save_seconds
         stop, due = self.descent.anywhere(self.stop or orphaned(), due)
         if looking and (step % training.validate_every == 0 or last):
@@ -199,11 +230,9 @@ class Loop:
         self._settle(wait=False)
         if stop or due or self.checkpoints.due(step):
             self._save(wait=stop)
-        self.accelerator.wait_for_everyone()
         if stop:
-            raise Interrupted(
-                f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
-            )
+            self._stopped()
+        self.accelerator.wait_for_everyone()
 
     def _save(self, *, wait: bool) -> None:
         """Begin a checkpoint, and end it where nothing comes after it."""
@@ -265,7 +294,7 @@ class Loop:
             save_whole(ema, state.average.state_dict(), main=self.main)
         self.accelerator.wait_for_everyone()
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
-        seconds["waiting"] = round(self.batches.waiting, 4)
+        seconds["waiting"] = round(self.supply.waiting, 4)
         chosen = {} if state.best is None else {"chosen_step": state.best[0], "chosen_by": self.task.criterion}
         return {"steps": state.step, **seconds, "skipped_steps": state.skipped, **chosen}
 

@@ -12,13 +12,15 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pipelines.checkpoints import drop
-from pipelines.errors import PalimpsestError
-from pipelines.hardware import Ahead, seeded, step_generator
+from pipelines.data.patience import check_asked
+from pipelines.errors import DataError, PalimpsestError
+from pipelines.hardware import seeded, step_generator
 from pipelines.left_out import BAD_STEPS
 from pipelines.loop import Interrupted, Loop, train
 from pipelines.optimizer import optimizers_of
 from pipelines.plan import Plan
 from pipelines.rehearsal import rehearse
+from pipelines.supply import Supply
 from pipelines.task import Task, Training, decay_at, update_average
 
 
@@ -259,39 +261,89 @@ def test_the_first_average_forgets_the_initial_weights(tmp_path):
     assert math.prod(decay_at(0.9999, step) for step in range(100)) < 1e-6
 
 
-def test_reading_ahead_keeps_order_and_passes_errors_on():
-    with Ahead(iter(range(10))) as items:
-        assert list(items) == list(range(10))
+@pytest.mark.parametrize(("error", "match"), [(DataError, r"no shard\. line is saved at step 7"), (KeyError, "no")])
+def test_a_run_that_cannot_read_on_saves_and_goes_on_later(tmp_path, error, match):
+    run(Line(), tmp_path / "whole")
+
+    class Unread(Line):
+        def batches(self, cursor, rank, world):
+            for batch, after in super().batches(cursor, rank, world):
+                if after > 16 * 7:
+                    raise error("no shard.")
+                yield batch, after
+
+    for _ in range(2):  # a server that is still away changes nothing
+        with pytest.raises(error, match=match):
+            run(Unread(), tmp_path / "parts")
+    run(Line(), tmp_path / "parts")
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_run_that_cannot_read_its_first_batch_begins_later(tmp_path):
+    run(Line(), tmp_path / "whole")
+
+    class Nothing(Line):
+        def batches(self, cursor, rank, world):
+            raise DataError("no shard.")
+            yield
+
+    with pytest.raises(DataError, match="saved at step 0"):
+        run(Nothing(), tmp_path / "parts")
+    run(Line(), tmp_path / "parts")
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_who_waits_for_a_batch_stops_at_once_when_asked_to(tmp_path):
+    class Waiting(Line):
+        def batches(self, cursor, rank, world):
+            yield next(super().batches(cursor, rank, world))
+            while True:
+                check_asked()
+                time.sleep(0.01)
+                self.loop.stop |= self.loop.state.step == 1
+
+    begun = time.monotonic()
+    with pytest.raises(Interrupted, match="stopped at step 1 of 30; saved"):
+        run(Waiting(), tmp_path)
+    assert time.monotonic() - begun < 5
+
+
+def test_a_supply_keeps_order_passes_errors_on_and_leaves_no_thread_behind():
+    before = threading.active_count()
+    with Supply(iter(range(10))) as supply:
+        assert [supply.take() for _ in range(10) if supply.wait(5)] == list(range(10))
 
     def broken():
         yield 1
         raise ValueError("broken batch")
 
-    with Ahead(broken()) as items:
-        assert next(items) == 1
+    with Supply(broken()) as supply:
+        assert supply.wait(5) and supply.error is None and supply.take() == 1
+        assert supply.wait(5) and str(supply.error) == "broken batch"
         with pytest.raises(ValueError, match="broken batch"):
-            next(items)
-
-
-def test_reading_ahead_leaves_no_thread_and_reads_no_further():
-    read, before = [], threading.active_count()
-    with Ahead((read.append(number) or number for number in range(100)), depth=2) as items:
-        assert next(items) == 0 and threading.active_count() == before + 1
+            supply.take()
+    read = []
+    with Supply((read.append(number) or number for number in range(100)), depth=2) as supply:
+        assert supply.wait(5)
     assert threading.active_count() == before
-    assert len(read) <= 3  # the one that was used and what was ahead of it
+    assert len(read) <= 4  # the one that was seen, what was ahead of it, and the next that found no room
 
 
 @pytest.mark.parametrize(("making", "using", "share"), [(0.03, 0.0, 1.0), (0.0, 0.03, 0.0), (0.03, 0.03, 0.1)])
 def test_the_share_of_time_that_is_waited_for_batches(making, using, share):
     def slow():
-        for number in range(20):
+        while True:
             time.sleep(making)
-            yield number
+            yield 0
 
-    with Ahead(slow()) as items:
-        for _ in items:
+    with Supply(slow()) as supply:
+        for _ in range(20):
+            assert supply.wait(5)
+            supply.take()
             time.sleep(using)
-        assert items.waiting == pytest.approx(share, abs=0.2)
+        assert supply.waiting == pytest.approx(share, abs=0.2)
 
 
 def test_draws_are_keyed_by_seed_rank_and_step():
