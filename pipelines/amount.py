@@ -8,6 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from pipelines.data.config import FIRST
+from pipelines.data.place import Place
 from pipelines.data.shards import open_split
 from pipelines.dry import in_bytes
 from pipelines.recipe import Recipe
@@ -29,8 +30,8 @@ class Amount:
     texts: bool = False
 
 
-def amounts(recipe: Recipe, data: Path, out: Path) -> list[Amount]:
-    """Return how much the training split of each set holds; data: the folder of the first, out: where runs are kept.
+def amounts(recipe: Recipe, data: Place, out: Path) -> list[Amount]:
+    """Return how much the training split of each set holds; data: where the first lies, out: where runs are kept.
 
     Raises DataError as `open_split` does.
     """
@@ -39,8 +40,8 @@ def amounts(recipe: Recipe, data: Path, out: Path) -> list[Amount]:
 
 
 def _amount(recipe: Recipe, source: Source, texts: bool) -> Amount:
-    split = open_split(source.folder, "train")
-    sizes = [split.path_of(number).stat().st_size for number in range(len(split.sizes))]
+    split = open_split(source.place, "train")
+    sizes = split.shards.stamps[:, 0].tolist()
     share = Fraction(recipe.shares().get(source.name, "1"))
     return Amount(samples=len(split), bytes=sum(sizes), shards=len(sizes), name=source.name, share=share, texts=texts)
 

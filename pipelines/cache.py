@@ -19,6 +19,7 @@ from pipelines.artefact import ArtefactError, digest, read_json
 from pipelines.config import read_config
 from pipelines.data.decode import numpy_members
 from pipelines.data.joined import AnySplit
+from pipelines.data.place import Here
 from pipelines.data.stream import Stream, once
 from pipelines.runs import Run
 from pipelines.sets import Source, open_sets
@@ -106,4 +107,4 @@ def open_cache(run: Run, name: str) -> Cache:
 def inside(run: Run, folder: Path) -> list[Source]:
     """Return where in a cache each set of pictures lies: a single one at the top."""
     sets = run.pictures
-    return [dataclasses.replace(one, folder=folder / one.name if len(sets) > 1 else folder) for one in sets]
+    return [dataclasses.replace(one, place=Here(folder / one.name if len(sets) > 1 else folder)) for one in sets]

@@ -37,11 +37,12 @@ from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.stopping import STOPPED
 
 Recipe = Annotated[Path, tyro.conf.Positional]
+Data = Annotated[str | None, tyro.conf.arg(metavar="DIR|URL")]
 Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
 
 
 def run(
-    recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, budget: float | None = None, set_: Sets = (),
+    recipe: Recipe, out: Path = Path("runs"), data: Data = None, budget: float | None = None, set_: Sets = (),
     dry: bool = False,
 ) -> None:  # fmt: skip
     """Run every stage of a recipe; finished stages are skipped and an interrupted one goes on.
@@ -49,7 +50,7 @@ def run(
     Args:
         recipe: a TOML file, such as recipes/scenes.toml.
         out: where runs are kept; this one goes to OUT/<recipe name>.
-        data: folder of shards; needed where the recipe names none.
+        data: folder of shards, or its address (https://, s3://, gs://); needed where the recipe names none.
         budget: minutes for the whole run; training times are scaled to fit.
         set_: recipe values to change, such as stage.vae.training.minutes=5.
         dry: build every network without memory, print what the recipe would train, or why it cannot, and run nothing.
@@ -70,7 +71,7 @@ def run(
 
 
 def plan(
-    recipe: Recipe, gpus: int, gpu: str = "h200", data: Path | None = None, utilisation: float = 0.35,
+    recipe: Recipe, gpus: int, gpu: str = "h200", data: Data = None, utilisation: float = 0.35,
     price: float | None = None, set_: Sets = (),
 ) -> None:  # fmt: skip
     """Say what the trainings of a recipe take on GPUs: memory, operations, time, price and data, and what cannot fit.
@@ -79,13 +80,14 @@ def plan(
         recipe: a TOML file, such as recipes/t2i-256.toml.
         gpus: how many there are.
         gpu: which: a100-40, a100-80, h100, h200, b200, l40s, rtx4090.
-        data: folder of shards, for epochs and volumes; further sets lie where the recipe says.
+        data: folder of shards, or its address, for epochs and volumes; further sets lie where the recipe says.
         utilisation: share of the GPU's peak that training reaches; measure yours on a short run.
         price: dollars for a GPU and an hour, in place of a rough rent.
         set_: recipe values to change.
     """
     from pipelines.amount import amounts
     from pipelines.config import load_recipe
+    from pipelines.data.place import place_of
     from pipelines.forecast import plan
     from pipelines.outlook import Machines
     from pipelines.progress import ticking
@@ -93,18 +95,18 @@ def plan(
     machines = Machines(gpus=gpus, gpu=gpu, utilisation=utilisation, price=price)
     read = load_recipe(recipe, set_)
     with ticking("plan") as tick:
-        text = plan(read, machines, [] if data is None else amounts(read, data, Path("runs")), tick)
+        text = plan(read, machines, [] if data is None else amounts(read, place_of(data), Path("runs")), tick)
     print(text)
 
 
-def train(name: Words, recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+def train(name: Words, recipe: Recipe, out: Path = Path("runs"), data: Data = None, set_: Sets = ()) -> None:
     """Run one stage of a recipe, by its name. Its forerunners must be finished.
 
     Args:
         name: the stage, as the recipe names it, such as vae.
         recipe: a TOML file, or the recipe.json of a run.
         out: where runs are kept.
-        data: folder of shards.
+        data: folder of shards, or its address.
         set_: recipe values to change.
     """
     from pipelines.runs import open_run
@@ -113,31 +115,31 @@ def train(name: Words, recipe: Recipe, out: Path = Path("runs"), data: Path | No
     run_stage(open_run(recipe, out=out, data=data, overrides=set_), name)
 
 
-def encode(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+def encode(recipe: Recipe, out: Path = Path("runs"), data: Data = None, set_: Sets = ()) -> None:
     """Cache latents, image tokens, text tokens and text embeddings of all splits in shards.
 
     Args:
         recipe: a TOML file with a stage of kind encode.
         out: where runs are kept.
-        data: folder of shards.
+        data: folder of shards, or its address.
         set_: recipe values to change.
     """
     _run_kind(("encode",), recipe, out, data, set_)
 
 
-def evaluate(recipe: Recipe, out: Path = Path("runs"), data: Path | None = None, set_: Sets = ()) -> None:
+def evaluate(recipe: Recipe, out: Path = Path("runs"), data: Data = None, set_: Sets = ()) -> None:
     """Compute the figures and write report.html and report.json.
 
     Args:
         recipe: a TOML file with a stage of kind eval, or text_eval.
         out: where runs are kept.
-        data: folder of shards.
+        data: folder of shards, or its address.
         set_: recipe values to change.
     """
     _run_kind(("eval", "text_eval"), recipe, out, data, set_)
 
 
-def _run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: Path | None, overrides: tuple[str, ...]) -> None:
+def _run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...]) -> None:
     from pipelines.runs import open_run
     from pipelines.stages import run_stage
 

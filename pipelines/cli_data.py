@@ -52,11 +52,11 @@ def data_import(
     print(report.summary())
 
 
-def data_check(folder: Annotated[Path, tyro.conf.Positional]) -> None:
+def data_check(folder: Annotated[str, tyro.conf.Positional]) -> None:
     """Read every shard and say what is wrong; the exit code is 0 only if a training run would be safe.
 
     Args:
-        folder: of shards.
+        folder: of shards, or its address.
     """
     from pipelines.data.check import check
     from pipelines.progress import ticking

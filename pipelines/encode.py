@@ -26,8 +26,8 @@ from accelerate.utils import gather_object
 from pipelines.artefact import read_json, save_weights, write_json
 from pipelines.cache import cache_folder, inside, made_of
 from pipelines.data.decode import image_and_caption
-from pipelines.data.joined import AnySplit
 from pipelines.data.shard_writer import Record, write_shard
+from pipelines.data.shards import Split, open_split
 from pipelines.data.skipped import Skipped
 from pipelines.data.stream import once
 from pipelines.errors import Interrupted
@@ -35,7 +35,7 @@ from pipelines.hardware import device_of
 from pipelines.models import load_bpe, load_vae, load_vqvae, token_layout
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
-from pipelines.sets import open_sets, splits_of
+from pipelines.sets import splits_of
 from pipelines.stage_config import EncodeStage
 from pipelines.stopping import listening, orphaned
 from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
@@ -50,7 +50,7 @@ FACTS = ".parts"  # folder of what is known of each part until all stand
 log = logging.getLogger("palimpsest")
 
 
-class Place(NamedTuple):
+class Where(NamedTuple):
     """A split of a set: the set's folder in the cache, empty where there is but one set, and the split."""
 
     folder: str
@@ -60,7 +60,7 @@ class Place(NamedTuple):
 class Part(NamedTuple):
     """Samples of a split that become one shard of the cache."""
 
-    place: Place
+    place: Where
     number: int
     samples: range
 
@@ -97,7 +97,7 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
     if not (folder / "manifest.json").exists():
         partial = folder.with_name(f".{folder.name}.partial")
         opened = {
-            Place("" if there.folder == folder else there.name, split): open_sets([source], split)
+            Where("" if there.place.folder == folder else there.name, split): open_split(source.place, split)
             for source, there in zip(run.pictures, inside(run, folder), strict=True)
             for split in splits_of([source])
         }
@@ -146,7 +146,7 @@ class Encoding:
     """The making of one cache in a folder that is not whole yet."""
 
     def __init__(
-        self, folder: Path, opened: Mapping[Place, AnySplit], encoders: Encoders, size: int, stage: EncodeStage
+        self, folder: Path, opened: Mapping[Where, Split], encoders: Encoders, size: int, stage: EncodeStage
     ) -> None:
         self.folder, self.opened, self.encoders, self.stage = folder, opened, encoders, stage
         self.decode = image_and_caption(size)
@@ -181,7 +181,7 @@ class Encoding:
         first = self.first_seen()
         first.write(self.folder)
         known = [(part, read_json(self._known(part))) for part in self.parts]
-        counts, there, broken = Counter[str](), Counter[str](), Counter[Place]()
+        counts, there, broken = Counter[str](), Counter[str](), Counter[Where]()
         for part, facts in known:
             counts[part.place.split] += facts["samples"]
             broken[part.place] += facts["broken"]
@@ -212,7 +212,8 @@ class Encoding:
         def samples() -> Iterator[tuple[str, Record]]:
             nonlocal count, truncated
             split, batch = self.opened[part.place], self.stage.batch
-            for items in once(split, self.decode, batch=batch, numbers=part.samples, skipped=skipped):
+            numbers = split.numbers(part.samples)
+            for items in once(split, self.decode, batch=batch, numbers=numbers, skipped=skipped):
                 self._stop_where_asked()
                 captions.update(dict.fromkeys(items["caption"]))
                 records, cut = encoded(items, self.encoders)
@@ -263,7 +264,7 @@ class Encoding:
             raise Interrupted
 
 
-def parts_of(place: Place, samples: int, per_part: int) -> list[Part]:
+def parts_of(place: Where, samples: int, per_part: int) -> list[Part]:
     """Cut the samples of a split into parts."""
     starts = range(0, samples, per_part)
     return [Part(place, i, range(start, min(start + per_part, samples))) for i, start in enumerate(starts)]

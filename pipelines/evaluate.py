@@ -120,7 +120,7 @@ def _name_missing(e: Evaluation) -> None:
 def mixed_of(run: Run) -> dict[str, str]:
     """Return the sets of a mixture with what is drawn of each for each picture, to be shown."""
     shares = run.recipe.shares()
-    named = [f"{one.name} ({one.folder.name}) {shares[one.name]}" for one in (*run.pictures, *run.texts) if shares]
+    named = [f"{one.name} ({one.called}) {shares[one.name]}" for one in (*run.pictures, *run.texts) if shares]
     return {"sets": ", ".join(named)} if named else {}
 
 
@@ -138,7 +138,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
         artefacts={other: manifest["hash"][:16] for other, manifest in manifests.items()},
-        data={"folder": run.data.name, "hash": run.data_hash(), **mixed_of(run), **left_out(manifests)},
+        data={"folder": run.data_name(), "hash": run.data_hash(), **mixed_of(run), **left_out(manifests)},
         versions={
             package: version(package)
             for package in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")

@@ -150,7 +150,7 @@ def scene_judge_config(run: Run, stage: SceneJudgeStage) -> SceneJudgeConfig:
     """Return the judge's configuration from the attributes that the data's manifest lists."""
     described = run.data_manifest()
     if "attributes" not in described or "objects" not in described:
-        folders, alike = ", ".join(str(one.folder) for one in run.pictures), " that agree" if run.pictures[1:] else ""
+        folders, alike = ", ".join(str(one.place) for one in run.pictures), " that agree" if run.pictures[1:] else ""
         raise PalimpsestError(
             f"{folders}: no exact labels{alike}, which stage kind 'scene_judge' needs: take that stage out of the "
             "recipe, or use data made by `palimpsest data scenes`."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +61,7 @@ class MdlmTask(TokenTask):
     def _alone(self) -> tuple[AnySplit, int]:
         """Texts without pictures, of the stage or of the data, and how many of them go with a batch of pairs."""
         if self.stage.texts is not None:
-            return open_split(Path(self.stage.texts.path), "train"), round(self.stage.texts.share * self.batch)
+            return open_split(self.stage.texts.path, "train"), round(self.stage.texts.share * self.batch)
         data = self.run.recipe.data
         assert isinstance(data, Sets)
         return open_sets(self.run.texts, "train"), int(data.texts_per_picture() * self.batch)

@@ -166,10 +166,9 @@ def _start(run: Run, name: str, workers: int, alone: bool, bar: Progress) -> Wor
     environment |= {"OMP_NUM_THREADS": str(threads), "PYTHONUNBUFFERED": "1"}
     recipe = run.folder / RECIPE
     command = [sys.executable, "-m", "pipelines.cli", "train", name, str(recipe), "--out", str(run.folder.parent)]
+    command += ["--data", run.place.given]
     with log.open("ab") as handle:
-        process = subprocess.Popen(
-            [*command, "--data", str(run.data)], stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment
-        )
+        process = subprocess.Popen(command, stdout=handle, stderr=handle, stdin=subprocess.DEVNULL, env=environment)
     return Worker(name, process, status, log, bar.add_task(name, total=None, note="starting"))
 
 
@@ -226,7 +225,9 @@ def _stop(running: list[Worker]) -> None:
         worker.process.wait()
 
 
-def start_run(recipe: Path, *, out: Path, data: Path | None, budget: float | None, overrides: tuple[str, ...]) -> Run:
+def start_run(
+    recipe: Path, *, out: Path, data: Path | str | None, budget: float | None, overrides: tuple[str, ...]
+) -> Run:
     """Open a run and see to its data. A budget is turned into training minutes once, when the run starts."""
     run = open_run(recipe, out=out, data=data, overrides=overrides, budget=budget, scale=_scaled_to)
     ensure_data(run)

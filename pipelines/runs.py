@@ -9,6 +9,7 @@ import shlex
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from pipelines.artefact import (
 )
 from pipelines.config import dump_recipe, load_recipe
 from pipelines.data.joined import AnySplit
-from pipelines.data.shards import shard_paths
+from pipelines.data.place import Here, Place, of_split, place_of
 from pipelines.errors import PalimpsestError
 from pipelines.identity import (
     GONE,
@@ -42,9 +43,11 @@ from pipelines.recipe import Recipe
 from pipelines.sets import (
     Source,
     common_manifest,
-    data_folder,
+    data_place,
     hash_of,
     hash_of_texts,
+    named,
+    older_hash_of,
     open_sets,
     pictures_of,
     splits_of,
@@ -61,22 +64,31 @@ IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A recipe, the folder of its results and the folder of its data."""
+    """A recipe, the folder of its results and that of its data; source: where the data comes from, if not from there.
+
+    A set elsewhere has a folder of this machine too, for what has been fetched of it.
+    """
 
     recipe: Recipe
     folder: Path
     data: Path
+    source: Place | None = None
+
+    @property
+    def place(self) -> Place:
+        """Where the data lies."""
+        return self.source or Here(self.data)
 
     def stage_folder(self, name: str) -> Path:
         """Return the folder of a stage's artefact."""
         return self.folder / name
 
-    @property
+    @cached_property
     def pictures(self) -> list[Source]:
         """The sets of pictures."""
-        return pictures_of(self.recipe, self.data, self.folder.parent)
+        return pictures_of(self.recipe, self.place, self.folder.parent)
 
-    @property
+    @cached_property
     def texts(self) -> list[Source]:
         """The sets of texts alone."""
         return texts_of(self.recipe)
@@ -100,6 +112,10 @@ class Run:
     def data_manifest(self) -> dict[str, Any]:
         """Return the manifest of the data, empty where there is none; of several sets, what they agree on."""
         return common_manifest(self.pictures)
+
+    def data_name(self) -> str:
+        """Return what a report calls the data: the name of its folder, or its address without credentials."""
+        return self.pictures[0].called
 
     def need(self, name: str, kind: str) -> tuple[str, dict[str, Any]]:
         """Return (name, manifest) of the forerunner of `kind` that stage `name` stands on, checked."""
@@ -144,8 +160,8 @@ class Run:
             paths = [self.data / other.file for other in stage.other]
             found["other"] = {path.name: file_hash(path) for path in paths if path.exists()}
         if isinstance(stage, MdlmStage) and stage.texts is not None:
-            shards = sorted(Path(stage.texts.path).glob("*.tar"))
-            found["texts"] = digest([[path.name, path.stat().st_size] for path in shards])
+            texts = place_of(stage.texts.path)
+            found["texts"] = digest(named(texts, texts.names()))
         if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
             found["files"] = {str(path): content(path) for path in files}
         return found
@@ -164,6 +180,7 @@ class Run:
         for key, now in flatten(wanted).items():
             before = known.get(key)
             newer = key not in known and self._is_default(name, key, known)
+            newer |= key == "data" and before == older_hash_of(self.pictures)
             if before != now and now != GONE and not newer:  # a run can be sampled without its data
                 raise ArtefactError(
                     f"{folder} does not match the recipe: {key} was {before!r} and is now {now!r}. {remedy}"
@@ -173,7 +190,7 @@ class Run:
         """Whether a value that an older artefact does not name is a default: of the stage, or of a model below it."""
         kind, *path = key.split(".")
         if key == "block":  # what does not name it was trained on one permutation of all, as few shards still are
-            return all(len(shard_paths(one.folder, "train")) <= self.recipe.block for one in self.pictures)
+            return all(len(of_split(one.place.names(), "train")) <= self.recipe.block for one in self.pictures)
         if kind != "below":
             stage, names = self.recipe.stage[name], [other.split(".")[1:] for other in known]
             return of_the_usual_kind(stage, path, names) and is_default(stage, path)
@@ -214,7 +231,7 @@ class Run:
         return digest(dump_recipe(self.recipe))[:16]
 
     def data_hash(self) -> str:
-        """Return the hash of all data, GONE where a folder of it is gone."""
+        """Return the hash of all data, the same wherever it lies; GONE where some of it is gone."""
         data = self.recipe.data
         return hash_of_texts(data, self.data) if isinstance(data, TextData) else hash_of([*self.pictures, *self.texts])
 
@@ -223,19 +240,21 @@ def open_run(
     recipe_path: Path,
     *,
     out: Path,
-    data: Path | None,
+    data: Path | str | None,
     overrides: tuple[str, ...] = (),
     budget: float | None = None,
     scale: Callable[[Recipe, float], Recipe] | None = None,
 ) -> Run:
     """Open (or start) the run of a recipe: results in `out/<recipe>`, data in `data` or where the recipe says.
 
+    data: a folder, or the address of one; what is kept of it is without credentials.
+
     scale: fits the recipe's training times into `budget` minutes.
     """
     recipe = load_recipe(recipe_path, overrides)
     if budget is not None and scale is not None:
         recipe = scale(recipe, budget)
-    run = Run(recipe=recipe, folder=out / recipe.name, data=data_folder(recipe, data, out))
+    run = run_on(recipe, out / recipe.name, data_place(recipe, data, out))
     run.check_settings()  # before the recipe of the folder is replaced
     words = ["palimpsest", "run", str(recipe_path), *(["--data", "DIR"] if data else [])]
     words += ["--budget", f"{budget:g}"] if budget is not None else []
@@ -243,7 +262,8 @@ def open_run(
     own = run.folder / RECIPE
     if own.exists() and (run.planned() or recipe_path.resolve() == own.resolve()):  # a stage asks as its run did
         command, run = run.command(), keep_plans(run)
-    plain = {"recipe": dump_recipe(run.recipe), "data": str(run.data.resolve()), "command": command}
+    kept = str(run.source or run.data.resolve())
+    plain = {"recipe": dump_recipe(run.recipe), "data": kept, "command": command}
     write_json(own, plain)
     return run
 
@@ -271,7 +291,13 @@ def reopen_run(folder: Path) -> Run:
             f"{folder} is no run (no {RECIPE}): give a folder that `palimpsest run` made, such as runs/scenes."
         )
     recipe = load_recipe(folder / RECIPE)
-    return Run(recipe=recipe, folder=folder, data=Path(read_json(folder / RECIPE).get("data", "")))
+    return run_on(recipe, folder, place_of(read_json(folder / RECIPE).get("data", ""), hurried=True))
+
+
+def run_on(recipe: Recipe, folder: Path, place: Place) -> Run:
+    """Return the run of a recipe on data at a place."""
+    source = None if isinstance(place, Here) else place
+    return Run(recipe=recipe, folder=folder, data=place.folder, source=source)
 
 
 def code_version() -> str:

@@ -20,6 +20,7 @@ from latent.mmdit import MMDiTConfig
 from latent.predict import Prediction, check
 from latent.times import AnyTimes, LogitNormalTimes, UniformTimes
 from latent.unet import UNetConfig
+from pipelines.data.remote.address import check_no_secret
 from pipelines.sampling_options import ODE_SAMPLERS, LatentOptions
 from pipelines.stage import Stage
 from pipelines.task import Training
@@ -170,7 +171,8 @@ class TextShards:
     share: float = 0.5  # texts for each pair of a batch
 
     def __post_init__(self) -> None:
-        """Refuse a share that reads nothing."""
+        """Refuse a share that reads nothing, and secrets."""
+        check_no_secret(self.path, "texts.path")
         if not 0 < self.share < math.inf:
             raise ValueError(f"texts.share is {self.share}, expected a number above 0, such as 0.5")
 

@@ -18,6 +18,7 @@ from accelerate.utils import broadcast_object_list
 from pipelines import checkpoints
 from pipelines.artefact import MANIFEST
 from pipelines.data.config import MoreScenes, ScenesData, Sets
+from pipelines.data.place import Here
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
@@ -190,11 +191,10 @@ def ensure_data(run: Run) -> None:
     if not isinstance(data, Sets):
         return
     for source, one in zip(run.pictures, (data, *data.pictures), strict=True):
-        if isinstance(one, ScenesData | MoreScenes) and not source.folder.exists():
-            with lock(source.folder.parent, "data"), ticking("scenes") as tick:
-                write_scenes(
-                    source.folder, count=one.count, size=one.size, seed=one.seed, pixels=one.render, progress=tick
-                )
+        folder = source.place.folder
+        if isinstance(one, ScenesData | MoreScenes) and isinstance(source.place, Here) and not folder.exists():
+            with lock(folder.parent, "data"), ticking("scenes") as tick:
+                write_scenes(folder, count=one.count, size=one.size, seed=one.seed, pixels=one.render, progress=tick)
 
 
 @contextmanager

@@ -22,15 +22,28 @@ log = logging.getLogger("palimpsest")
 def read_arrays(path: Path) -> dict[str, np.ndarray] | None:
     """Arrays of a file; None where there is no such file or any byte of it is not as it was written."""
     try:
-        data = path.read_bytes()
+        return parse_arrays(path.read_bytes())
+    except OSError:
+        return None
+
+
+def parse_arrays(data: bytes) -> dict[str, np.ndarray] | None:
+    """Arrays of the bytes of a file; None where any byte is not as it was written."""
+    try:
         if hashlib.sha256(data[:-HASH]).digest() == data[-HASH:]:
             return load(data[:-HASH])
-    except (OSError, SafetensorError):
+    except SafetensorError:
         pass
     return None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
+    """Put arrays in their place at once; returns whether that was possible."""
+    data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
+    return put(path, data + hashlib.sha256(data).digest())
+
+
+def put(path: Path, data: bytes) -> bool:
     """Put a file in its place at once; returns whether that was possible.
 
     Several processes may write the same file: the last one stands. A parent folder that nobody may write to is left
@@ -42,8 +55,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> bool:
         if not owner.stat().st_mode & 0o222:
             return False  # root could write even here, but somebody has asked that nobody does
         path.parent.mkdir(exist_ok=True)
-        data = save({name: np.ascontiguousarray(array) for name, array in arrays.items()})
-        temporary.write_bytes(data + hashlib.sha256(data).digest())
+        temporary.write_bytes(data)
         os.replace(temporary, path)
     except OSError as error:
         log.debug("No index cached beside %s: %s", owner, error)

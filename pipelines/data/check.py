@@ -3,23 +3,22 @@
 On the way it makes the index of every shard anew, so that a run that comes after finds them all.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.artefact import file_hash
 from pipelines.data.decode import BrokenSample, EmptyCaption, caption, label, picture
 from pipelines.data.index import CACHE, make_index
-from pipelines.data.shard_writer import read_manifest
-from pipelines.data.shards import Split, shard_paths
-from pipelines.data.summary import UNKNOWN, Summary, read_summary, row, stack, write_summary
+from pipelines.data.place import SPLITS, Place, check_there, of_split, place_of
+from pipelines.data.shards import Split
+from pipelines.data.summary import UNKNOWN, Summary, row, stack
 from pipelines.errors import DataError
 from pipelines.progress import Tick
 
-SPLITS = ("train", "test", "unseen")
 SHOWN = 10  # problems that a summary names
 
 
@@ -32,7 +31,7 @@ class CheckReport:
     (skipped), other sizes (cropped).
     """
 
-    folder: Path
+    place: Place
     samples: Counter[str] = field(default_factory=Counter)  # by split
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)  # (width, height) of the pictures
     empty_captions: int = 0
@@ -40,6 +39,7 @@ class CheckReport:
     notes: list[str] = field(default_factory=list)
     rows: list[Summary] = field(default_factory=list)  # of the shards that were read, for the folder's summary
     hashes: dict[str, str] = field(default_factory=dict)  # sha256 by name of file
+    keys: defaultdict[str, dict[str, str]] = field(default_factory=lambda: defaultdict(dict))  # their shards, by split
 
     @property
     def ok(self) -> bool:
@@ -50,29 +50,29 @@ class CheckReport:
         """A few lines for a person: the verdict first."""
         counts = ", ".join(f"{number} {split}" for split, number in self.samples.items()) or "no samples"
         verdict = "safe to train on" if self.ok else f"not safe to train on: {len(self.problems)} problems"
-        lines = [f"{self.folder}: {counts}; {verdict}"]
+        lines = [f"{self.place}: {counts}; {verdict}"]
         lines += [f"  problem: {sentence}" for sentence in self.problems[:SHOWN]]
         if len(self.problems) > SHOWN:
             lines.append(f"  and {len(self.problems) - SHOWN} more")
         return "\n".join(lines + [f"  note: {sentence}" for sentence in self.notes])
 
 
-def check(folder: Path, *, progress: Tick | None = None) -> CheckReport:
-    """Read every shard of a folder; raises DataError when the folder or any shard at all is missing."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"No data folder {folder}: expected a folder of .tar shards.")
-    if not any(folder.glob("*.tar")):
-        raise DataError(
-            f"No shards in {folder}: expected .tar files; make some with `palimpsest data scenes {folder}`."
-        )
-    report = CheckReport(folder=folder)
-    before = read_summary(folder)
-    _check_manifest(report, read_manifest(folder))
+def check(where: Path | str | Place, *, progress: Tick | None = None) -> CheckReport:
+    """Read every shard of a set; raises DataError when it, any shard at all, or the way to one is missing."""
+    place = place_of(where)
+    check_there(place)
+    names = place.names()
+    if not names:
+        raise DataError(f"No shards in {place}: expected .tar files; make some with `palimpsest data scenes DIR`.")
+    report = CheckReport(place=place)
+    before = place.known()
     for split in SPLITS:
-        _check_split(report, split, before, progress)
-    if report.rows:
-        write_summary(stack(report.rows))
+        for name in of_split(names, split):
+            with place.whole(name) as path:
+                _check_shard(report, split, path, before, progress)
+    _check_manifest(report, names)
+    if report.rows and (words := place.keep(stack(report.rows))):
+        report.notes.append(words)
     for split in ("train", "test"):
         if not report.samples[split]:
             report.problems.append(f"no readable {split} samples: a run trains on train and measures on test")
@@ -82,44 +82,44 @@ def check(folder: Path, *, progress: Tick | None = None) -> CheckReport:
     return report
 
 
-def _check_manifest(report: CheckReport, manifest: dict[str, Any] | None) -> None:
+def _check_manifest(report: CheckReport, names: Sequence[str]) -> None:
+    manifest = report.place.manifest()
     if manifest is None:
         report.notes.append("no manifest.json: the bytes of the shards cannot be verified")
         return
     for name, entry in manifest.get("shards", {}).items():
-        path = report.folder / Path(name).name
-        if not path.is_file():
+        if name not in names:
             report.problems.append(f"{name} is in the manifest but not in the folder")
-        elif _hash(report, path) != entry.get("sha256"):
+        elif _hash(report, name) != entry.get("sha256"):
             report.problems.append(f"{name} is not the file that the manifest knows: its sha256 differs")
-    unknown = {path.name for path in report.folder.glob("*.tar")} - set(manifest.get("shards", {}))
+    unknown = set(names) - set(manifest.get("shards", {}))
     report.notes += [f"{name} is not in the manifest" for name in sorted(unknown)]
 
 
-def _hash(report: CheckReport, path: Path) -> str:
-    if path.name not in report.hashes:
-        report.hashes[path.name] = file_hash(path)
-    return report.hashes[path.name]
+def _hash(report: CheckReport, name: str) -> str:
+    """The hash of a file of the folder, of one that belongs to no split as well."""
+    if name not in report.hashes:
+        with report.place.whole(name) as path:
+            report.hashes[name] = file_hash(path)
+    return report.hashes[name]
 
 
-def _check_split(report: CheckReport, name: str, before: Summary, progress: Tick | None) -> None:
-    seen: dict[str, str] = {}
-    place = {name: number for number, name in enumerate(before.names)}
-    for path in shard_paths(report.folder, name):
-        shard = make_index(path)  # from the bytes, not from the cached index
-        found = row(shard, bytes.fromhex(_hash(report, path)))
-        if path.name in place:
-            found = _compared(report, found, before.take([place[path.name]]))
-        report.rows.append(found)
-        report.problems += [f"{path.name}: {sentence}" for sentence in shard.damage]
-        split = Split.alone(name, shard)
-        for number, key in enumerate(shard.all_keys()):
-            if key in seen:
-                report.problems.append(f"the key {key} is in {seen[key]} and in {path.name}")
-            seen[key] = path.name
-            _check_sample(report, split, number)
-            if progress is not None:
-                progress(sum(report.samples.values()), None)
+def _check_shard(report: CheckReport, split: str, path: Path, before: Summary, progress: Tick | None) -> None:
+    shard = make_index(path)  # from the bytes, not from the cached index
+    report.hashes[path.name] = file_hash(path)
+    found = row(shard, bytes.fromhex(report.hashes[path.name]))
+    if path.name in before.names:
+        found = _compared(report, found, before.take([before.names.index(path.name)]))
+    report.rows.append(found)
+    report.problems += [f"{path.name}: {sentence}" for sentence in shard.damage]
+    samples, seen = Split.alone(split, shard), report.keys[split]
+    for number, key in enumerate(shard.all_keys()):
+        if key in seen:
+            report.problems.append(f"the key {key} is in {seen[key]} and in {path.name}")
+        seen[key] = path.name
+        _check_sample(report, samples, number)
+        if progress is not None:
+            progress(sum(report.samples.values()), None)
 
 
 def _compared(report: CheckReport, now: Summary, before: Summary) -> Summary:

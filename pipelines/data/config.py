@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipelines.data.mixture import whole_turns
 from pipelines.data.order import BLOCK, check_block
+from pipelines.data.remote.address import check_no_secret
 
 FIRST = "data"  # the name of the set that [data] itself is
 
@@ -38,7 +39,7 @@ class MoreScenes:
 
 @dataclass(frozen=True, kw_only=True)
 class MoreShards:
-    """Shards of captioned images as a further set."""
+    """Shards of captioned images as a further set, in a folder or at an address."""
 
     kind: Literal["shards"] = "shards"
     name: str = ""  # none: the last part of its path
@@ -47,8 +48,9 @@ class MoreShards:
     credit: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse weights that draw nothing."""
+        """Refuse weights that draw nothing, and secrets."""
         check_weight(self.weight)
+        check_no_secret(self.path, "data.more.path")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,9 @@ class MoreTexts:
     credit: str = ""
 
     def __post_init__(self) -> None:
-        """Refuse weights that draw nothing."""
+        """Refuse weights that draw nothing, and secrets."""
         check_weight(self.weight)
+        check_no_secret(self.path, "data.more.path")
 
 
 AnyMore = Annotated[MoreScenes | MoreShards | MoreTexts, Field(discriminator="kind")]
@@ -139,12 +142,17 @@ class ScenesData(Sets):
 
 @dataclass(frozen=True, kw_only=True)
 class ShardData(Sets):
-    """WebDataset shards of captioned images; `--data DIR` says where they are."""
+    """WebDataset shards of captioned images; `--data` says where they are: a folder or an address."""
 
     kind: Literal["shards"] = "shards"
     path: str | None = None
     size: int = 32
     credit: str = ""  # the licence line that the report prints
+
+    def __post_init__(self) -> None:
+        """Refuse secrets."""
+        super().__post_init__()
+        check_no_secret(self.path, "data.path")
 
 
 def name_of(one: MoreScenes | MoreShards | MoreTexts) -> str:

@@ -83,7 +83,7 @@ class ShardIndex:
 def index_shard(path: Path, stamp: Stamp | None = None) -> ShardIndex:
     """Index of a tar as it is now, or of `stamp`, from the cache where that knows the same size and time of change."""
     stamp = stamp or Stamp.of(path)
-    return _cached(path, stamp) or make_index(path)
+    return cached_index(path, stamp) or make_index(path)
 
 
 def make_index(path: Path) -> ShardIndex:
@@ -101,7 +101,8 @@ def cache_of(path: Path) -> Path:
     return path.parent / CACHE / f"{path.name}.index"
 
 
-def _cached(path: Path, stamp: Stamp) -> ShardIndex | None:
+def cached_index(path: Path, stamp: Stamp) -> ShardIndex | None:
+    """Index of a tar of `stamp` from the cache; None where that does not know it."""
     found = read_arrays(cache_of(path))
     if found is None or tuple(found.get("stamp", ())) != (VERSION, *stamp):
         return None  # no cache, or of another file: the shard itself is the truth

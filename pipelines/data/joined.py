@@ -70,11 +70,17 @@ class Joined:
         for part in self.parts:
             part.split.hold(at_once, beside=len(self.parts))
 
+    def ahead(self, shards: Sequence[int]) -> None:
+        """Say which shards will be read next, numbered like the samples, behind those of the sets before."""
+        starts = (0, *accumulate(len(part.split.shards) for part in self.parts))
+        for part, begin, end in zip(self.parts, starts, starts[1:], strict=False):
+            part.split.ahead([number - begin for number in shards if begin <= number < end])
+
     def order(self, seed: int, block: int) -> Order:
         """The endless shuffled order: sets by weight, each in an order of its own."""
         seeds = [int(np.random.SeedSequence((seed, k)).generate_state(1)[0]) for k in range(len(self.parts))]
         orders = [part.split.order(own, block) for part, own in zip(self.parts, seeds, strict=True)]
-        return Mixture(orders, self._lengths, self._weights, seed)
+        return Mixture(orders, self._lengths, self._weights, seed, [len(part.split.shards) for part in self.parts])
 
     def once(self, seed: int | None = None) -> Iterable[int]:
         """Every number once, by weight as long as every set has some left; within a set in order, or shuffled."""

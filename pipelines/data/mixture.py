@@ -74,6 +74,21 @@ class Turns:
         which, turn = self._tables.get(table, self._lay_out)[row, place].tolist()
         return which, period * self.turns[which] + turn
 
+    def before(self, position: int) -> list[int]:
+        """How many of the positions before this one are each set's."""
+        period, place = divmod(position, self.period)
+        table, row = divmod(period, self._periods)
+        earlier = self._tables.get(table, self._lay_out)[row, :place, 0]
+        counts = np.bincount(earlier, minlength=len(self.turns)).tolist()
+        return [period * turns + count for turns, count in zip(self.turns, counts, strict=True)]
+
+    def position(self, which: int, turn: int) -> int:
+        """The position at which a set has one of its turns."""
+        period, own = divmod(turn, self.turns[which])
+        table, row = divmod(period, self._periods)
+        places = self._tables.get(table, self._lay_out)[row]
+        return period * self.period + int(np.flatnonzero(places[:, 0] == which)[own])
+
     def _lay_out(self, table: int) -> np.ndarray:
         """Some periods: set and turn at each place, (periods, places, 2)."""
         which = np.repeat(np.arange(len(self.turns)), self.turns)  # (P,)
@@ -86,11 +101,15 @@ class Turns:
 class Mixture:
     """An order over several sets: each has an order of its own and goes on in it at its turns alone.
 
-    parts: their orders; lengths: their samples. The samples of a set are numbered behind those of the sets before it.
+    parts: their orders; lengths: their samples; shards: how many each has. The samples of a set are numbered behind
+    those of the sets before it, and so are shards.
     """
 
-    def __init__(self, parts: Sequence[Order], lengths: Sequence[int], weights: Sequence[float], seed: int) -> None:
+    def __init__(
+        self, parts: Sequence[Order], lengths: Sequence[int], weights: Sequence[float], seed: int, shards: Sequence[int]
+    ) -> None:
         self.parts = tuple(parts)
+        self._shards = (0, *accumulate(shards))
         self.turns = Turns(weights, seed)
         self._starts = (0, *accumulate(lengths))
 
@@ -103,6 +122,15 @@ class Mixture:
         """Number of the sample at a position."""
         which, cursor = self.turns.at(position)
         return self._starts[which] + self.parts[which].number(cursor)
+
+    def group(self, position: int) -> tuple[list[int], int]:
+        """The shards of all sets' groups at a position, and the first behind it where one of them is through."""
+        found, ends = list[int](), list[int]()
+        for k, cursor in enumerate(self.turns.before(position)):
+            shards, end = self.parts[k].group(cursor)
+            found += [self._shards[k] + number for number in shards]
+            ends.append(self.turns.position(k, end))
+        return found, min(ends)
 
     def stand_ins(self, position: int) -> Iterator[int]:
         """Numbers that may take the place of a broken sample: of the same set, so that shares stay."""

@@ -28,6 +28,10 @@ class Order(Protocol):
         """Numbers of the samples that may take the place of a broken one, the next first, each at least once."""
         ...
 
+    def group(self, position: int) -> tuple[list[int], int]:
+        """The shards from which samples around a position come, and the first position behind it where others do."""
+        ...
+
 
 class Shuffle:
     """Every sample once an epoch: shards are permuted, then samples within each group of `block` shards in a row.
@@ -69,6 +73,16 @@ class Shuffle:
     def stand_ins(self, position: int) -> Iterator[int]:
         """Numbers of the samples behind a position; two epochs hold every sample wherever they start."""
         return map(self.number, range(position + 1, position + 2 * self._length))
+
+    def group(self, position: int) -> tuple[list[int], int]:
+        """The shards of the group at a position, and the position after its last sample."""
+        epoch, place = divmod(position, self._length)
+        if self.block >= len(self.sizes):
+            return list(range(len(self.sizes))), (epoch + 1) * self._length
+        shards, starts = self._epoch(epoch)
+        group = int(np.searchsorted(starts, place, side="right")) - 1
+        chosen = shards[group * self.block : (group + 1) * self.block]
+        return chosen.tolist(), epoch * self._length + int(starts[group + 1])
 
     def _group(self, epoch: int, place: int) -> tuple[int, int, np.ndarray]:
         """The group that holds a place of an epoch."""

@@ -20,9 +20,9 @@ class Recent(Generic[V]):
         if number in self._values:
             self._values.move_to_end(number)
             return self._values[number]
-        value = self._values[number] = make(number)
-        while len(self._values) > self.limit:
+        while self._values and len(self._values) >= self.limit:  # first: a file that is open keeps its room
             self._drop(self._values.popitem(last=False)[1])
+        value = self._values[number] = make(number)
         return value
 
     def clear(self) -> None:

@@ -81,10 +81,18 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
     """Manifest of a folder of shards, None where there is none; raises DataError when it is not a JSON object."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        return parse_manifest(path.read_bytes(), str(path))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"Cannot read {path} ({error}): expected JSON; write the shards again.") from error
+
+
+def parse_manifest(data: bytes, path: str) -> dict[str, Any]:
+    """Manifest of the bytes of its file; raises DataError when they are not a JSON object."""
+    try:
+        manifest = json.loads(data.decode())
+    except ValueError as error:
         raise DataError(f"Cannot read {path} ({error}): expected JSON; write the shards again.") from error
     if not isinstance(manifest, dict):
         raise DataError(f"{path} holds a {type(manifest).__name__}, expected a JSON object; write the shards again.")

@@ -1,27 +1,26 @@
-"""A split of a folder of shards, read by index: which samples there are, and where the bytes of each lie."""
+"""A split of a set of shards, read by index: which samples there are, and where the bytes of each lie."""
 
 import hashlib
 import logging
 import os
-import re
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.decode import BrokenSample, Sample, caption
-from pipelines.data.index import ShardIndex, index_shard
+from pipelines.data.index import ShardIndex
 from pipelines.data.order import BLOCK, Order, Shuffle
+from pipelines.data.place import GROUPS, Here, Place, check_there, of_split, place_of
 from pipelines.data.recent import Recent
-from pipelines.data.shard_writer import read_manifest
-from pipelines.data.summary import Summary, row, summarise
+from pipelines.data.summary import Summary, row
 from pipelines.errors import DataError
 
-GROUPS = 2  # of shards whose indices are held: a reader that looks ahead comes back
 FILES = 256  # open at most, whatever the limit of the process: often 1024
+NEXT = 3  # shards that a reader in their order is about to read
 log = logging.getLogger("palimpsest")
 
 
@@ -31,13 +30,16 @@ class Split:
     In memory are a row per shard and the indices of the shards that are being read.
     """
 
-    def __init__(self, name: str, shards: Summary, unsaved: Mapping[int, ShardIndex] | None = None) -> None:
-        """shards: their rows; unsaved: indices by number of shard that cannot be read again."""
+    def __init__(
+        self, name: str, shards: Summary, unsaved: Mapping[int, ShardIndex] | None = None, place: Place | None = None
+    ) -> None:
+        """shards: their rows; unsaved: indices by number of shard that cannot be read again; place: where they lie."""
         self.name = name
         self.shards = shards
+        self.place = place or Here(shards.folder)
         self._unsaved = dict(unsaved or {})
         self._starts = array("q", accumulate(shards.samples.tolist(), initial=0))
-        self._held, self._most = GROUPS * BLOCK, FILES
+        self._at_once, self._beside = 0, 1  # as far as anybody has said
         self._prepare()
 
     @classmethod
@@ -46,8 +48,9 @@ class Split:
         return cls(name, row(shard), {0: shard})
 
     def _prepare(self) -> None:
-        self._indices: Recent[ShardIndex] = Recent(self._held)
-        self._files: Recent[int] = Recent(min(self._most, self._held), os.close)
+        self._indices: Recent[ShardIndex] = Recent(0)
+        self._files: Recent[int] = Recent(0, os.close)
+        self.hold(self._at_once)
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -73,8 +76,24 @@ class Split:
 
     def hold(self, at_once: int, beside: int = 1) -> None:
         """Make room for a reader that goes to and fro between so many shards, of `beside` splits each."""
-        self._held, self._most = max(self._held, GROUPS * at_once), max(1, FILES // beside)
-        self._indices.limit, self._files.limit = self._held, min(self._most, self._held)
+        self._at_once, self._beside = max(at_once, self._at_once), max(beside, self._beside)
+        self._indices.limit = GROUPS * max(self._at_once, BLOCK)
+        self._files.limit = min(max(1, FILES // self._beside), self.place.open_files(self._at_once))
+
+    def ahead(self, shards: Sequence[int]) -> None:
+        """Say which shards will be read next, in their order: those that lie elsewhere are fetched meanwhile."""
+        self.place.ahead([self.shards.names[number] for number in shards])
+
+    def numbers(self, among: range | None = None) -> Iterator[int]:
+        """Numbers in order, of all samples or of some; whoever goes beyond a shard will want the next ones."""
+        asked = range(len(self)) if among is None else among
+        shard = -1
+        for number in asked:
+            if (there := self.locate(number)[0]) != shard:
+                if shard >= 0:
+                    self.ahead(range(there, min(there + NEXT, len(self.shards))))
+                shard = there
+            yield number
 
     def order(self, seed: int, block: int = BLOCK) -> Order:
         """The endless shuffled order of its samples."""
@@ -82,7 +101,7 @@ class Split:
 
     def once(self, seed: int | None = None) -> Iterable[int]:
         """Every number once: in order, or shuffled by a seed."""
-        return range(len(self)) if seed is None else map(self.order(seed).number, range(len(self)))
+        return self.numbers() if seed is None else map(self.order(seed).number, range(len(self)))
 
     def set_of(self, i: int) -> tuple[str, int]:
         """The name of the set that sample i is of, none where it is the only one, and how many samples that has."""
@@ -109,10 +128,6 @@ class Split:
             key = f"sample {place}"
         return f"{key} in {self.shards.names[number]}"
 
-    def path_of(self, number: int) -> Path:
-        """Where the bytes of a shard are on this machine."""
-        return self.shards.path(number)
-
     def read(self, i: int, only: tuple[str, ...] | None = None) -> Sample:
         """Sample i with all its members, or those of the given extensions; raises BrokenSample."""
         number, place = self.locate(i)
@@ -125,30 +140,32 @@ class Split:
         if number in self._unsaved:
             return self._unsaved[number]
         stamp = self.shards.stamp(number)
-        path = self.path_of(number)
         try:
-            shard = index_shard(path, stamp)
+            shard = self.place.index(self.shards.names[number], stamp)
         except OSError as error:
-            raise BrokenSample(f"cannot read {path} ({error.strerror})") from error
+            raise BrokenSample(f"cannot read {self._shown(number)} ({error.strerror})") from error
         if shard.stamp != stamp or shard.digest() != self.shards.index_hash(number):
-            raise BrokenSample(f"{path} is not the file that was opened: it changed since")
+            raise BrokenSample(f"{self._shown(number)} is not the file that was opened: it changed since")
         return shard
 
     def _open(self, number: int) -> int:
-        return os.open(self.path_of(number), os.O_RDONLY)
+        return self.place.open(self.shards.names[number])
+
+    def _shown(self, number: int) -> str:
+        return self.place.shown(self.shards.names[number])
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
         try:
             data = os.pread(self._files.get(number, self._open), size, offset)
         except OSError as error:
-            raise BrokenSample(f"cannot read {self.path_of(number)} ({error.strerror})") from error
+            raise BrokenSample(f"cannot read {self._shown(number)} ({error.strerror})") from error
         if len(data) < size:
-            raise BrokenSample(f"{self.path_of(number)} is shorter than its index: it changed while it was read")
+            raise BrokenSample(f"{self._shown(number)} is shorter than its index: it changed while it was read")
         return data
 
     def captions(self) -> Iterator[str]:
         """Every caption in the order of the shards; broken and empty ones are left out."""
-        for i in range(len(self)):
+        for i in self.numbers():
             try:
                 yield caption(self.read(i, only=("txt",)))
             except BrokenSample:
@@ -157,61 +174,60 @@ class Split:
     def digest(self) -> str:
         """sha256 over names, keys and sizes, and over the manifest's sha256 of each shard where there is one."""
         digest = hashlib.sha256()
-        known = (read_manifest(self.shards.folder) or {}).get("shards", {})
+        known = (self.place.manifest() or {}).get("shards", {})
         for number, name in enumerate(self.shards.names):
             digest.update(repr((name, known.get(name, {}).get("sha256"), self.shards.index_hash(number))).encode())
         return digest.hexdigest()
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
-    """Shards whose name holds the split as a word: `test-000000.tar`, `cifar10-test-000000.tar`; never `latest.tar`."""
-    return [folder / name for name in _names(folder, split)]
+    """The shards of a split in a folder of this machine."""
+    return [folder / name for name in of_split(Here(folder).names(), split)]
 
 
-def _names(folder: Path, split: str) -> list[str]:
-    word = re.compile(rf"(?<![a-z]){re.escape(split)}(?![a-z])")
-    found = os.listdir(folder) if folder.is_dir() else []
-    return sorted(name for name in found if name.endswith(".tar") and word.search(name[: -len(".tar")].lower()))
-
-
-def open_split(folder: Path, split: str) -> Split:
+def open_split(where: Path | str | Place, split: str) -> Split:
     """Index the shards of a split; damaged ones are named in the log and keep their readable samples.
 
-    Raises DataError when the folder, the shards or any readable sample is missing.
+    where: a folder, or the address of one. Raises DataError when the folder, the shards or any readable sample is
+    missing.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise DataError(f"No data folder {folder}: make one with `palimpsest data scenes {folder}` or give --data.")
-    names = _names(folder, split)
+    place = place_of(where)
+    check_there(place)
+    all_names = place.names()
+    names = of_split(all_names, split)
     if not names:
-        others = ", ".join(sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))[:5])
-        raise DataError(
-            f"No {split} shards in {folder}: expected files named *{split}*.tar, found {others or 'nothing'}; "
-            f"make some with `palimpsest data scenes {folder}` or `palimpsest data import SRC {folder}`."
-        )
+        raise DataError(_no_shards(place, split, all_names))
     try:
-        shards, unsaved = summarise(folder, names)
+        shards, unsaved = place.rows(names)
     except OSError as error:
         raise DataError(f"Cannot read {error.filename}: {error.strerror}. Check that it is a readable file.") from error
     for name, samples in zip(shards.names, shards.samples, strict=True):
         for sentence in shards.damage.get(name, ()):
-            log.warning("%s: %s; its %d readable samples are used", folder / name, sentence, samples)
-    _check_complete(folder, split, shards)
+            log.warning("%s: %s; its %d readable samples are used", place.shown(name), sentence, samples)
+    _check_complete(place, split, shards)
     if not shards.samples.any():
-        raise DataError(
-            f"The {split} shards in {folder} hold no readable sample: run `palimpsest data check {folder}`."
-        )
-    return Split(split, shards, unsaved)
+        raise DataError(f"The {split} shards in {place} hold no readable sample: run `palimpsest data check {place}`.")
+    return Split(split, shards, unsaved, place)
 
 
-def _check_complete(folder: Path, split: str, shards: Summary, allowed: float = 0.01) -> None:
+def _no_shards(place: Place, split: str, names: Sequence[str]) -> str:
+    others = list(names)
+    if isinstance(place, Here):
+        others = sorted(path.name for path in place.folder.iterdir() if not path.name.startswith("."))
+    return (
+        f"No {split} shards in {place}: expected files named *{split}*.tar, found {', '.join(others[:5]) or 'nothing'}"
+        f"; make some with `palimpsest data scenes DIR` or `palimpsest data import SRC DIR`."
+    )
+
+
+def _check_complete(place: Place, split: str, shards: Summary, allowed: float = 0.01) -> None:
     """Refuse a split that lost more than the allowed share of the samples that its manifest promises."""
-    known = (read_manifest(folder) or {}).get("shards", {})
+    known = (place.manifest() or {}).get("shards", {})
     there = dict(zip(shards.names, shards.samples.tolist(), strict=True))
     promised = sum(known.get(name, {}).get("samples", samples) for name, samples in there.items())
     lost = promised - sum(there.values())
     if lost > allowed * promised:
         raise DataError(
-            f"The {split} shards in {folder} lost {lost} of {promised} samples, more than {allowed:.0%}: copy them "
-            f"again, or look at them with `palimpsest data check {folder}`."
+            f"The {split} shards in {place} lost {lost} of {promised} samples, more than {allowed:.0%}: copy them "
+            f"again, or look at them with `palimpsest data check {place}`."
         )

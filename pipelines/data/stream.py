@@ -108,10 +108,20 @@ class Stream:
 
     def _positions(self, cursor: int, first: int, step: int) -> Iterator[Drawn]:
         local = self.batch // self.world
+        known = -1
         for number in count_from(first, step):
             start = cursor + number * self.batch + self.rank * local
+            if start >= known:
+                known = self._announce(start)
             for position in range(start, start + local):
                 yield Drawn(position=position, number=self._order.number(position))
+
+    def _announce(self, position: int) -> int:
+        """Say which shards are read from a position on, and behind them; returns where the former end."""
+        now, end = self._order.group(position)
+        following, _ = self._order.group(end)
+        self.split.ahead(list(dict.fromkeys([*now, *following])))
+        return end
 
     def _read(self, drawn: Drawn) -> Drawn:
         if drawn.number in self._unusable:

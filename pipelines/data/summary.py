@@ -14,6 +14,7 @@ import numpy as np
 from pipelines.data.arrays import HASH, blob, read_arrays, texts_of, write_arrays
 from pipelines.data.index import CACHE, VERSION, ShardIndex, Stamp, index_shard
 
+FOLDER = "folder"  # name of the file
 _NONE, _NO_HASH = np.zeros((0, 2), np.int64), np.zeros((0, 2, HASH), np.uint8)
 UNKNOWN = bytes(HASH)  # the hash of a shard that nobody has read through yet
 
@@ -47,6 +48,13 @@ class Summary:
     def file_hash(self, number: int) -> bytes:
         """sha256 of a shard's bytes, or UNKNOWN."""
         return self.hashes[number, 1].tobytes()
+
+    def same_as(self, other: "Summary") -> bool:
+        """Whether another summary says the same of the same shards, in whatever order."""
+        return self._by_name() == other._by_name()
+
+    def _by_name(self) -> dict[str, tuple[Stamp, bytes]]:
+        return {name: (self.stamp(n), self.hashes[n].tobytes()) for n, name in enumerate(self.names)}
 
     def take(self, numbers: Sequence[int]) -> "Summary":
         """Some of the rows, in the given order."""
@@ -113,7 +121,11 @@ def summarise(folder: Path, names: Sequence[str]) -> tuple[Summary, dict[int, Sh
 
 def read_summary(folder: Path) -> Summary:
     """The summary of a folder; without rows where there is none that can be read."""
-    found = read_arrays(_file(folder))
+    return parse_summary(read_arrays(_file(folder)), folder)
+
+
+def parse_summary(found: Mapping[str, np.ndarray] | None, folder: Path) -> Summary:
+    """The summary of the arrays of its file; without rows where they are none, or of another version."""
     if found is None or found.get("version", np.zeros(1)).tolist() != [VERSION]:
         return Summary(folder=folder, names=(), stamps=_NONE, samples=_NONE[:, 0], hashes=_NO_HASH, damage={})
     damage = json.loads(found["damage"].tobytes())
@@ -127,10 +139,14 @@ def read_summary(folder: Path) -> Summary:
     )
 
 
-def write_summary(summary: Summary) -> None:
-    """Keep rows beside their shards, where that is possible, and leave those of other shards as they are."""
+def write_summary(summary: Summary, *, elsewhere: bool = False) -> None:
+    """Keep rows beside their shards, where that is possible, and leave those of other shards as they are.
+
+    elsewhere: whether shards come and go in this folder, so that one that is not there has not vanished.
+    """
     known, own = read_summary(summary.folder), set(summary.names)
-    others = [n for n, name in enumerate(known.names) if name not in own and (summary.folder / name).exists()]
+    there = (elsewhere or (summary.folder / name).exists() for name in known.names)
+    others = [n for n, (name, kept) in enumerate(zip(known.names, there, strict=True)) if name not in own and kept]
     summary = stack([summary, known.take(others)])
     names, ends = blob(summary.names)
     damage = {name: summary.damage[name] for name in summary.names if name in summary.damage}
@@ -140,4 +156,4 @@ def write_summary(summary: Summary) -> None:
 
 
 def _file(folder: Path) -> Path:
-    return folder / CACHE / "folder"
+    return folder / CACHE / FOLDER

@@ -15,7 +15,7 @@ from pipelines.cache import open_cache
 from pipelines.config import parse_recipe
 from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
-from pipelines.encode import Encoding, Place
+from pipelines.encode import Encoding, Where
 from pipelines.errors import DataError, Interrupted
 from pipelines.runs import Run
 from pipelines.stages import run_stage
@@ -173,7 +173,7 @@ def test_more_broken_samples_than_may_be_are_refused_though_no_part_has_too_many
     other = cut(run, tmp_path)
     stage = other.recipe.stage["encode"]
     encoders = encode.Encoders.load(run, "encode")
-    opened = {Place("", "train"): open_split(data, "train")}
+    opened = {Where("", "train"): open_split(data, "train")}
     with pytest.raises(DataError, match="6 of 40 samples of the train split are broken, more than the 5 allowed"):
         Encoding(tmp_path / "one", opened, encoders, 32, stage).make("encode")
     for _ in range(3):  # each goes on behind the part that ended the one before
@@ -186,7 +186,7 @@ def test_more_broken_samples_than_may_be_are_refused_though_no_part_has_too_many
 def test_a_part_without_a_usable_sample_leaves_no_shard(run, tmp_path):
     data = tmp_path / "data"
     tar(data / "train.tar", samples(21, empty=set(range(7, 14))))
-    opened = {Place("", "train"): open_split(data, "train")}
+    opened = {Where("", "train"): open_split(data, "train")}
     encoders, stage = encode.Encoders.load(run, "encode"), cut(run, tmp_path).recipe.stage["encode"]
     work = Encoding(tmp_path / "one", opened, encoders, 32, stage)
     work.make("encode")

@@ -13,6 +13,7 @@ from pipelines.artefact import ArtefactError, digest, read_json
 from pipelines.cache import open_cache
 from pipelines.config import RecipeError, dump_recipe, load_recipe, parse_recipe
 from pipelines.data.decode import image_and_caption
+from pipelines.data.place import Here
 from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
 from pipelines.data.stream import once
@@ -172,7 +173,7 @@ def test_pictures_that_validate_come_from_every_set_that_has_some_in_its_share(f
 def test_a_plan_knows_every_set(folder):
     more = [emoji(folder, weight=0.5), books(folder, weight=0.75)]
     recipe = parse_recipe(recipe_of(shards(more=more), NEEDED, mdlm=MDLM), "planned")
-    found = amounts(recipe, folder / "data", folder)
+    found = amounts(recipe, Here(folder / "data"), folder)
     assert [(one.name, one.samples, one.shards, one.share) for one in found] == [
         ("data", 24, 1, Fraction(2, 3)), ("emoji", 12, 1, Fraction(1, 3)), ("books", 20, 1, Fraction(1, 2)),
     ]  # fmt: skip
@@ -233,7 +234,7 @@ def check_scale(run):
     manifest, vae = run.manifest("vae"), load_vae(run, "vae")
     moments = {}
     for source in run.pictures:
-        batch = next(once(open_split(source.folder, "train"), image_and_caption(16), batch=99))
+        batch = next(once(open_split(source.place, "train"), image_and_caption(16), batch=99))
         with torch.no_grad():
             moments[source.name] = vae.encode(batch["image"]).mean.mean((0, 2, 3))
     wanted = 0.75 * moments["data"] + 0.25 * moments["emoji"]

@@ -18,9 +18,10 @@ from pipelines.judging import Judges
 from pipelines.loop import Interrupted, Loop
 from pipelines.pictures import enlarged, from_pil, grid, to_pil
 from pipelines.pipeline import Pipeline
-from pipelines.runs import data_folder, open_run
+from pipelines.runs import open_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import LatentOptions, Settings
+from pipelines.sets import data_place
 from pipelines.stages import run_stage
 from pipelines.upscale_sampler import Cascade, Upscaler, ending, tell
 from pipelines.upscale_stage import UpscaleTask
@@ -349,7 +350,7 @@ def test_scenes_are_laid_out_for_one_size_and_drawn_at_another(tmp_path):
 
 def test_only_a_recipe_that_draws_larger_has_another_data_folder(tmp_path):
     plain = load_recipe(ROOT / "recipes" / "smoke.toml")
-    assert data_folder(plain, None, tmp_path).name == "scenes-32-1200-1"
-    assert data_folder(parse_recipe(recipe(), "tiny"), None, tmp_path).name == "scenes-16-40-0-at64"
+    assert data_place(plain, None, tmp_path).folder.name == "scenes-32-1200-1"
+    assert data_place(parse_recipe(recipe(), "tiny"), None, tmp_path).folder.name == "scenes-16-40-0-at64"
     with pytest.raises(RecipeError, match="render is 8, expected at least size = 16"):
         parse_recipe(recipe({**DATA, "render": 8}), "tiny")

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from pipelines.data.check import check
 from pipelines.data.scenes import write
+
+from .remote_set import EACH, NAMES
+from .server import serving
 
 
 def png(colour=(200, 30, 30), size=(16, 16), mode="RGB"):
@@ -39,3 +43,18 @@ def scenes_folder(tmp_path_factory):
     out = tmp_path_factory.mktemp("scenes") / "data"
     write(out, count=120, size=32, seed=3)
     return out
+
+
+@pytest.fixture
+def shards_folder(tmp_path):
+    for number, name in enumerate(NAMES):
+        tar(tmp_path / "set" / name, samples(EACH, prefix="stuvwx"[number]))
+    tar(tmp_path / "set" / "test-000000.tar", samples(3, prefix="z"))
+    assert check(tmp_path / "set").ok
+    return tmp_path / "set"
+
+
+@pytest.fixture
+def server(shards_folder):
+    with serving(shards_folder) as found:
+        yield found

@@ -120,7 +120,7 @@ def test_each_once_takes_no_longer_than_there_are_samples():
 def test_each_set_goes_through_its_own_epochs():
     sizes, weights = [[5, 4], [3], [20, 1]], [0.5, 0.3, 0.2]
     orders = [Shuffle(part, seed, 2) for seed, part in enumerate(sizes)]
-    mixture = Mixture(orders, [9, 3, 21], weights, 7)
+    mixture = Mixture(orders, [9, 3, 21], weights, 7, [1, 1, 1])
     found = [mixture.number(position) for position in range(1000)]
     starts = [0, 9, 12, 33]
     for k, order in enumerate(orders):
@@ -129,6 +129,20 @@ def test_each_set_goes_through_its_own_epochs():
         for epoch in range(len(own) // len(order)):
             assert sorted(own[epoch * len(order) : (epoch + 1) * len(order)]) == list(range(len(order)))
         assert len(own) == 1000 * Fraction(str(weights[k]))
+
+
+def test_the_shards_around_a_position_hold_what_is_read_until_others_are_named():
+    sizes = [[5, 4, 2, 6], [3], [20, 1, 7]]
+    lengths, shards = [sum(part) for part in sizes], [len(part) for part in sizes]
+    mixture = Mixture([Shuffle(part, 1, 2) for part in sizes], lengths, [0.5, 0.3, 0.2], 7, shards)
+    starts = np.cumsum([0, *(size for part in sizes for size in part)])
+    position = 0
+    while position < 1500:
+        around, end = mixture.group(position)
+        assert position < end and len(around) <= 2 + 1 + 2
+        read = [mixture.number(place) for place in range(position, end)]
+        assert {int(np.searchsorted(starts, number, side="right")) - 1 for number in read} <= set(around)
+        position = end
 
 
 @pytest.fixture

@@ -31,6 +31,9 @@ class Numbered:
     def hold(self, at_once):
         self.at_once = at_once
 
+    def ahead(self, shards):
+        self.announced = [*getattr(self, "announced", []), shards]
+
 
 def number_of(sample):
     return {"number": int(sample.key)}

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from pipelines.data import summary
+from pipelines.data import place, shards, summary
 from pipelines.data.decode import BrokenSample
 from pipelines.data.index import cache_of
 from pipelines.data.shards import open_split, shard_paths
@@ -189,11 +189,12 @@ def _digest(folder):
     return split.digest()
 
 
-def test_open_files_and_indices_are_few_and_are_found_again(tmp_path):
+def test_open_files_and_indices_are_few_and_are_found_again(tmp_path, monkeypatch):
     for number in range(7):
         tar(tmp_path / f"train-{number}.tar", samples(2, prefix="stuvwxy"[number]))
     split = open_split(tmp_path, "train")
-    split._held = 2
+    for module in (shards, place):
+        monkeypatch.setattr(module, "BLOCK", 1)
     split = pickle.loads(pickle.dumps(split))
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
