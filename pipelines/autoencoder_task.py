@@ -32,6 +32,8 @@ SHOWN = 16  # pictures in a grid while training
 class AutoencoderTask(ImageTask):
     """Reconstruction, as far as pictures go; a kind adds the terms of its latents or codes."""
 
+    bucketed = True
+
     def __init__(self, run: Run, name: str, stage: AutoencoderStage, network: VAE | VQVAE) -> None:
         super().__init__(run, stage.training.batch if stage.training else READ, shuffle_seed=run.recipe.seed)
         self.network: nn.Module = network

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import assert_never
 
 import numpy as np
@@ -22,16 +23,18 @@ from tokenizer.vqvae import VQVAEConfig
 COLLAPSED = 0.03  # perplexity as a share of the codes below which a codebook is about to be lost
 
 
-def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
-    """Raise PalimpsestError where training pictures of a side have fewer vectors than a codebook starts from.
+def check_start(config: VQVAEConfig, pictures: int, height: int, width: int | None = None) -> None:
+    """Raise PalimpsestError where training pictures of a size have fewer vectors than a codebook starts from.
 
     Each level has to have a vector for each of its own codes; a coarser one may read pictures twice for the others.
     """
     names, there = ("top.quantizer", "quantizer")[-len(config.levels) :], 0
+    sides = (height, height if width is None else width)
+    size = f"{height}" if sides[0] == sides[1] else f"{height}x{width}"
     for above, (name, level) in enumerate(zip(names, config.levels, strict=True)):
         if not level.started:
             continue
-        there = pictures * (size * 2**above // config.multiple) ** 2  # more from level to level
+        there = pictures * math.prod(side * 2**above // config.multiple for side in sides)  # more from level to level
         if there < level.started:
             raise PalimpsestError(
                 f"{_have(pictures, size, there)}, too few to start {level.started:,} codes from: give the {name} at "
@@ -44,7 +47,7 @@ def check_start(config: VQVAEConfig, pictures: int, size: int) -> None:
         )
 
 
-def _have(pictures: int, size: int, vectors: int) -> str:
+def _have(pictures: int, size: str, vectors: int) -> str:
     return f"{pictures:,} training pictures of {size} pixels have {vectors:,} vectors"
 
 

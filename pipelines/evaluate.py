@@ -32,9 +32,10 @@ from pipelines.ledger import said
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
-from pipelines.runs import Run, code_version
+from pipelines.runs import Run
 from pipelines.sweep_report import sweeps
 from pipelines.upscale_measures import enlargements
+from pipelines.version import code_version
 from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")

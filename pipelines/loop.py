@@ -21,7 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import nn
 
 from pipelines import averages
-from pipelines.artefact import PLAN, ArtefactError, write_atomically
+from pipelines.artefact import ArtefactError, write_atomically
 from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
@@ -30,10 +30,9 @@ from pipelines.hardware import can_compile, step_generator
 from pipelines.ledger import summary
 from pipelines.left_out import remedy, too_many
 from pipelines.optimizer import players_optimizers, set_rate
-from pipelines.plan import RESERVE, Plan
 from pipelines.posthoc import Tracked, begin_anew
 from pipelines.progress import Meter, meter
-from pipelines.rehearsal import rehearse
+from pipelines.rehearsal import planned
 from pipelines.rows import save_whole
 from pipelines.sharding import Sharding
 from pipelines.shared_checkpoints import SharedCheckpoints
@@ -90,7 +89,7 @@ class Loop:
         self.folder.mkdir(parents=True, exist_ok=True)
         resumed = self._resume()
         self.earlier, self.last_save = self.state.seconds, time.monotonic()
-        self.plan = self._plan()
+        self.plan = planned(self.task, self.training, self.folder, self.accelerator)
         steps = self.plan.at(self.state.step)
         self.descent = Descent(self.task, self.training, self.state, self.accelerator)
         self.curves = Curves(self.folder, self.state.step) if self.main else None
@@ -262,21 +261,6 @@ class Loop:
         """Add to the curves."""
         if scalars and self.curves is not None:
             self.curves.plot(split, self.state.step, self.state.seconds, scalars)
-
-    def _plan(self) -> Plan:
-        """Return the plan of this run; the main process makes it where there is none."""
-        path, training = self.folder / PLAN, self.training
-        if self.main and not path.exists():
-            if training.steps:
-                Plan(path, training.steps).save()
-            else:
-                begun, budget = time.monotonic(), 60 * RESERVE * (training.minutes or 0)
-                seconds = rehearse(self.task, training, self.device, budget, self.accelerator.num_processes)
-                left = max(budget - (time.monotonic() - begun), 20 * seconds)
-                watched = left if self.task.rival is None else None  # a rival makes later steps longer than early ones
-                Plan(path, int(left / seconds), watched).save()
-        self.accelerator.wait_for_everyone()
-        return Plan.load(path)
 
     def _ask_to_stop(self) -> None:
         self.stop = True

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from backbone.clip import pair_features
 from latent.condition import Condition, ImageCondition
+from pipelines.data.ratios import Shape
 from pipelines.recipe import Recipe
 from pipelines.sketch import Part, encoded, encoded_for, sketch, towers_of
 from pipelines.stage_config import (
@@ -87,8 +88,8 @@ def _encoding(size: int, length: int) -> Pass:
 def _autoencoder(recipe: Recipe, name: str, stage: AutoencoderStage, parts: Sequence[Part]) -> list[Player]:
     networks = [part.network for part in parts]
     critic = next((network for network in networks if isinstance(network, Critic)), None)
-    distance, own = _distance(recipe, name, stage), _judging(recipe.size)
-    looked = Looked(recipe.size, critic, distance)
+    distance, own = _distance(recipe, name, stage), _judging(recipe.largest)
+    looked = Looked(recipe.largest, critic, distance)
     return [
         Player(part=part, run=own) if part.network is critic else Player(part=part, run=looked, frozen=distance)
         for part in parts
@@ -131,15 +132,18 @@ def _pass(recipe: Recipe, name: str) -> Pass:
 
 @dataclass(frozen=True)
 class Looked:
-    """An autoencoder's pass: reconstruct, and let the networks beside it look at the picture."""
+    """An autoencoder's pass: reconstruct, and let the networks beside it look at the picture.
 
-    size: int
+    shape: of the pictures, of several buckets the one of most pixels.
+    """
+
+    shape: Shape
     critic: Critic | None = None
     distance: PerceptualDistance | None = None
 
     def __call__(self, network: nn.Module, items: int) -> Tensor:
         """Return a scalar () that depends on all outputs; the codes of a codebook are found, and not counted."""
-        x = torch.randn(items, 3, self.size, self.size)
+        x = torch.randn(items, 3, *self.shape)
         for level in network.levels if isinstance(network, VQVAE) else ():
             level.eval()  # how often codes come depends on values
         made = network(x, torch.Generator()) if isinstance(network, VAE) else network(x)
@@ -151,11 +155,11 @@ class Looked:
         return total
 
 
-def _judging(size: int) -> Pass:
+def _judging(shape: Shape) -> Pass:
     """Return a critic's own pass on real and made pictures."""
 
     def run(network: nn.Module, items: int) -> Tensor:
-        real, fake = torch.randn(2, items, 3, size, size)
+        real, fake = torch.randn(2, items, 3, *shape)
         return network(real, fake, torch.Generator()).total
 
     return run

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.artefact import read_json, write_json
 
+if TYPE_CHECKING:
+    from pipelines.runs import Run
+
 LOOKS = (0.12, 0.4)  # shares of a budget after which the plan is held against the clock
 RESERVE = 0.97  # share of a budget that is planned; the rest is for saving and starting
+log = logging.getLogger("palimpsest")
 
 
 @dataclass
@@ -52,3 +59,22 @@ class Plan:
             self.looks = due
             self.revisions.append((step, max(step + 1, round(step * self.budget / seconds))))
             self.save()
+
+
+def keep_plans(run: Run, before: Mapping[str, Any]) -> Run:
+    """Give stages whose number of steps is planned the minutes that it was planned from, and say so.
+
+    before: the stages as the folder of the run has them.
+    """
+    stages = dict(run.recipe.stage)
+    for name in run.planned():
+        was, now = before.get(name, {}).get("training"), getattr(run.recipe.stage[name], "training", None)
+        if was is None or now is None or None in (was["minutes"], now.minutes) or was["minutes"] == now.minutes:
+            continue
+        log.warning(
+            "%s keeps its plan of %g minutes, not %g: delete %s to train it anew.",
+            name, was["minutes"], now.minutes, run.stage_folder(name),
+        )  # fmt: skip
+        kept = dataclasses.replace(now, minutes=was["minutes"], steps=was["steps"])
+        stages[name] = dataclasses.replace(run.recipe.stage[name], training=kept)  # type: ignore[call-arg]
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, stage=stages))

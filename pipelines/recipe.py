@@ -11,6 +11,7 @@ from pydantic import Field
 
 from pipelines.data.config import MoreShards, ScenesData, Sets, ShardData
 from pipelines.data.grammar import for_size
+from pipelines.data.ratios import Shape
 from pipelines.errors import nearest
 from pipelines.judged_config import GenerateStage, SweepStage
 from pipelines.recipe_checks import check_fit, check_needs, check_sets
@@ -83,6 +84,22 @@ class Recipe:
         return bool(sets) and all(
             not isinstance(one, MoreShards) and for_size(one.size) == for_size(self.size) for one in sets
         )
+
+    @property
+    def buckets(self) -> tuple[Shape, ...]:
+        """The shapes in which autoencoders read pictures; none where they read squares."""
+        found = self.data.buckets if isinstance(self.data, Sets) else None
+        return () if found is None else found.shapes
+
+    @property
+    def largest(self) -> Shape:
+        """The shape of most pixels that an autoencoder reads."""
+        return max(self.buckets or (Shape(self.size, self.size),), key=lambda shape: shape.height * shape.width)
+
+    @property
+    def smallest(self) -> Shape:
+        """The shape of fewest pixels that an autoencoder reads."""
+        return min(self.buckets or (Shape(self.size, self.size),), key=lambda shape: shape.height * shape.width)
 
     def shares(self) -> dict[str, str]:
         """Return what is drawn of each set for each picture, as fractions; nothing where there is one set."""

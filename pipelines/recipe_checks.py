@@ -19,6 +19,7 @@ from pipelines.stage_config import (
     FORERUNNERS,
     BPEStage,
     DistillStage,
+    EncodeStage,
     MdlmStage,
     UpscaleStage,
     VAEStage,
@@ -41,6 +42,16 @@ def check_sets(recipe: Recipe) -> None:
                 f"data.more: the scenes {name_of(one)} have {pixels} pixels, less than data.size = {data.size}: write "
                 f"size or render = {data.size}"
             )
+    for name, stage in recipe.stage.items() if data.buckets else ():
+        if isinstance(stage, EncodeStage):
+            raise ValueError(
+                f"data.buckets is read by autoencoders alone, but stage.{name} caches squares of data.size for stage "
+                "two: leave data.buckets out here, and take an autoencoder that a recipe of its own trained, with "
+                "pretrained = FOLDER after `palimpsest export`"
+            )
+    trained = (isinstance(one, VAEStage | VQVAEStage) and one.training for one in recipe.stage.values())
+    if data.buckets and not any(trained):
+        raise ValueError("data.buckets is for stages of kind vae and vqvae that train, and there is none: leave it out")
     texts = ", ".join(map(name_of, data.texts))
     if texts and not any(isinstance(stage, BPEStage | MdlmStage) for stage in recipe.stage.values()):
         raise ValueError(
@@ -159,14 +170,22 @@ def _check_autoencoder(recipe: Recipe, name: str, stage: VAEStage | VQVAEStage) 
             f"stage.{name} reads pictures of {recipe.size} pixels, whose sides must be multiples of {multiple}: write "
             f"data.size = {fit}{above}, or take a smaller factor"
         )
-    if stage.adversarial and recipe.size < (least := stage.adversarial.critic.smallest):
+    sides = ((min(shape), f"the shorter side of data.buckets, {shape},") for shape in recipe.buckets)
+    least_side, what = min([(recipe.size, "data.size"), *sides])
+    for shape in recipe.buckets:
+        if not stage.pretrained and (shape.height % stage.multiple or shape.width % stage.multiple):
+            raise ValueError(
+                f"data.buckets has {shape}, but stage.{name} needs sides that are multiples of {stage.multiple}: write "
+                f"such sizes, or multiple = {stage.multiple}"
+            )
+    if stage.adversarial and least_side < (least := stage.adversarial.critic.smallest):
         raise ValueError(
-            f"data.size is {recipe.size}, but the critic of stage.{name} needs {least} pixels: lower adversarial.critic"
+            f"{what} is {least_side}, but the critic of stage.{name} needs {least} pixels: lower adversarial.critic"
             ".layers"
         )
-    if stage.perceptual and recipe.size < (least := stage.perceptual.smallest):
+    if stage.perceptual and least_side < (least := stage.perceptual.smallest):
         raise ValueError(
-            f"data.size is {recipe.size}, but LPIPS of stage.{name} needs {least} pixels with net = "
+            f"{what} is {least_side}, but LPIPS of stage.{name} needs {least} pixels with net = "
             f"{stage.perceptual.net!r}: take larger pictures, or the tower of a clip stage (without trunk and heads)"
         )
     if stage.perceptual and not stage.perceptual.trunk and not recipe.of_kind(name, "clip"):

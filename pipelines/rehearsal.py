@@ -5,17 +5,37 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import torch
+from accelerate import Accelerator
 from torch import Tensor, nn
 
+from pipelines.artefact import PLAN
 from pipelines.descent import micro_batches
 from pipelines.hardware import autocast, step_generator, to_device
 from pipelines.optimizer import players_optimizers, set_rate
+from pipelines.plan import RESERVE, Plan
 from pipelines.task import Task, Training
 from tokenizer.ranks import alone
 
 LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
+
+
+def planned(task: Task, training: Training, folder: Path, accelerator: Accelerator) -> Plan:
+    """Return the plan of a run in its folder; the main process makes it where there is none."""
+    path = folder / PLAN
+    if accelerator.is_main_process and not path.exists():
+        if training.steps:
+            Plan(path, training.steps).save()
+        else:
+            begun, budget = time.monotonic(), 60 * RESERVE * (training.minutes or 0)
+            seconds = rehearse(task, training, accelerator.device, budget, accelerator.num_processes)
+            left = max(budget - (time.monotonic() - begun), 20 * seconds)
+            watched = left if task.rival is None else None  # a rival makes later steps longer than early ones
+            Plan(path, int(left / seconds), watched).save()
+    accelerator.wait_for_everyone()
+    return Plan.load(path)
 
 
 def rehearse(task: Task, training: Training, device: torch.device, budget: float, world: int) -> float:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
-import os
 import shlex
-import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +36,7 @@ from pipelines.identity import (
     plain_stage,
 )
 from pipelines.judged_config import GenerateStage
+from pipelines.plan import keep_plans
 from pipelines.recipe import Recipe
 from pipelines.sets import (
     Source,
@@ -55,9 +53,9 @@ from pipelines.sets import (
 )
 from pipelines.stage_config import AnyStage, MdlmStage, VAEStage, VQVAEStage
 from pipelines.text.config import TextData, TextEvalStage
+from pipelines.version import code_version
 
 log = logging.getLogger("palimpsest")
-VERSION = "0.1.0"
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
 
@@ -162,6 +160,8 @@ class Run:
         if isinstance(stage, MdlmStage) and stage.texts is not None:
             texts = place_of(stage.texts.path)
             found["texts"] = digest(named(texts, texts.names()))
+        if isinstance(stage, VAEStage | VQVAEStage) and stage.training and self.recipe.buckets:
+            found["buckets"] = [str(shape) for shape in self.recipe.buckets]
         if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
             found["files"] = {str(path): content(path) for path in files}
         return found
@@ -261,27 +261,11 @@ def open_run(
     command = shlex.join([*words, *(["--set", *overrides] if overrides else [])])
     own = run.folder / RECIPE
     if own.exists() and (run.planned() or recipe_path.resolve() == own.resolve()):  # a stage asks as its run did
-        command, run = run.command(), keep_plans(run)
+        command, run = run.command(), keep_plans(run, read_json(own)["recipe"]["stage"])
     kept = str(run.source or run.data.resolve())
     plain = {"recipe": dump_recipe(run.recipe), "data": kept, "command": command}
     write_json(own, plain)
     return run
-
-
-def keep_plans(run: Run) -> Run:
-    """Give stages whose number of steps is planned the minutes that it was planned from, and say so."""
-    before, stages = read_json(run.folder / RECIPE)["recipe"]["stage"], dict(run.recipe.stage)
-    for name in run.planned():
-        was, now = before.get(name, {}).get("training"), getattr(run.recipe.stage[name], "training", None)
-        if was is None or now is None or None in (was["minutes"], now.minutes) or was["minutes"] == now.minutes:
-            continue
-        log.warning(
-            "%s keeps its plan of %g minutes, not %g: delete %s to train it anew.",
-            name, was["minutes"], now.minutes, run.stage_folder(name),
-        )  # fmt: skip
-        kept = dataclasses.replace(now, minutes=was["minutes"], steps=was["steps"])
-        stages[name] = dataclasses.replace(run.recipe.stage[name], training=kept)  # type: ignore[call-arg]
-    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, stage=stages))
 
 
 def reopen_run(folder: Path) -> Run:
@@ -298,22 +282,6 @@ def run_on(recipe: Recipe, folder: Path, place: Place) -> Run:
     """Return the run of a recipe on data at a place."""
     source = None if isinstance(place, Here) else place
     return Run(recipe=recipe, folder=folder, data=place.folder, source=source)
-
-
-def code_version() -> str:
-    """Return the version and, in a checkout, the commit with a mark for uncommitted changes."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / ".git").exists():
-        return VERSION
-    environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--dirty", "--abbrev=12"],
-            cwd=root, env=environment, capture_output=True, text=True, check=True,
-        )  # fmt: skip
-    except (OSError, subprocess.CalledProcessError):
-        return VERSION
-    return f"{VERSION}+{described.stdout.strip()}"
 
 
 def stage_of(run: Run, name: str) -> AnyStage:

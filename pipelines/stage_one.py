@@ -113,7 +113,7 @@ class VQVAETask(AutoencoderTask):
         self.stage = stage
         self.pretrained = network is not None  # its codebooks stand already
         if not self.pretrained:
-            check_start(stage.model, len(self.train_split), self.size)
+            check_start(stage.model, len(self.train_split), *run.recipe.smallest)
         self.quantise = self.pretrained or not self._from_data()
 
     def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:

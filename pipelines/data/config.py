@@ -14,6 +14,7 @@ from pydantic import Field
 
 from pipelines.data.mixture import whole_turns
 from pipelines.data.order import BLOCK, check_block
+from pipelines.data.ratios import Buckets
 from pipelines.data.remote.address import check_no_secret
 
 FIRST = "data"  # the name of the set that [data] itself is
@@ -79,6 +80,7 @@ class Sets:
     weight: float = 1.0  # of the first set
     block: int = BLOCK  # shards of a set that are shuffled together; with as many as there are, all its samples are
     more: tuple[AnyMore, ...] = ()
+    buckets: Buckets | None = None  # shapes in which autoencoders read pictures that are not square
 
     def __post_init__(self) -> None:
         """Refuse blocks of nothing, a weight beside which there is no other, and sets that cannot be told apart."""

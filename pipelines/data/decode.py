@@ -35,6 +35,7 @@ class Sample:
 
     key: str
     members: Mapping[str, bytes]
+    shape: tuple[int, int] | None = None  # height and width that its picture is to have, where the order says
 
 
 Decode = Callable[[Sample], dict[str, Any]]
@@ -45,14 +46,15 @@ def image_and_caption(size: int, *, needs_caption: bool = True) -> Decode:
 
     Pictures are turned by EXIF, laid on white where transparent, made RGB, resized (shorter side to `size`,
     antialiased) and cropped at the centre. The label is KEY.json or {}. Without `needs_caption` a missing or empty
-    caption is "".
+    caption is "". A sample that has a shape of its own is brought to that.
     """
     return partial(_image_and_caption, size=size, needs_caption=needs_caption)
 
 
 def _image_and_caption(sample: Sample, *, size: int, needs_caption: bool) -> dict[str, Any]:
     words = caption(sample, required=needs_caption)  # first: it is cheap
-    return {"image": to_tensor(fit(picture(sample), size)), "caption": words, "label": label(sample), "key": sample.key}
+    image = to_tensor(fit(picture(sample), *(sample.shape or (size, size))))
+    return {"image": image, "caption": words, "label": label(sample), "key": sample.key}
 
 
 def two_sizes(size: int, source: int) -> Decode:

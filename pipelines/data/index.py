@@ -50,6 +50,7 @@ class ShardIndex:
     sizes: np.ndarray  # (m,): and how many bytes it has
     extensions: tuple[str, ...]
     damage: tuple[str, ...]  # sentences; empty for a sound tar
+    shapes: np.ndarray | None = None  # (n, 2): height and width of the pictures, once somebody has asked for them
     saved: bool = False  # whether it can be read from the cache again
 
     def __len__(self) -> int:
@@ -88,12 +89,21 @@ def index_shard(path: Path, stamp: Stamp | None = None) -> ShardIndex:
 
 def make_index(path: Path) -> ShardIndex:
     """Index of a tar from its bytes, which replaces the one in the cache; `saved` says whether it could."""
-    index = scan(path)
+    return _kept(scan(path))
+
+
+def keep_shapes(index: ShardIndex, shapes: np.ndarray) -> ShardIndex:
+    """An index with the heights and widths of its pictures, (n, 2), which replaces the one in the cache."""
+    return _kept(replace(index, shapes=compact(shapes)))
+
+
+def _kept(index: ShardIndex) -> ShardIndex:
     words = {"extensions": index.extensions, "damage": index.damage}
     arrays = {name: getattr(index, name) for name in COLUMNS}
     arrays["stamp"] = np.array([VERSION, *index.stamp], np.int64)
     arrays["words"] = np.frombuffer(json.dumps(words).encode(), np.uint8)
-    return replace(index, saved=write_arrays(cache_of(path), arrays))
+    arrays |= {} if index.shapes is None else {"shapes": index.shapes}
+    return replace(index, saved=write_arrays(cache_of(index.path), arrays))
 
 
 def cache_of(path: Path) -> Path:
@@ -109,7 +119,8 @@ def cached_index(path: Path, stamp: Stamp) -> ShardIndex | None:
     words = json.loads(found["words"].tobytes())
     columns = {name: found[name] for name in COLUMNS}
     extensions, damage = tuple(words["extensions"]), tuple(words["damage"])
-    return ShardIndex(path=path, stamp=stamp, saved=True, extensions=extensions, damage=damage, **columns)
+    index = ShardIndex(path=path, stamp=stamp, saved=True, extensions=extensions, damage=damage, **columns)
+    return replace(index, shapes=found.get("shapes"))
 
 
 def scan(path: Path) -> ShardIndex:

@@ -90,15 +90,21 @@ class Turns:
         return period * self.period + int(np.flatnonzero(places[:, 0] == which)[own])
 
     def _lay_out(self, table: int) -> np.ndarray:
-        """Some periods: set and turn at each place, (periods, places, 2)."""
-        which = np.repeat(np.arange(len(self.turns)), self.turns)  # (P,)
-        turn = np.concatenate([np.arange(count) for count in self.turns])
-        parts = np.asarray(self.turns)[which]
-        spread = (turn + np.random.default_rng((self.seed, table)).random((self._periods, self.period))) / parts
-        return np.stack([which, turn], 1)[spread.argsort(1)]
+        return spread(self.turns, self._periods, np.random.default_rng((self.seed, table)))
 
 
-class Mixture:
+def spread(turns: Sequence[int], periods: int, rng: np.random.Generator) -> np.ndarray:
+    """Lay out periods with so many turns of each: whose a place is and which of its turns, (periods, places, 2).
+
+    One turn falls, at random, into each of as many equal parts of a period as there are.
+    """
+    which = np.repeat(np.arange(len(turns)), turns)  # (P,)
+    turn = np.concatenate([np.arange(count) for count in turns])
+    times = (turn + rng.random((periods, len(which)))) / np.asarray(turns)[which]
+    return np.stack([which, turn], 1)[times.argsort(1)]
+
+
+class Mixture(Order):
     """An order over several sets: each has an order of its own and goes on in it at its turns alone.
 
     parts: their orders; lengths: their samples; shards: how many each has. The samples of a set are numbered behind

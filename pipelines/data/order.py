@@ -32,8 +32,13 @@ class Order(Protocol):
         """The shards from which samples around a position come, and the first position behind it where others do."""
         ...
 
+    def shape(self, position: int) -> tuple[int, int] | None:
+        """Height and width to which the picture at a position is brought; None leaves that to the decoder."""
+        del position
+        return None
 
-class Shuffle:
+
+class Shuffle(Order):
     """Every sample once an epoch: shards are permuted, then samples within each group of `block` shards in a row.
 
     sizes: samples of each shard, in the order of their numbers. With `block` shards or fewer an epoch is one

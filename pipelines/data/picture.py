@@ -1,4 +1,4 @@
-"""The rules by which any picture becomes a square RGB picture of a given side.
+"""The rules by which any picture becomes an RGB picture of a given side, or of a given height and width.
 
 No flip and no random crop: nothing that could make a caption false.
 """
@@ -46,19 +46,23 @@ def to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit(image: Image.Image, size: int) -> Image.Image:
-    """Square of size x size: the largest centred square, resized with antialiasing.
+def fit(image: Image.Image, height: int, width: int | None = None) -> Image.Image:
+    """Picture of so many pixels, a square without a width: the largest centred part of that ratio, antialiased.
 
-    Equal to resizing the shorter side to `size` and cropping the centre. Lanczos when it shrinks, bicubic when it
+    Equal to resizing until both sides are covered and cropping the centre. Lanczos when it shrinks, bicubic when it
     grows; a picture that has the size already is left as it is.
     """
-    width, height = image.size
-    if width == height == size:
+    width = height if width is None else width
+    if image.size == (width, height):
         return image
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    method = Image.Resampling.LANCZOS if side > size else Image.Resampling.BICUBIC
-    return image.resize((size, size), method, box=(left, top, left + side, top + side))
+    across, down = image.size
+    if across * height > down * width:
+        across = down * width / height
+    else:
+        down = across * height / width
+    left, top = (image.width - across) / 2, (image.height - down) / 2
+    method = Image.Resampling.LANCZOS if down > height else Image.Resampling.BICUBIC
+    return image.resize((width, height), method, box=(left, top, left + across, top + down))
 
 
 def to_tensor(image: Image.Image) -> Tensor:

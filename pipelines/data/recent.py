@@ -20,10 +20,19 @@ class Recent(Generic[V]):
         if number in self._values:
             self._values.move_to_end(number)
             return self._values[number]
-        while self._values and len(self._values) >= self.limit:  # first: a file that is open keeps its room
-            self._drop(self._values.popitem(last=False)[1])
+        self._make_room()  # first: a file that is open keeps its room
         value = self._values[number] = make(number)
         return value
+
+    def put(self, number: int, value: V) -> None:
+        """Keep a value in place of the one that a number had."""
+        self._values.pop(number, None)
+        self._make_room()
+        self._values[number] = value
+
+    def _make_room(self) -> None:
+        while self._values and len(self._values) >= self.limit:
+            self._drop(self._values.popitem(last=False)[1])
 
     def clear(self) -> None:
         """Drop all."""

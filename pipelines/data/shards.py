@@ -128,12 +128,26 @@ class Split:
             key = f"sample {place}"
         return f"{key} in {self.shards.names[number]}"
 
-    def read(self, i: int, only: tuple[str, ...] | None = None) -> Sample:
-        """Sample i with all its members, or those of the given extensions; raises BrokenSample."""
+    def read(self, i: int, only: tuple[str, ...] | None = None, most: int | None = None) -> Sample:
+        """Sample i with all its members, or those of the given extensions; raises BrokenSample.
+
+        most: bytes that are read of each at most.
+        """
         number, place = self.locate(i)
-        shard = self._indices.get(number, self._index)
+        shard = self.index_of(number)
         spans = {e: span for e, span in shard.members(place).items() if only is None or e in only}
-        return Sample(key=shard.key(place), members={e: self._bytes(number, *span) for e, span in spans.items()})
+        members = {e: self._bytes(number, offset, min(size, most or size)) for e, (offset, size) in spans.items()}
+        return Sample(key=shard.key(place), members=members)
+
+    def index_of(self, number: int) -> ShardIndex:
+        """The index of a shard; raises BrokenSample where the shard is not what was opened."""
+        return self._indices.get(number, self._index)
+
+    def replace_index(self, number: int, shard: ShardIndex) -> None:
+        """Take over an index that knows more of the same shard."""
+        self._indices.put(number, shard)
+        if not shard.saved:
+            self._unsaved[number] = shard
 
     def _index(self, number: int) -> ShardIndex:
         """The index of a shard as it was when the split was opened; raises BrokenSample where that is gone."""

@@ -35,6 +35,7 @@ class Drawn:
 
     position: int
     number: int  # of the sample in the split
+    shape: tuple[int, int] | None = None  # that its picture is to have
     sample: Sample | None = None
     decoded: dict[str, Any] | None = None
     skips: tuple[Skip, ...] = ()
@@ -114,7 +115,7 @@ class Stream:
             if start >= known:
                 known = self._announce(start)
             for position in range(start, start + local):
-                yield Drawn(position=position, number=self._order.number(position))
+                yield Drawn(position=position, number=self._order.number(position), shape=self._order.shape(position))
 
     def _announce(self, position: int) -> int:
         """Say which shards are read from a position on, and behind them; returns where the former end."""
@@ -127,7 +128,8 @@ class Stream:
         if drawn.number in self._unusable:
             return drawn
         try:
-            return replace(drawn, sample=self.split[drawn.number])
+            sample = self.split[drawn.number]
+            return replace(drawn, sample=sample if drawn.shape is None else replace(sample, shape=drawn.shape))
         except BrokenSample as error:
             return self._skip(drawn, error)
 
@@ -149,7 +151,7 @@ class Stream:
             return drawn
         skips = drawn.skips
         for number in self._order.stand_ins(drawn.position):
-            other = self._decode(self._read(Drawn(position=drawn.position, number=number)))
+            other = self._decode(self._read(replace(drawn, number=number, skips=())))
             skips += other.skips
             if other.decoded is not None:
                 return replace(other, skips=skips)

@@ -5,11 +5,11 @@ import shutil
 
 import pytest
 
+from pipelines.amount import amounts
 from pipelines.artefact import ArtefactError
 from pipelines.config import RecipeError
 from pipelines.data.place import Here
 from pipelines.errors import PalimpsestError
-from pipelines.forecast import amount
 from pipelines.runs import RECIPE, open_run, reopen_run
 from tests.conftest import ROOT
 from tests.pipelines.data.conftest import samples, tar
@@ -41,7 +41,8 @@ def test_a_run_begun_on_a_folder_goes_on_at_an_address_and_keeps_no_secret(folde
         assert run.splits() == ["train", "test"] and run.data_hash() == run_of(folder, folder / "data").data_hash()
         run = run_of(folder, server.url.replace("//", "//me:hunter2@") + "?sig=sesame")
         run.begin("vae")
-        assert amount(run.place).samples == 18 and run.data_name() == server.url
+        (found,) = amounts(run.recipe, run.place, folder / "runs")
+        assert found.samples == 18 and run.data_name() == server.url
         assert "sesame" in run.place.given
         kept = b"".join(path.read_bytes() for path in (folder / "runs").rglob("*") if path.is_file())
         assert b"sesame" not in kept and b"hunter2" not in kept
