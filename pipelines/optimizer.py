@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.optim._muon import _adjust_lr, _zeropower_via_newtonschulz  # torch is pinned
 
 from pipelines.rows import local, own_rows, whole
 from pipelines.task import Task, Training
+from pipelines.training_files import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 MOMENTUM = 0.95
 
@@ -83,11 +86,11 @@ class ShardedMuon(torch.optim.Muon):
                 turned = _zeropower_via_newtonschulz(update, group["ns_coefficients"], group["ns_steps"], group["eps"])
                 rate = _adjust_lr(group["lr"], group["adjust_lr_fn"], matrix.shape)
                 matrix.mul_(1 - group["lr"] * group["weight_decay"])
-                local(matrix).add_(own_rows(turned, cast(DTensor, matrix)), alpha=-rate)
+                local(matrix).add_(own_rows(turned, cast("DTensor", matrix)), alpha=-rate)
 
 
 def _muon(matrices: list[nn.Parameter], training: Training) -> torch.optim.Optimizer:
-    kind = ShardedMuon if isinstance(matrices[0], DTensor) else torch.optim.Muon
+    kind = ShardedMuon if is_sharded(matrices[0]) else torch.optim.Muon
     return kind(
         matrices,
         lr=training.learning_rate,

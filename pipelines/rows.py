@@ -4,23 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pipelines.artefact import save_weights
-from pipelines.training_files import Cut
+from pipelines.training_files import Cut, is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def local(value: Tensor) -> Tensor:
     """The rows that this process holds of a tensor: all of them, where it is not sharded."""
-    return value.to_local() if isinstance(value, DTensor) else value
+    return value.to_local() if is_sharded(value) else value
 
 
 def whole(value: Tensor) -> Tensor:
     """All of a tensor, to which every process adds its rows."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def save_whole(path: Path, state: Mapping[str, Tensor], *, main: bool) -> None:
@@ -43,8 +45,10 @@ def placed(kept: Any, like: Any) -> Any:
         return {key: placed(value, like.get(key) if isinstance(like, dict) else None) for key, value in kept.items()}
     if not hasattr(kept, "shape"):
         return kept
-    if not isinstance(like, DTensor) or kept.shape != like.shape:
+    if not is_sharded(like) or kept.shape != like.shape:
         return kept[:] if isinstance(kept, Cut) else kept.clone()
+    from torch.distributed.tensor import DTensor
+
     rows = own_rows(kept, like).to(like.to_local(), copy=True)
     shape, stride = like.shape, like.stride()
     return DTensor.from_local(rows, like.device_mesh, like.placements, run_check=False, shape=shape, stride=stride)

@@ -13,13 +13,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeGuard
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from pipelines.artefact import fingerprint
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 Files = dict[str, dict[str, Any]]  # by their names: bytes and sha256
 
@@ -69,12 +71,19 @@ class Cut:
         return torch.cat(parts)
 
 
+def is_sharded(value: Any) -> TypeGuard[DTensor]:
+    """Whether a value is a tensor whose rows lie on several processes."""
+    from torch.distributed.tensor import DTensor  # slow to import, and a recipe is read without it
+
+    return isinstance(value, DTensor)
+
+
 def copied(tree: Any) -> Copy:
     """Return a copy of a state, or of what this process holds of it, which the next step does not touch."""
     rows: dict[str, Tensor] = {}
 
     def walk(value: Any, path: str) -> Any:
-        if isinstance(value, DTensor):
+        if is_sharded(value):
             rows[path] = _copy(value.to_local())
             return None
         if isinstance(value, Tensor):
