@@ -116,7 +116,7 @@ def _handler(server):
                     server.sent[name] += len(part)
                 self.wfile.flush()
                 if fault == "stall":
-                    server.over.wait(20)
+                    server.over.wait(300)
             except (BrokenPipeError, ConnectionResetError):
                 pass
             if fault in ("stall", "cut"):
