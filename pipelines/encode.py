@@ -7,14 +7,11 @@ never made again, so that a stage that was stopped or killed goes on where it wa
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import logging
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,23 +23,21 @@ from accelerate.utils import gather_object
 from pipelines.artefact import read_json, save_weights, write_json
 from pipelines.cache import cache_folder, inside, made_of
 from pipelines.data.decode import image_and_caption
+from pipelines.data.patience import GaveUp, waiting_until
 from pipelines.data.shard_writer import Record, write_shard
 from pipelines.data.shards import Split, open_split
 from pipelines.data.skipped import Skipped
 from pipelines.data.stream import once
-from pipelines.errors import Interrupted
-from pipelines.hardware import device_of
-from pipelines.models import load_bpe, load_vae, load_vqvae, token_layout
+from pipelines.encoders import Encoders, encoded
+from pipelines.errors import DataError, Interrupted, PalimpsestError
+from pipelines.models import token_layout
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
 from pipelines.sets import splits_of
+from pipelines.shared_checkpoints import from_main
 from pipelines.stage_config import EncodeStage
 from pipelines.stopping import listening, orphaned
 from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
-from tokenizer.embed import TextEncoder, load_text_encoder
-from tokenizer.text import BPE
-from tokenizer.vae import VAE
-from tokenizer.vqvae import VQVAE
 
 EMBEDDED = 256  # captions at once
 FACTS = ".parts"  # folder of what is known of each part until all stand
@@ -68,24 +63,6 @@ class Part(NamedTuple):
     def name(self) -> str:
         """Its path in the cache, without an extension."""
         return str(Path(self.place.folder, f"{self.place.split}-{self.number:06d}"))
-
-
-@dataclass(frozen=True)
-class Encoders:
-    """The frozen stages that make a cache."""
-
-    vae: VAE
-    vqvae: VQVAE
-    bpe: BPE
-    text: TextEncoder
-
-    @classmethod
-    def load(cls, run: Run, name: str) -> Encoders:
-        """Load those that stage `name` needs."""
-        vae, vqvae, bpe, clip = (run.need(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
-        images = load_vae(run, vae)
-        text = load_text_encoder(run.stage_folder(clip)).to(device_of(images))
-        return cls(images, load_vqvae(run, vqvae), load_bpe(run, bpe), text)
 
 
 def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
@@ -156,21 +133,24 @@ class Encoding:
     def make(self, name: str) -> None:
         """Encode this process's share of the parts, then of the captions that come first in each part."""
         processes = PartialState(cpu=not torch.cuda.is_available())
-        mine = range(processes.process_index, len(self.parts), processes.num_processes)
+        share = slice(processes.process_index, None, processes.num_processes)
         if processes.is_main_process:
             self.folder.mkdir(parents=True, exist_ok=True)
             for left in self.folder.glob("**/.*.tmp"):  # what a killed process left half written
                 left.unlink()
         processes.wait_for_everyone()
         skipped = {place: Skipped(split=samples) for place, samples in self.opened.items()}
-        with listening(self._ask_to_stop):
-            with meter(name, sum(len(self.parts[i].samples) for i in mine)) as shown, self._together():
-                for part in (self.parts[i] for i in mine):
+        with listening(self._ask_to_stop), waiting_until(self._asked):
+            mine = from_main([part for part in self.parts if not self._known(part).exists()])[share]
+            with meter(name, sum(len(part.samples) for part in mine)) as shown, self._together():
+                for part in mine:
                     self._encode(part, skipped[part.place], shown)
             first = self.first_seen()
-            with meter(f"{name} captions", sum(len(first.of(i)) for i in mine)) as shown, self._together():
-                for i in mine:
-                    self._embed(self.parts[i], first.of(i), shown)
+            new = [(part, first.of(i)) for i, part in enumerate(self.parts)]
+            left = from_main([i for i, (part, rows) in enumerate(new) if len(rows) and not self._text(part).exists()])
+            with meter(f"{name} captions", sum(len(new[i][1]) for i in left[share])) as shown, self._together():
+                for i in left[share]:
+                    self._embed(*new[i], shown)
 
     def first_seen(self) -> FirstSeen:
         """Say in which part each caption comes first. Raises ArtefactError where a part is missing."""
@@ -203,9 +183,7 @@ class Encoding:
         return self.folder / FACTS / f"{part.name}.json"
 
     def _encode(self, part: Part, skipped: Skipped, shown: Meter) -> None:
-        """Write the shard of a part, then what is known of it, unless it stands."""
-        if self._known(part).exists():
-            return shown.advance(len(part.samples))
+        """Write the shard of a part, then what is known of it."""
         captions: dict[str, None] = {}
         count, truncated, broken = 0, 0, len(skipped.broken)
 
@@ -228,13 +206,9 @@ class Encoding:
             (self.folder / f"{part.name}.tar").unlink()
         facts = {"samples": count, "truncated": truncated, "broken": len(skipped.broken) - broken}
         write_json(self._known(part), {**facts, "captions": list(captions)})
-        return None
 
     def _embed(self, part: Part, places: np.ndarray, shown: Meter) -> None:
         """Write the embeddings of the captions of a part that are at the given places."""
-        path = self.folder / text_file(part.name)
-        if path.exists() or not len(places):
-            return shown.advance(len(places))
         captions = read_json(self._known(part))["captions"]
         rows = []
         for start in range(0, len(places), EMBEDDED):
@@ -244,23 +218,41 @@ class Encoding:
             rows.append((made.tokens.half().cpu(), made.mask.cpu(), made.pooled.half().cpu()))
             shown.advance(len(chunk))
         columns = map(torch.cat, zip(*rows, strict=True))
-        save_weights(path, dict(zip(TextRows._fields, columns, strict=True)))
-        return None
+        save_weights(self._text(part), dict(zip(TextRows._fields, columns, strict=True)))
+
+    def _text(self, part: Part) -> Path:
+        """The embeddings of the captions that come first in a part."""
+        return self.folder / text_file(part.name)
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Wait for the others with their shares, and stop where one of them was asked to. Raises Interrupted."""
-        with suppress(Interrupted):
+        """Wait for the others with their shares; end together where one is asked to stop, or cannot go on.
+
+        Raises Interrupted, what this process has met, or DataError with what another one has.
+        """
+        met: PalimpsestError | None = None
+        try:
             yield
-        if any(gather_object([self.stop])):
+        except (Interrupted, GaveUp):
+            self.stop = True
+        except PalimpsestError as error:
+            met = error
+        states = gather_object([(self.stop, str(met or ""))])
+        if met is not None:
+            raise met
+        if words := next((words for _, words in states if words), ""):
+            raise DataError(words)
+        if any(stop for stop, _ in states):
             raise Interrupted("Stopped; what is encoded stays. The same command goes on from there.")
 
     def _ask_to_stop(self) -> None:
         self.stop = True
 
+    def _asked(self) -> bool:
+        return self.stop or orphaned()
+
     def _stop_where_asked(self) -> None:
-        self.stop = self.stop or orphaned()
-        if self.stop:
+        if self._asked():
             raise Interrupted
 
 
@@ -268,30 +260,3 @@ def parts_of(place: Where, samples: int, per_part: int) -> list[Part]:
     """Cut the samples of a split into parts."""
     starts = range(0, samples, per_part)
     return [Part(place, i, range(start, min(start + per_part, samples))) for i, start in enumerate(starts)]
-
-
-@torch.no_grad()
-def encoded(batch: Mapping[str, Any], encoders: Encoders) -> tuple[list[Record], int]:
-    """Encode the samples of a batch; returns their members and how many captions were cut."""
-    x = batch["image"].to(device_of(encoders.vae))
-    posterior = encoders.vae.encode(x)
-    moments = torch.stack([posterior.mean, posterior.log_var], 1).half().cpu().numpy()  # (B, 2, c, h, w)
-    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, L)
-    text = encoders.bpe.encode(batch["caption"])
-    records: list[Record] = [
-        {
-            "latent.npy": _npy(moments[i]),
-            "codes.npy": _npy(codes[i]),
-            "text.npy": _npy(text.tokens[i].numpy()),
-            "txt": batch["caption"][i],
-            "json": json.dumps({"key": key, **batch["label"][i]}),
-        }
-        for i, key in enumerate(batch["key"])
-    ]
-    return records, int(text.truncated.sum())
-
-
-def _npy(array: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()

@@ -43,6 +43,7 @@ from pipelines.task import Batch, Task, Training, check_task, decay_at, learning
 from pipelines.views import Views
 
 NAMED = 8  # samples that a warning names
+SHAPES = 64  # that a block is compiled for: those of all buckets
 WORTH_SAYING = 0.05  # share of the time that is waited for data
 
 log = logging.getLogger("palimpsest")
@@ -58,6 +59,7 @@ class Loop:
         check_task(task, training, name, self.accelerator.num_processes)
         self.device, self.main = self.accelerator.device, self.accelerator.is_main_process
         if training.compile and can_compile():
+            torch._dynamo.config.recompile_limit = SHAPES
             for part in task.compiled_parts():
                 part.compile(dynamic=False)
         self.sharding = Sharding.of(training, self.accelerator)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -71,6 +71,7 @@ class Run:
     folder: Path
     data: Path
     source: Place | None = None
+    hurried: bool = False  # whether sets that are out of reach can be done without
 
     @property
     def place(self) -> Place:
@@ -84,12 +85,12 @@ class Run:
     @cached_property
     def pictures(self) -> list[Source]:
         """The sets of pictures."""
-        return pictures_of(self.recipe, self.place, self.folder.parent)
+        return pictures_of(self.recipe, self.place, self.folder.parent, hurried=self.hurried)
 
     @cached_property
     def texts(self) -> list[Source]:
         """The sets of texts alone."""
-        return texts_of(self.recipe)
+        return texts_of(self.recipe, hurried=self.hurried)
 
     def open(self, split: str) -> AnySplit:
         """Open a split of the pictures: of several sets as one, of all that have it."""
@@ -158,8 +159,8 @@ class Run:
             paths = [self.data / other.file for other in stage.other]
             found["other"] = {path.name: file_hash(path) for path in paths if path.exists()}
         if isinstance(stage, MdlmStage) and stage.texts is not None:
-            texts = place_of(stage.texts.path)
-            found["texts"] = digest(named(texts, texts.names()))
+            texts = place_of(stage.texts.path, hurried=self.hurried)
+            found["texts"] = GONE if texts.missing() else digest(named(texts, texts.names()))
         if isinstance(stage, VAEStage | VQVAEStage) and stage.training and self.recipe.buckets:
             found["buckets"] = [str(shape) for shape in self.recipe.buckets]
         if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
@@ -275,7 +276,8 @@ def reopen_run(folder: Path) -> Run:
             f"{folder} is no run (no {RECIPE}): give a folder that `palimpsest run` made, such as runs/scenes."
         )
     recipe = load_recipe(folder / RECIPE)
-    return run_on(recipe, folder, place_of(read_json(folder / RECIPE).get("data", ""), hurried=True))
+    place = place_of(read_json(folder / RECIPE).get("data", ""), hurried=True)
+    return replace(run_on(recipe, folder, place), hurried=True)
 
 
 def run_on(recipe: Recipe, folder: Path, place: Place) -> Run:

@@ -60,11 +60,13 @@ def scenes_folder(scenes: ScenesData | MoreScenes, out: Path) -> Path:
     return out / "data" / f"scenes-{scenes.size}-{scenes.count}-{scenes.seed}{drawn}"
 
 
-def pictures_of(recipe: Recipe, place: Place, out: Path) -> list[Source]:
-    """Return the sets of pictures; place: of the first, out: where runs are kept."""
+def pictures_of(recipe: Recipe, place: Place, out: Path, *, hurried: bool = False) -> list[Source]:
+    """Return the sets of pictures; place: of the first, out: where runs are kept.
+
+    hurried: others that are out of reach are not waited for.
+    """
     if not isinstance(recipe.data, Sets):
         return [Source(FIRST, place, 1.0)]
-    hurried = getattr(place, "hurried", False)
     more = [
         Source(
             name_of(one),
@@ -76,10 +78,10 @@ def pictures_of(recipe: Recipe, place: Place, out: Path) -> list[Source]:
     return [Source(FIRST, place, recipe.data.weight), *more]
 
 
-def texts_of(recipe: Recipe) -> list[Source]:
-    """Return the sets of texts alone."""
+def texts_of(recipe: Recipe, *, hurried: bool = False) -> list[Source]:
+    """Return the sets of texts alone; hurried: those that are out of reach are not waited for."""
     texts = recipe.data.texts if isinstance(recipe.data, Sets) else ()
-    return [Source(name_of(one), place_of(one.path), one.weight) for one in texts]
+    return [Source(name_of(one), place_of(one.path, hurried=hurried), one.weight) for one in texts]
 
 
 def open_sets(sources: list[Source], split: str) -> AnySplit:

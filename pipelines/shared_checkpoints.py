@@ -51,7 +51,9 @@ class SharedCheckpoints(Checkpoints):
         self._token = from_main(str(os.getpid()))
 
     def begin(self, facts: dict[str, Any], tensors: Any) -> None:
-        """Copy this process' part and let a thread write it. Call `settle` before."""
+        """Copy this process' part and let a thread write it, unless the checkpoint stands. Call `settle` before."""
+        if from_main(self.at(facts).exists()):
+            return
         if self._pruning is not None:
             self._pruning.result()
         self._facts = facts

@@ -20,7 +20,7 @@ from pipelines.data.order import Order, Shuffle
 from pipelines.data.ratios import Shape, nearest
 from pipelines.data.recent import Recent
 from pipelines.data.shapes import shapes_of
-from pipelines.data.shards import Split
+from pipelines.data.shards import NEXT, Split
 
 ROUND = 2**20  # positions of a round at most
 KEPT = 4  # tables in memory
@@ -37,9 +37,13 @@ class Cells:
         self.turns = whole_turns([part.weight for part in parts] or [1.0])
         self.starts = (0, *accumulate(map(len, self.splits)))
         self.counts = [  # of each set, (shards, buckets)
-            np.stack([np.bincount(self._of(k, n), minlength=len(buckets)) for n in range(len(one.sizes))])
+            np.stack([np.bincount(self._counted(k, n), minlength=len(buckets)) for n in range(len(one.sizes))])
             for k, one in enumerate(self.splits)
         ]
+
+    def _counted(self, which: int, shard: int) -> np.ndarray:
+        self.splits[which].ahead(range(shard, min(shard + NEXT, len(self.splits[which].sizes))))
+        return self._of(which, shard)
 
     def _of(self, which: int, shard: int) -> np.ndarray:
         return nearest(shapes_of(self.splits[which], shard), self.buckets)
@@ -148,9 +152,12 @@ class BucketOrder(Order):
         return self.buckets[self._batch(position // self.batch)[0]]
 
     def group(self, position: int) -> tuple[list[int], int]:
-        """The shards that the bucket of a batch reads now and next, and the next batch, which may be of another one."""
-        cell, cursor, _ = self._find(position)
-        return cell.shards(cursor), (position // self.batch + 1) * self.batch
+        """The shards that a batch's bucket reads now and next in all sets, and the next batch, perhaps of another."""
+        number, slot = divmod(position, self.batch)
+        bucket, turn = self._batch(number)
+        cursors = self._cursors(bucket, turn * self.batch + slot)
+        cells = [(cells[bucket], cursor) for cells, cursor in zip(self._cells, cursors, strict=True)]
+        return [shard for cell, cursor in cells if cell for shard in cell.shards(cursor)], (number + 1) * self.batch
 
     def stand_ins(self, position: int) -> Iterator[int]:
         """Those of the same set and bucket, and then all others of the set, brought to the bucket's shape."""
@@ -206,13 +213,26 @@ class BucketOrder(Order):
         """Set of a place in a bucket's own endless order, and the cursor of its cell."""
         if len(self._counts) == 1:
             return 0, place
+        rounds, mixed, at = self._mixed(bucket, place)
+        which, turn = mixed[at].tolist()
+        return which, self._done(which, bucket, rounds) + turn
+
+    def _cursors(self, bucket: int, place: int) -> list[int]:
+        """The cursors of the bucket's cells in all sets at a place in its endless order."""
+        if len(self._counts) == 1:
+            return [place]
+        rounds, mixed, at = self._mixed(bucket, place)
+        before = np.bincount(mixed[:at, 0], minlength=len(self._counts)).tolist()
+        return [self._done(which, bucket, rounds) + count for which, count in enumerate(before)]
+
+    def _mixed(self, bucket: int, place: int) -> tuple[int, np.ndarray, int]:
+        """The round of a place in a bucket's order, how the round is mixed, and the place in it."""
         rounds, start, end = self._rounds.get(bucket, (0, 0, 0))
         if not start <= place < end:
             rounds = self._round(place, lambda rounds: self._filled(bucket, rounds))
             start, end = self._filled(bucket, rounds), self._filled(bucket, rounds + 1)
             self._rounds[bucket] = rounds, start, end
-        which, turn = self._mixtures.get(rounds * len(self.buckets) + bucket, self._mix)[place - start].tolist()
-        return which, self._done(which, bucket, rounds) + turn
+        return rounds, self._mixtures.get(rounds * len(self.buckets) + bucket, self._mix), place - start
 
     def _mix(self, key: int) -> np.ndarray:
         """Set and turn of each sample of a bucket in a round, (samples, 2)."""

@@ -15,7 +15,7 @@ from pydantic import Field
 from pipelines.data.mixture import whole_turns
 from pipelines.data.order import BLOCK, check_block
 from pipelines.data.ratios import Buckets
-from pipelines.data.remote.address import check_no_secret
+from pipelines.data.remote.address import check_no_secret, is_address
 
 FIRST = "data"  # the name of the set that [data] itself is
 
@@ -159,11 +159,17 @@ class ShardData(Sets):
 
 def name_of(one: MoreScenes | MoreShards | MoreTexts) -> str:
     """Return the name of a further set: its own, or one made from where it lies."""
-    found = one.name or ("scenes" if isinstance(one, MoreScenes) else Path(one.path).name)
+    found = one.name or ("scenes" if isinstance(one, MoreScenes) else _folder(one.path))
     name = re.sub(r"[^A-Za-z0-9_-]+", "-", found).strip("-")
     if not name or (one.name and name != one.name):
         raise ValueError(f"name is {found!r}, expected letters, digits, - and _: it names a folder")
     return name
+
+
+def _folder(path: str) -> str:
+    """The name of the folder that a path or an address means: some shards of a folder are called like all of it."""
+    *above, last = path.rstrip("/").split("/")
+    return above[-1] if above and is_address(path) and ("{" in last or last.endswith(".tar")) else Path(path).name
 
 
 def check_weight(weight: float) -> None:

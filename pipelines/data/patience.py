@@ -6,7 +6,8 @@ the split that it reads, so it is asked for in its context: where shards are wai
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 
 from pipelines.errors import PalimpsestError
@@ -22,6 +23,16 @@ class GaveUp(PalimpsestError):
 def end_when(asked: Callable[[], bool]) -> None:
     """Let the thread or the context of the caller wait for data only until `asked` says so."""
     _asked.set(asked)
+
+
+@contextmanager
+def waiting_until(asked: Callable[[], bool]) -> Iterator[None]:
+    """As `end_when`, for the time of a context."""
+    token = _asked.set(asked)
+    try:
+        yield
+    finally:
+        _asked.reset(token)
 
 
 def check_asked() -> None:

@@ -14,6 +14,8 @@ from pipelines.artefact import ArtefactError, fingerprint
 from pipelines.checkpoints import Checkpoints, drop
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.loop import Loop
+from pipelines.shared_checkpoints import SharedCheckpoints
+from pipelines.training_files import Part
 from tests.pipelines.test_loop import TRAINING, Judged, Line, run
 
 EACH = dataclasses.replace(TRAINING, save_seconds=1e-9, keep_checkpoints=3)  # a checkpoint with every step
@@ -221,3 +223,13 @@ def test_training_state_never_runs_code(tmp_path):
     torch.save({"x": Bomb()}, tmp_path / "state.pt")
     with pytest.raises(RuntimeError, match="cannot be read"):
         training_files.read(tmp_path)
+
+
+def test_a_state_that_is_saved_twice_at_one_step_is_one_checkpoint(tmp_path):
+    made = SharedCheckpoints(folder=tmp_path, part=Part(0, 1), main=True)
+    facts = {"step": 7, "best": None}
+    for _ in range(2):
+        made.begin(facts, {"a": torch.ones(3)})
+        made.settle()
+    made.close()
+    assert made.newest() == made.at(facts) and [path.name for path in made.root.iterdir()] == ["000007"]

@@ -16,6 +16,7 @@ from pipelines.config import parse_recipe
 from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
 from pipelines.encode import Encoding, Where
+from pipelines.encoders import Encoders
 from pipelines.errors import DataError, Interrupted
 from pipelines.runs import Run
 from pipelines.stages import run_stage
@@ -24,6 +25,7 @@ from tests.conftest import finish, start
 from tests.pipelines.data.conftest import samples, tar
 from tests.pipelines.test_classifier_stage import STAGES
 from tests.pipelines.test_distributed import on_two_ranks
+from tokenizer.embed import TextEncoder
 
 FRONT = ("bpe", "vae", "vqvae", "clip")
 COUNT = 40
@@ -100,7 +102,7 @@ def test_a_cache_in_parts_holds_what_one_of_a_piece_holds(run, tmp_path):
 def test_an_embedding_is_the_encoders_own(run):
     cache = open_cache(run, "latent")
     captions = cache.batch("test", 4)["caption"]
-    rows, own = cache.text_table().rows([*captions, captions[0]]), encode.Encoders.load(run, "encode").text
+    rows, own = cache.text_table().rows([*captions, captions[0]]), Encoders.load(run, "encode").text
     made = own.embed(captions)
     torch.testing.assert_close(rows.tokens[:4].float(), made.tokens.cpu(), atol=2e-3, rtol=1e-2)
     assert torch.equal(rows.mask[:4], made.mask.cpu()) and torch.equal(rows.pooled[4], rows.pooled[0])
@@ -131,20 +133,18 @@ def test_a_stopped_stage_makes_no_part_twice_and_ends_with_the_same_bytes(run, t
 def test_a_stop_between_captions_keeps_the_samples_and_the_embeddings_that_stand(run, tmp_path, monkeypatch):
     whole, other = cut(run, tmp_path / "whole"), cut(run, tmp_path / "stopped")
     run_stage(whole, "encode")
-    embed, seen = encode.TextEncoder.embed, []
+    embed, seen = TextEncoder.embed, []
 
     def stopping(self, captions):
         seen.extend(captions)
         os.kill(os.getpid(), signal.SIGTERM)
         return embed(self, captions)
 
-    monkeypatch.setattr(encode.TextEncoder, "embed", stopping)
+    monkeypatch.setattr(TextEncoder, "embed", stopping)
     with pytest.raises(Interrupted, match="what is encoded stays"):
         run_stage(other, "encode")
     first = list(seen)
-    monkeypatch.setattr(
-        encode.TextEncoder, "embed", lambda self, captions: (seen.extend(captions), embed(self, captions))[1]
-    )
+    monkeypatch.setattr(TextEncoder, "embed", lambda self, captions: (seen.extend(captions), embed(self, captions))[1])
     monkeypatch.setattr(encode, "write_shard", lambda *_: pytest.fail("a part that stood was made again"))
     run_stage(other, "encode")
     assert first and len(seen) == len(set(seen)) and files(cache_of(other)) == files(cache_of(whole))
@@ -172,7 +172,7 @@ def test_more_broken_samples_than_may_be_are_refused_though_no_part_has_too_many
     tar(data / "train.tar", samples(40, broken={3, 9, 13, 17, 22, 27, 33}))
     other = cut(run, tmp_path)
     stage = other.recipe.stage["encode"]
-    encoders = encode.Encoders.load(run, "encode")
+    encoders = Encoders.load(run, "encode")
     opened = {Where("", "train"): open_split(data, "train")}
     with pytest.raises(DataError, match="6 of 40 samples of the train split are broken, more than the 5 allowed"):
         Encoding(tmp_path / "one", opened, encoders, 32, stage).make("encode")
@@ -187,7 +187,7 @@ def test_a_part_without_a_usable_sample_leaves_no_shard(run, tmp_path):
     data = tmp_path / "data"
     tar(data / "train.tar", samples(21, empty=set(range(7, 14))))
     opened = {Where("", "train"): open_split(data, "train")}
-    encoders, stage = encode.Encoders.load(run, "encode"), cut(run, tmp_path).recipe.stage["encode"]
+    encoders, stage = Encoders.load(run, "encode"), cut(run, tmp_path).recipe.stage["encode"]
     work = Encoding(tmp_path / "one", opened, encoders, 32, stage)
     work.make("encode")
     made = work.finish()

@@ -54,6 +54,37 @@ def test_a_run_begun_on_a_folder_goes_on_at_an_address_and_keeps_no_secret(folde
     assert reopen_run(run.folder).data_hash() == "the data folder is gone"  # a run can be sampled without its data
 
 
+def test_a_further_set_is_the_same_in_a_folder_and_at_an_address(folder):
+    shutil.copytree(folder / "data", folder / "set")
+    more = 'data.more=[{{kind="shards", path="{}"}}]'
+    here = run_of(folder, folder / "data", more.format(folder / "set"))
+    with serving(folder / "set") as server:
+        for address in (server.url, server.url + "{train-{0..2},test-0}.tar"):
+            there = run_of(folder, folder / "data", more.format(address))
+            assert [one.name for one in there.pictures] == ["data", "set"]
+            assert there.data_hash() == here.data_hash() and there.recipe.shares() == here.recipe.shares()
+
+
+def test_each_shard_is_asked_after_once_where_no_summary_tells(folder):
+    shutil.rmtree(folder / "data/.index")
+    with serving(folder / "data") as server:
+        run = run_of(folder, server.url + "{train-{0..2},test-0}.tar")
+        for _ in range(3):
+            run.data_hash()
+        assert server.heads["train-0.tar"] == 1
+
+
+def test_a_run_is_opened_again_without_texts_that_are_out_of_reach(folder):
+    shutil.copytree(folder / "data", folder / "words", ignore=shutil.ignore_patterns(".index"))
+    with serving(folder / "words") as server:
+        texts = f'data.more=[{{kind="texts", path="{server.url}train-{{0..2}}.tar"}}]'
+        run = open_run(RECIPES / "smoke.toml", out=folder / "runs", data=folder / "data", overrides=(texts,))
+        assert run.data_hash() != "the data folder is gone"
+        server.secret = "another"  # whoever asks is refused
+        again = reopen_run(run.folder)
+        assert again.data_hash() == "the data folder is gone" and len(again.open("train")) == 18
+
+
 def test_what_an_older_version_began_beside_shards_of_no_split_goes_on(folder):
     run = run_of(folder, folder / "data")
     identity = run.begin("vae")

@@ -35,6 +35,7 @@ class Catalogue:
         self.files, self.address, self.folder = files, files.address, folder
         self.patience = replace(patience, tries=1 if hurried else min(patience.tries, OPENING))
         self._absent: dict[str, str] = {}  # why something is not there
+        self._stamps: dict[str, Stamp] = {}
 
     def names(self) -> list[str]:
         """The shards, sorted: those of the address, or of a list of the folder, its summary or its manifest.
@@ -103,8 +104,16 @@ class Catalogue:
             known |= zip(asked, pool.map(self.stamp, asked), strict=True)
         return [known[name] for name in names]
 
-    def stamp(self, name: str) -> Stamp:
-        """The stamp of a shard as the server has it now. Raises DataError where it does not say."""
+    def stamp(self, name: str, *, anew: bool = False) -> Stamp:
+        """The stamp of a shard as the server has it, asked once unless it is to be asked anew.
+
+        Raises DataError where the server does not say.
+        """
+        if anew or name not in self._stamps:
+            self._stamps[name] = self._stamp(name)
+        return self._stamps[name]
+
+    def _stamp(self, name: str) -> Stamp:
         shown = self.address.of(name)
         about = self.listed.get(name) or self._ask(shown, lambda: self.files.about(name))
         if about is None:

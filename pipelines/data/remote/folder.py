@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Remote:
         self.folder: Path = self.store.root / address.key
         self.catalogue = Catalogue(self.files, self.folder, self.patience, hurried=hurried)
         self._expected: dict[str, Expected] = {}
-        self._announced: deque[tuple[str, ...]] = deque(maxlen=2)  # two readers of a split may take turns
+        self._announced: deque[tuple[str, ...]] = deque(maxlen=4)  # readers of a split may take turns
         self._warned = False
         self._fetches: Fetches | None = None
 
@@ -70,12 +71,15 @@ class Remote:
 
     def missing(self) -> str:
         """Whoever is in a hurry does without a set that cannot be reached; others try for it."""
-        if self.hurried:
-            try:
-                self.manifest()
-                self.sizes(self.names())
-            except DataError as error:
-                return str(error)
+        return self._out_of_reach if self.hurried else ""
+
+    @cached_property
+    def _out_of_reach(self) -> str:
+        try:
+            self.manifest()
+            self.sizes(self.names())
+        except DataError as error:
+            return str(error)
         return ""
 
     def shown(self, name: str) -> str:
@@ -154,7 +158,7 @@ class Remote:
 
     def ahead(self, names: Sequence[str]) -> None:
         """Fetch those that are not here, as far as there is room for them."""
-        if (announced := tuple(names)) in self._announced:
+        if not names or (announced := tuple(names)) in self._announced:
             return
         self._announced.append(announced)
         self._downloads.queue(name for name in announced if not self._has(name))
@@ -167,7 +171,7 @@ class Remote:
     @contextmanager
     def whole(self, name: str) -> Iterator[Path]:
         """Fetched anew: what is kept here may be older than what lies there."""
-        about, known = self.catalogue.stamp(name), self.known()
+        about, known = self.catalogue.stamp(name, anew=True), self.known()
         before = known.stamp(known.names.index(name)) if name in known.names else None
         stamp = before if before is not None and before.bytes == about.bytes else about
         path, self._expected[name] = self.folder / name, Expected(stamp, None)
@@ -241,7 +245,7 @@ class Remote:
 
     def _room(self, ahead: bool) -> bool:
         """Make room for what has been claimed; what is wanted now is fetched even where there is none, and said."""
-        keep = {self.folder / name for names in self._announced for name in names}
+        keep = {self.folder / name for names in tuple(self._announced) for name in names}
         if self.store.make_room(keep) or (not ahead and self.store.make_room()):
             return True
         if not ahead and not self._warned:

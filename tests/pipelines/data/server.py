@@ -23,6 +23,7 @@ class Server:
         self.always: int | str | None = None  # a fault of every answer for a tar
         self.delay = 0.0  # seconds for each 64 KiB
         self.gets: Counter[str] = Counter()
+        self.heads: Counter[str] = Counter()
         self.sent: Counter[str] = Counter()  # bytes, by name
         self.starts: list[tuple[str, int]] = []
         self.over = threading.Event()
@@ -61,6 +62,7 @@ def _handler(server):
             pass
 
         def do_HEAD(self):
+            server.heads[urlsplit(self.path).path.removeprefix("/set/")] += 1
             self._answer(body=False)
 
         def do_GET(self):

@@ -290,3 +290,14 @@ def test_batches_of_a_bucket_are_spread_over_a_round(tmp_path):
     found = [order.shape(position) == Shape(12, 24) for position in range(0, 2000, 2)]
     for start in range(0, 980, 20):
         assert 2 <= sum(found[start : start + 20]) <= 8  # 5 on average
+
+
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (1.0, 9.0)])
+def test_the_shards_around_a_batch_hold_what_it_reads_of_every_set(folder, weights):
+    split = both(folder, weights)
+    order = order_of(split, block=1)
+    starts = np.cumsum([0, *(size for part in split.parts for size in part.split.sizes)])
+    for position in range(0, 400, order.batch):
+        around, end = order.group(position)
+        read = [int(np.searchsorted(starts, order.number(place), side="right")) - 1 for place in range(position, end)]
+        assert end == position + order.batch and set(read) <= set(around)
