@@ -218,7 +218,8 @@ def main() -> None:
         from pipelines.hardware import leave_group
 
         leave_group(code, together=code in (0, STOPPED))
-    sys.exit(code)
+    if code:
+        sys.exit(code)
 
 
 def _code() -> int:

@@ -1,7 +1,8 @@
 """Real stages of finished runs on any number of processes: -m tests.pipelines.sharded CASES, a JSON file of a list.
 
 Each case: `run`, the folder of a run; `stage`; `folder`, where it trains; `training`, settings in place of the
-recipe's; `stop_at`, a step after which it is stopped; `slow`, seconds that each step takes longer; `fed`, see `Fed`.
+recipe's; `stop_at`, a step after which it is stopped; `slow`, seconds that each step takes longer; `drawn`, whether
+sample pictures are; `fed`, see `Fed`.
 """
 
 import dataclasses
@@ -60,7 +61,10 @@ def train_case(case: dict) -> Loop:
     training = dataclasses.replace(run.recipe.stage[case["stage"]].training, **changes)
     Path(case["folder"]).mkdir(parents=True, exist_ok=True)
     (Path(case["folder"]) / f"pid-{os.environ.get('RANK', 0)}").write_text(str(os.getpid()))
-    loop = Loop(task_of(run, case, training), training, Path(case["folder"]), seed=3, name=case["stage"])
+    task = task_of(run, case, training)
+    if not case.get("drawn"):  # pictures take longer than all else
+        task.pictures = lambda network: {}
+    loop = Loop(task, training, Path(case["folder"]), seed=3, name=case["stage"])
     step = loop._step
 
     def watched(batch, rank):
