@@ -54,7 +54,7 @@ class Remote:
         self.folder: Path = self.store.root / address.key
         self.catalogue = Catalogue(self.files, self.folder, self.patience, hurried=hurried)
         self._expected: dict[str, Expected] = {}
-        self._announced: deque[tuple[str, ...]] = deque(maxlen=4)  # readers of a split may take turns
+        self._announced: deque[tuple[str, ...]] = deque(maxlen=2)  # two readers of a split may take turns
         self._warned = False
         self._fetches: Fetches | None = None
 
