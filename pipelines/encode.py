@@ -30,11 +30,11 @@ from pipelines.data.skipped import Skipped
 from pipelines.data.stream import once
 from pipelines.encoders import Encoders, encoded
 from pipelines.errors import DataError, Interrupted, PalimpsestError
+from pipelines.hardware import from_main
 from pipelines.models import token_layout
 from pipelines.progress import Meter, meter
 from pipelines.runs import Run
 from pipelines.sets import splits_of
-from pipelines.shared_checkpoints import from_main
 from pipelines.stage_config import EncodeStage
 from pipelines.stopping import listening, orphaned
 from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
@@ -158,9 +158,9 @@ class Encoding:
 
     def finish(self) -> dict[str, Any]:
         """Write where each caption's embedding is; returns what a manifest says of the parts."""
-        first = self.first_seen()
-        first.write(self.folder)
         known = [(part, read_json(self._known(part))) for part in self.parts]
+        first = FirstSeen([keys_of(facts["captions"]) for _, facts in known])
+        first.write(self.folder)
         counts, there, broken = Counter[str](), Counter[str](), Counter[Where]()
         for part, facts in known:
             counts[part.place.split] += facts["samples"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 Item = TypeVar("Item")
@@ -24,6 +25,13 @@ def step_generator(seed: int, rank: int, step: int, device: torch.device | str =
     """Return the generator of all draws of one step on one rank."""
     key = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def from_main(value: Item) -> Item:
+    """Return what the main process has."""
+    message = [value]
+    broadcast_object_list(message, from_process=0)
+    return message[0]
 
 
 def leave_group(code: int, *, together: bool) -> None:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, gather_object
+from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
 from pipelines import averages
@@ -26,7 +26,7 @@ from pipelines.checkpoints import BEST, Checkpoints, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
 from pipelines.errors import DataError, Interrupted, PalimpsestError
-from pipelines.hardware import can_compile, step_generator
+from pipelines.hardware import can_compile, from_main, step_generator
 from pipelines.ledger import summary
 from pipelines.left_out import remedy, too_many
 from pipelines.optimizer import players_optimizers, set_rate
@@ -112,13 +112,12 @@ class Loop:
 
     def _resume(self) -> bool:
         """Go on from the newest whole checkpoint, which the main process chooses, if there is one."""
-        chosen = [self.checkpoints.newest() if self.main else None]
-        broadcast_object_list(chosen, from_process=0)
-        if chosen[0] is None:
+        chosen = from_main(self.checkpoints.newest() if self.main else None)
+        if chosen is None:
             if self.main:
                 begin_anew(self.folder)
             return False
-        kept = load(chosen[0])
+        kept = load(chosen)
         self.state.restore(kept, self.folder)
         self.task.ledger.restore([kept.facts.get("ledger", {})])
         self.views.figures = kept.facts.get("figures", {})

@@ -11,16 +11,15 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import gather_object
 
 from pipelines import training_files
 from pipelines.artefact import ArtefactError
 from pipelines.checkpoints import Checkpoints
+from pipelines.hardware import from_main
 from pipelines.training_files import Copy, Files, Part
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,10 +99,3 @@ def _tried(write: Callable[[], Written]) -> Written:
         return Written(fault=str(error), full=True)
     except Exception as error:  # named and raised by all of them
         return Written(fault=f"{type(error).__name__}: {error}")
-
-
-def from_main(value: Value) -> Value:
-    """Return what the main process has."""
-    message = [value]
-    broadcast_object_list(message, from_process=0)
-    return message[0]

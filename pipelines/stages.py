@@ -13,7 +13,6 @@ from typing import Any, TextIO, assert_never
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast_object_list
 
 from pipelines import checkpoints
 from pipelines.artefact import MANIFEST
@@ -21,6 +20,7 @@ from pipelines.data.config import MoreScenes, ScenesData, Sets
 from pipelines.data.place import Here
 from pipelines.data.scenes import write as write_scenes
 from pipelines.errors import PalimpsestError
+from pipelines.hardware import from_main
 from pipelines.judged_config import EvalStage, GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.progress import ticking
 from pipelines.runs import Run, stage_of
@@ -57,30 +57,23 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
         ensure_data(run)
     processes.wait_for_everyone()
     if not processes.is_main_process:  # a rank of a distributed run does what all do, the main process does all else
-        if _told(False) and run.recipe.stage[name].by_all:
+        if from_main(False) and run.recipe.stage[name].by_all:
             make(run, name)
         return {}
     with lock(folder, name):
         if not again and run.finished(name):  # under the lock: another process may just have finished it
-            _told(False)
+            from_main(False)  # which the others hear as whether the stage is to be made
             print(f"{name} is finished: {folder}")
             return run.manifest(name)
         (folder / MANIFEST).unlink(missing_ok=True)
         identity = run.begin(name)
-        _told(True)
+        from_main(True)
         started = time.monotonic()
         facts = make(run, name)
         seconds = time.monotonic() - started + facts.get("earlier_seconds", 0.0)  # before the last interruption, too
         manifest = run.finish(name, identity, {**facts, "wall_seconds": round(seconds, 1)})
         checkpoints.drop(folder)
     return manifest
-
-
-def _told(wanted: bool) -> bool:
-    """Let the main process tell every rank whether the stage is to be made."""
-    message = [wanted]
-    broadcast_object_list(message, from_process=0)
-    return message[0]
 
 
 def make(run: Run, name: str) -> dict[str, Any]:

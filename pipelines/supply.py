@@ -10,7 +10,7 @@ from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Generic, Self, TypeVar
 
-from pipelines.data.patience import POLL, end_when
+from pipelines.data.patience import POLL, waiting_until
 
 Item = TypeVar("Item")
 AGREE = 0.5  # seconds between two agreements of all ranks while one of them waits
@@ -65,13 +65,13 @@ class Supply(Generic[Item]):
         return found
 
     def _work(self) -> None:
-        end_when(self._closed.is_set)
-        try:
-            for item in self._items:
-                if not self._put(item):
-                    return
-        except Exception as error:
-            self._put(error)
+        with waiting_until(self._closed.is_set):
+            try:
+                for item in self._items:
+                    if not self._put(item):
+                        return
+            except Exception as error:
+                self._put(error)
 
     def _put(self, item: Item | Exception) -> bool:
         """Hand over an item, unless nobody wants it any more."""

@@ -17,10 +17,9 @@ from torch.distributed.fsdp import FSDPModule
 from pipelines.artefact import is_full
 from pipelines.checkpoints import BEST
 from pipelines.errors import PalimpsestError
-from pipelines.hardware import autocast, device_of
+from pipelines.hardware import autocast, device_of, from_main
 from pipelines.rows import save_whole
 from pipelines.sharding import open_to_all
-from pipelines.shared_checkpoints import from_main
 from pipelines.state import State
 from pipelines.task import Task, Training
 

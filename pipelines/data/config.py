@@ -39,10 +39,9 @@ class MoreScenes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoreShards:
-    """Shards of captioned images as a further set, in a folder or at an address."""
+class MoreFiles:
+    """What all further sets of shards say, in a folder or at an address."""
 
-    kind: Literal["shards"] = "shards"
     name: str = ""  # none: the last part of its path
     weight: float = 1.0
     path: str
@@ -55,19 +54,17 @@ class MoreShards:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoreTexts:
+class MoreShards(MoreFiles):
+    """Shards of captioned images as a further set."""
+
+    kind: Literal["shards"] = "shards"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoreTexts(MoreFiles):
     """Shards of texts without pictures (`KEY.txt` in *train*.tar), read by the stages that learn text."""
 
     kind: Literal["texts"] = "texts"
-    name: str = ""  # none: the last part of its path
-    weight: float = 1.0
-    path: str
-    credit: str = ""
-
-    def __post_init__(self) -> None:
-        """Refuse weights that draw nothing, and secrets."""
-        check_weight(self.weight)
-        check_no_secret(self.path, "data.more.path")
 
 
 AnyMore = Annotated[MoreScenes | MoreShards | MoreTexts, Field(discriminator="kind")]

@@ -20,14 +20,9 @@ class GaveUp(PalimpsestError):
     """A thread was asked to end while it waited for data."""
 
 
-def end_when(asked: Callable[[], bool]) -> None:
-    """Let the thread or the context of the caller wait for data only until `asked` says so."""
-    _asked.set(asked)
-
-
 @contextmanager
 def waiting_until(asked: Callable[[], bool]) -> Iterator[None]:
-    """As `end_when`, for the time of a context."""
+    """Let the thread or the context of the caller wait for data only until `asked` says so."""
     token = _asked.set(asked)
     try:
         yield

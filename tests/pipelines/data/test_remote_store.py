@@ -14,7 +14,7 @@ import pytest
 from pipelines.data.check import check
 from pipelines.data.decode import caption_only
 from pipelines.data.order import Shuffle
-from pipelines.data.patience import GaveUp, end_when
+from pipelines.data.patience import GaveUp, waiting_until
 from pipelines.data.place import place_of
 from pipelines.data.remote import folder as remote_folder
 from pipelines.data.remote.address import Address, without_credentials
@@ -119,11 +119,11 @@ def test_who_is_asked_to_end_does_not_wait_for_a_shard(server, tmp_path):
     asked, met = threading.Event(), []
 
     def read():
-        end_when(asked.is_set)
-        try:
-            split[0]
-        except GaveUp as error:
-            met.append(error)
+        with waiting_until(asked.is_set):
+            try:
+                split[0]
+            except GaveUp as error:
+                met.append(error)
 
     thread = threading.Thread(target=read)
     thread.start()
