@@ -33,9 +33,13 @@ from pipelines.cli_sample import (
     sample_prior,
     sample_text,
 )
-from pipelines.errors import Interrupted, PalimpsestError
+from pipelines.errors import Interrupted, PalimpsestError, said
 from pipelines.stopping import STOPPED
 
+LOST = (
+    "another process of this run has ended, or cannot be reached, and this one ends with it. What that one said stands "
+    "in its own output. The same command goes on from what is saved."
+)
 Recipe = Annotated[Path, tyro.conf.Positional]
 Data = Annotated[str | None, tyro.conf.arg(metavar="DIR|URL")]
 Sets = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
@@ -197,15 +201,6 @@ def application() -> SubcommandApp:
     return app
 
 
-def _said(error: Exception) -> str:
-    """What an error says; of one that the system raised about a file, the file first and what to do."""
-    if not (isinstance(error, OSError) and error.strerror and error.filename):
-        return str(error)
-    if isinstance(error, FileExistsError | NotADirectoryError):
-        return f"{error.filename} is a file where a folder is expected: give another path, or move the file away."
-    return f"{error.filename}: {error.strerror}"
-
-
 def main() -> None:
     """Run the command line.
 
@@ -213,7 +208,12 @@ def main() -> None:
     """
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
-    code = _code()
+    end_with(lambda: application().cli(prog="palimpsest", description=__doc__))
+
+
+def end_with(work: Callable[[], object]) -> None:
+    """Do the work of a process and end it with its exit code, the other processes of a run with it."""
+    code = _code(work)
     if "torch" in sys.modules:
         from pipelines.hardware import leave_group
 
@@ -222,10 +222,10 @@ def main() -> None:
         sys.exit(code)
 
 
-def _code() -> int:
-    """Run the command and return its exit code; say what went wrong."""
+def _code(work: Callable[[], object]) -> int:
+    """Do some work and return the exit code; say what went wrong."""
     try:
-        application().cli(prog="palimpsest", description=__doc__)
+        work()
     except BrokenPipeError:
         sys.stderr.close()
     except Interrupted as stopped:
@@ -234,8 +234,15 @@ def _code() -> int:
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
-        print(f"palimpsest: {_said(error)}{remedy}", file=sys.stderr)
+        print(f"palimpsest: {said(error)}{remedy}", file=sys.stderr)
         return 2
+    except RuntimeError as error:
+        from pipelines.together import lost_another
+
+        if not lost_another(error):
+            raise
+        print(f"palimpsest: {LOST} ({str(error).splitlines()[0]})", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("palimpsest: stopped", file=sys.stderr)
         return 130

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from accelerate import PartialState
-from accelerate.utils import gather_object
 
 from pipelines.artefact import read_json, save_weights, write_json
 from pipelines.cache import cache_folder, inside, made_of
@@ -29,7 +28,7 @@ from pipelines.data.shards import Split, open_split
 from pipelines.data.skipped import Skipped
 from pipelines.data.stream import once
 from pipelines.encoders import Encoders, encoded
-from pipelines.errors import DataError, Interrupted, PalimpsestError
+from pipelines.errors import Interrupted
 from pipelines.hardware import from_main
 from pipelines.models import token_layout
 from pipelines.progress import Meter, meter
@@ -38,6 +37,7 @@ from pipelines.sets import splits_of
 from pipelines.stage_config import EncodeStage
 from pipelines.stopping import listening, orphaned
 from pipelines.text_table import FirstSeen, TextRows, keys_of, text_file
+from pipelines.together import together
 
 EMBEDDED = 256  # captions at once
 FACTS = ".parts"  # folder of what is known of each part until all stand
@@ -81,12 +81,12 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
         work = Encoding(partial, opened, Encoders.load(run, name), run.recipe.size, stage)
         work.make(name)
         processes = PartialState(cpu=not torch.cuda.is_available())
-        if processes.is_main_process:
-            made = {**made_of(run, name), **work.finish(), "hash": folder.name, **_facts(run, name, work.encoders)}
-            write_json(work.folder / "manifest.json", made)
-            work.folder.rename(folder)
-            _warn(made, run.need(name, "bpe")[0], work.encoders.bpe.length)
-        processes.wait_for_everyone()
+        with together():
+            if processes.is_main_process:
+                made = {**made_of(run, name), **work.finish(), "hash": folder.name, **_facts(run, name, work.encoders)}
+                write_json(work.folder / "manifest.json", made)
+                work.folder.rename(folder)
+                _warn(made, run.need(name, "bpe")[0], work.encoders.bpe.length)
     manifest = read_json(folder / "manifest.json")
     facts = ("counts", "truncated_captions", "skipped_samples")
     return {"folder": folder.name, **{name: manifest[name] for name in facts}}
@@ -134,11 +134,11 @@ class Encoding:
         """Encode this process's share of the parts, then of the captions that come first in each part."""
         processes = PartialState(cpu=not torch.cuda.is_available())
         share = slice(processes.process_index, None, processes.num_processes)
-        if processes.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for left in self.folder.glob("**/.*.tmp"):  # what a killed process left half written
-                left.unlink()
-        processes.wait_for_everyone()
+        with together():
+            if processes.is_main_process:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                for left in self.folder.glob("**/.*.tmp"):  # what a killed process left half written
+                    left.unlink()
         skipped = {place: Skipped(split=samples) for place, samples in self.opened.items()}
         with listening(self._ask_to_stop), waiting_until(self._asked):
             mine = from_main([part for part in self.parts if not self._known(part).exists()])[share]
@@ -226,24 +226,13 @@ class Encoding:
 
     @contextmanager
     def _together(self) -> Iterator[None]:
-        """Wait for the others with their shares; end together where one is asked to stop, or cannot go on.
-
-        Raises Interrupted, what this process has met, or DataError with what another one has.
-        """
-        met: PalimpsestError | None = None
-        try:
-            yield
-        except (Interrupted, GaveUp):
-            self.stop = True
-        except PalimpsestError as error:
-            met = error
-        states = gather_object([(self.stop, str(met or ""))])
-        if met is not None:
-            raise met
-        if words := next((words for _, words in states if words), ""):
-            raise DataError(words)
-        if any(stop for stop, _ in states):
-            raise Interrupted("Stopped; what is encoded stays. The same command goes on from there.")
+        """Wait for the others with their shares; end together where one is asked to stop, or cannot go on."""
+        with together():
+            try:
+                yield
+                self._stop_where_asked()
+            except (Interrupted, GaveUp) as asked:
+                raise Interrupted("Stopped; what is encoded stays. The same command goes on from there.") from asked
 
     def _ask_to_stop(self) -> None:
         self.stop = True

@@ -40,6 +40,7 @@ from pipelines.state import State
 from pipelines.stopping import listening, orphaned
 from pipelines.supply import Supply, all_ready
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
+from pipelines.together import together
 from pipelines.views import Views
 
 NAMED = 8  # samples that a warning names
@@ -112,7 +113,9 @@ class Loop:
 
     def _resume(self) -> bool:
         """Go on from the newest whole checkpoint, which the main process chooses, if there is one."""
-        chosen = from_main(self.checkpoints.newest() if self.main else None)
+        with together():
+            chosen = self.checkpoints.newest() if self.main else None
+        chosen = from_main(chosen)
         if chosen is None:
             if self.main:
                 begin_anew(self.folder)
@@ -237,14 +240,14 @@ class Loop:
     def _save(self, *, wait: bool) -> None:
         """Begin a checkpoint, and end it where nothing comes after it."""
         rows = self._ledger()
-        if not self.views.taking_part:
-            return
-        more = {"figures": self.views.figures, "ledger": rows, "world": self.accelerator.num_processes}
-        self._settle(wait=True)
-        self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
-        self.last_save = time.monotonic()
+        if self.views.taking_part:
+            more = {"figures": self.views.figures, "ledger": rows, "world": self.accelerator.num_processes}
+            self._settle(wait=True)
+            self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
+            self.last_save = time.monotonic()
         if wait:
-            self.checkpoints.settle()
+            with together():
+                self.checkpoints.settle()
 
     def _settle(self, *, wait: bool) -> None:
         """Meet what writing a checkpoint has met. A full disk ends no training: that would lose more than going on."""
@@ -268,19 +271,18 @@ class Loop:
 
     def _finish(self) -> dict[str, Any]:
         """Write the weights, drop the checkpoints and return the facts of the run."""
-        state = self.state
-        if self.views.taking_part:
-            save_whole(self.folder / "model.safetensors", state.network.state_dict(), main=self.main)
+        state, best = self.state, from_main(self.state.best)
+        save_whole(self.folder / "model.safetensors", state.network.state_dict(), main=self.main)
         ema = self.folder / "ema.safetensors"
-        if self.main and state.best is not None:
-            best = self.folder / BEST.format(state.best[0])
-            write_atomically(ema, lambda temporary: shutil.copyfile(best, temporary))
-        elif self.views.taking_part and state.best is None and state.average is not None:
+        if best is None and state.average is not None:
             save_whole(ema, state.average.state_dict(), main=self.main)
-        self.accelerator.wait_for_everyone()
+        with together():
+            if self.main and best is not None:
+                kept = self.folder / BEST.format(best[0])
+                write_atomically(ema, lambda temporary: shutil.copyfile(kept, temporary))
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
         seconds["waiting"] = round(self.supply.waiting, 4)
-        chosen = {} if state.best is None else {"chosen_step": state.best[0], "chosen_by": self.task.criterion}
+        chosen = {} if best is None else {"chosen_step": best[0], "chosen_by": self.task.criterion}
         return {"steps": state.step, **seconds, "skipped_steps": state.skipped, **chosen}
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from pipelines.artefact import ArtefactError, fingerprint, read_json, write_atomically, write_json
 from pipelines.power_average import LONGEST, Profile, beta, exponent, synthesis
-from pipelines.rows import local, save_whole
+from pipelines.rows import local, save_looked_at
 from pipelines.training_files import problem
 
 SNAPSHOTS, INDEX = "snapshots", "index.json"
@@ -83,7 +83,7 @@ class Tracked:
         A full disk costs the snapshot, and lengths made without it some precision.
         """
         try:
-            save_whole(folder / SNAPSHOTS / f"{step:06d}.safetensors", self.state_dict(), main=main)
+            save_looked_at(folder / SNAPSHOTS / f"{step:06d}.safetensors", self.state_dict(), main=main)
         except ArtefactError as error:
             log.warning("No snapshot of the averages at step %d: %s", step, error)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from pipelines.artefact import save_weights
+from pipelines.together import together
 from pipelines.training_files import Cut, is_sharded
 
 if TYPE_CHECKING:
@@ -26,14 +27,26 @@ def whole(value: Tensor) -> Tensor:
 
 
 def save_whole(path: Path, state: Mapping[str, Tensor], *, main: bool) -> None:
-    """Save a state as one file of safetensors, which the main process gathers tensor by tensor; all must call it."""
+    """Save a state as one file of safetensors, which the main process gathers tensor by tensor.
+
+    All must call it, and where the main process cannot write all of them fail.
+    """
     found: dict[str, Tensor] = {}
     for name, value in state.items():
         gathered = whole(value)
         if main:
             found[name] = gathered.detach().cpu()
-    if main:
-        save_weights(path, found)
+    with together():
+        if main:
+            save_weights(path, found)
+
+
+def save_looked_at(path: Path, state: Mapping[str, Tensor], *, main: bool) -> None:
+    """Save a state that only the main process looks at where it is not sharded, and all where it is."""
+    if any(map(is_sharded, state.values())):
+        save_whole(path, state, main=main)
+    else:
+        save_weights(path, state)
 
 
 def placed(kept: Any, like: Any) -> Any:

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TextIO, assert_never
 
@@ -40,6 +40,7 @@ from pipelines.stage_config import (
     VQVAEStage,
 )
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
+from pipelines.together import together
 
 PATIENCE = 120  # seconds that a stage waits for a folder
 
@@ -52,28 +53,35 @@ def run_stage(run: Run, name: str, *, again: bool = False) -> dict[str, Any]:
     stage_of(run, name)
     folder = run.stage_folder(name)
     prepare_process()
-    processes = PartialState(cpu=not torch.cuda.is_available())
-    if processes.is_main_process:
-        ensure_data(run)
-    processes.wait_for_everyone()
-    if not processes.is_main_process:  # a rank of a distributed run does what all do, the main process does all else
-        if from_main(False) and run.recipe.stage[name].by_all:
-            make(run, name)
-        return {}
-    with lock(folder, name):
-        if not again and run.finished(name):  # under the lock: another process may just have finished it
-            from_main(False)  # which the others hear as whether the stage is to be made
-            print(f"{name} is finished: {folder}")
+    main = PartialState(cpu=not torch.cuda.is_available()).is_main_process
+    with ExitStack() as held:
+        with together():
+            identity = _begin(run, name, held, again=again) if main else None
+        identity = from_main(identity)
+        if not main:  # a rank of a distributed run does what all do, the main process does all else
+            if identity is not None and run.recipe.stage[name].by_all:
+                make(run, name)
+            return {}
+        if identity is None:
             return run.manifest(name)
-        (folder / MANIFEST).unlink(missing_ok=True)
-        identity = run.begin(name)
-        from_main(True)
         started = time.monotonic()
         facts = make(run, name)
         seconds = time.monotonic() - started + facts.get("earlier_seconds", 0.0)  # before the last interruption, too
         manifest = run.finish(name, identity, {**facts, "wall_seconds": round(seconds, 1)})
         checkpoints.drop(folder)
     return manifest
+
+
+def _begin(run: Run, name: str, held: ExitStack, *, again: bool) -> dict[str, Any] | None:
+    """Take the folder of a stage and return what the stage is made from, None where it stands already."""
+    ensure_data(run)
+    folder = run.stage_folder(name)
+    held.enter_context(lock(folder, name))
+    if not again and run.finished(name):  # under the lock: another process may just have finished it
+        print(f"{name} is finished: {folder}")
+        return None
+    (folder / MANIFEST).unlink(missing_ok=True)
+    return run.begin(name)
 
 
 def make(run: Run, name: str) -> dict[str, Any]:

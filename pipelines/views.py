@@ -18,7 +18,7 @@ from pipelines.artefact import is_full
 from pipelines.checkpoints import BEST
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, device_of, from_main
-from pipelines.rows import save_whole
+from pipelines.rows import save_looked_at
 from pipelines.sharding import open_to_all
 from pipelines.state import State
 from pipelines.task import Task, Training
@@ -62,7 +62,7 @@ class Views:
             figure = found[self.task.criterion]
             if math.isfinite(figure) and (self.state.best is None or figure < self.state.best[1]):
                 self.state.best = (self.state.step, figure)
-                save_whole(self.folder / BEST.format(self.state.step), self.shown.state_dict(), main=self.main)
+                save_looked_at(self.folder / BEST.format(self.state.step), self.shown.state_dict(), main=self.main)
         return found
 
     def draw(self, step: int) -> None:

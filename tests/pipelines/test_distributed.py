@@ -51,9 +51,9 @@ ALMOST_UNQUANTISED = ("stage.vqvae.training.steps=12", "stage.vqvae.model.unquan
 CRITIC = ("stage.vqvae.adversarial.start=0.3", "stage.vqvae.adversarial.critic={channels=8, layers=1, lecam=0.1}")
 
 
-def on_two_ranks(*words: str | Path) -> str:
+def on_two_ranks(*words: str | Path, of: str = "pipelines.cli") -> str:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, "-m", "pipelines.cli", *map(str, words)]
+    command = [*launcher, "-m", of, *map(str, words)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, text=True, capture_output=True, timeout=400, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

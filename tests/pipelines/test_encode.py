@@ -1,6 +1,7 @@
 """The cache in parts: alike for any cut and any number of processes, gone on with after a stop."""
 
 import os
+import re
 import signal
 import time
 from contextlib import suppress
@@ -29,6 +30,12 @@ from tokenizer.embed import TextEncoder
 
 FRONT = ("bpe", "vae", "vqvae", "clip")
 COUNT = 40
+FAULTS = {
+    "broken": ("DataError", r"^6 of 40 samples of the train split are broken, more than the 5 allowed"),
+    "locked": ("PalimpsestError", r"^Another process is working on encode in .*\. Wait for it, or give another --out"),
+    "full": ("ArtefactError", r"^No space left while writing .*\.tar; what was saved before is intact"),
+    "unwritten": ("PermissionError", r"\.partial.*Permission denied|Permission denied.*\.partial"),
+}
 
 
 def recipe_of(shard=5000):
@@ -151,10 +158,10 @@ def test_a_stop_between_captions_keeps_the_samples_and_the_embeddings_that_stand
 
 
 @pytest.mark.slow
-def test_two_processes_make_the_bytes_of_one_and_go_on_where_a_killed_one_was(run, tmp_path):
-    whole, other = cut(run, tmp_path / "whole"), cut(run, tmp_path / "two")
+def test_two_processes_make_the_bytes_of_one_behind_a_killed_one_and_each_fault_ends_both(run, tmp_path):
+    whole, other = cut(run, tmp_path / "whole", 3), cut(run, tmp_path / "two", 3)
     run_stage(whole, "encode")
-    write_json(tmp_path / "recipe.json", {"recipe": recipe_of(7)})
+    write_json(tmp_path / "recipe.json", {"recipe": recipe_of(3)})
     words = ("train", "encode", tmp_path / "recipe.json", "--out", tmp_path / "two", "--data", run.data)
     process = start(*words)
     while not any((other.folder / "cache").glob("*/.parts/train-000001.json")):
@@ -162,7 +169,22 @@ def test_two_processes_make_the_bytes_of_one_and_go_on_where_a_killed_one_was(ru
         time.sleep(0.01)
     process.kill()
     process.communicate()
-    on_two_ranks(*words)
+    tar(
+        tmp_path / "bad" / "train.tar", samples(40, broken=set(range(9, 12)) | set(range(15, 18)))
+    )  # parts of the second
+    on_two_ranks(tmp_path / "recipe.json", tmp_path / "two", run.data, tmp_path / "bad", of="tests.pipelines.faults")
+    (first, made), (second, more) = (read_json(tmp_path / "two" / f"met-{rank}.json") for rank in (0, 1))
+    assert {*first} == {*second} == {*FAULTS, "crashed"}  # at the end both go on
+    for fault, (kind, said) in FAULTS.items():
+        assert all(re.search(said, met[fault][1]) for met in (first, second)), (first, second)
+        assert {first[fault][0], second[fault][0]} <= {kind, "PalimpsestError"}
+    assert second["crashed"] == ["RuntimeError", "the decoder is out of memory"]
+    assert first["crashed"] == ["PalimpsestError", "RuntimeError: the decoder is out of memory"]
+    # those of the first process, and of the second those before it had too many
+    assert {f"train-{i:06d}.json" for i in (0, 1, 2, 3, 4)} <= {
+        path.name for path in (tmp_path / "two").glob("bad/*/*")
+    }
+    assert more and len({*made, *more}) == len([*made, *more])  # what stands is never made again
     assert files(cache_of(other)) == files(cache_of(whole))
     assert "encode is finished" in finish(*words)
 
