@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from pipelines import training_files
 from pipelines.artefact import ArtefactError, digest, fingerprint, is_full, read_json, sync_folder, write_json
-from pipelines.errors import PalimpsestError
+from pipelines.errors import PalimpsestError, said
 from pipelines.training_files import Copy
 
 CHECKPOINTS = "checkpoints"  # in the folder of a stage
@@ -72,7 +72,7 @@ class Checkpoints:
         self._writing = self._pool.submit(self._write, facts, training_files.copied(tensors))
 
     def settle(self, *, wait: bool = True) -> None:
-        """Meet the end of the checkpoint that is being written. Raises ArtefactError where the disk is full."""
+        """Meet the end of the checkpoint that is being written. Raises ArtefactError where the disk fails it."""
         writing = self._writing
         if writing is not None and (wait or writing.done()):
             self._writing = None
@@ -114,7 +114,14 @@ class Checkpoints:
         with self.whole_or_none(facts, str(os.getpid())) as temporary:
             files = training_files.write(temporary, copy)
             self.complete(facts, temporary, files, self.beside(facts))
-        self.prune(facts["step"])
+        self.tidy(facts["step"])
+
+    def tidy(self, step: int) -> None:
+        """Prune; what a disk does not let go of stays, and is no reason to end a training."""
+        try:
+            self.prune(step)
+        except OSError as error:
+            log.warning("%s: an older checkpoint cannot be deleted: %s", self.folder.name, said(error))
 
     def at(self, facts: dict[str, Any]) -> Path:
         """Where the checkpoint of a state lies once it is whole."""
@@ -125,21 +132,26 @@ class Checkpoints:
         return self.root / f".{self.at(facts).name}.{token}.tmp"
 
     @contextmanager
-    def whole_or_none(self, facts: dict[str, Any], token: str) -> Iterator[Path]:
-        """Give the folder in which a checkpoint is made; where that fails, it goes.
+    def whole_or_none(self, facts: dict[str, Any], token: str, *, shared: bool = False) -> Iterator[Path]:
+        """Give the folder in which a checkpoint is made; where that fails, it goes, unless others write there as well.
 
-        Raises ArtefactError where the disk is full.
+        Raises ArtefactError where the disk is full, or does not take it.
         """
         final, temporary = self.at(facts), self.half(facts, token)
         try:
             temporary.mkdir(parents=True, exist_ok=True)
             yield temporary
         except Exception as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if isinstance(error, ArtefactError) or is_full(error, self.folder):
+            if not shared:
+                shutil.rmtree(temporary, ignore_errors=True)
+            fault = _of_the_disk(error)
+            if isinstance(error, ArtefactError) or is_full(fault, self.folder):
                 raise ArtefactError(
                     f"No space left while writing {final}; what was saved before is intact. Free some space."
                 ) from error
+            if isinstance(fault, OSError):
+                words = f"Cannot write {final} ({said(fault)}); what was saved before is intact."
+                raise ArtefactError(words) from error
             raise
 
     def beside(self, facts: dict[str, Any]) -> training_files.Files:
@@ -213,6 +225,12 @@ def _free(path: Path) -> Path:
     """Return the path, with a number behind it where it is taken."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(found for found in chain([path], numbered) if not found.exists())
+
+
+def _of_the_disk(error: Exception) -> Exception:
+    """Return what a file said, which torch replaces by words of its own."""
+    cause = error.__context__
+    return cause if isinstance(error, RuntimeError) and isinstance(cause, OSError) else error
 
 
 def _reads(path: Path) -> bool:

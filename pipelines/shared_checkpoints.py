@@ -24,7 +24,7 @@ from pipelines.training_files import Copy, Files, Part
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What a process has written, or why it could not. full: the disk was."""
+    """What a process has written, or why it could not. full: the disk was, or did not take it."""
 
     files: Files = field(default_factory=dict)
     beside: Files = field(default_factory=dict)
@@ -61,7 +61,7 @@ class SharedCheckpoints(Checkpoints):
             self._own = self._pool.submit(_tried, lambda: self._write_part(facts, copy, part))
 
     def settle(self, *, wait: bool = True) -> None:
-        """Where all parts are written, make a checkpoint of them. Raises ArtefactError where a disk is full."""
+        """Where all parts are written, make a checkpoint of them. Raises ArtefactError where a disk fails it."""
         facts = self._facts
         if facts is None or not (wait or all(gather_object([self._own is None or self._own.done()]))):
             return
@@ -74,12 +74,12 @@ class SharedCheckpoints(Checkpoints):
             if ended.fault:
                 shutil.rmtree(self.half(facts, self._token), ignore_errors=True)
             else:
-                self._pruning = self._pool.submit(self.prune, facts["step"])
+                self._pruning = self._pool.submit(self.tidy, facts["step"])
         if (ended := from_main(ended)).fault:
             raise ArtefactError(ended.fault) if ended.full else RuntimeError(ended.fault)
 
     def _write_part(self, facts: dict[str, Any], copy: Copy, part: Part) -> Written:
-        with self.whole_or_none(facts, self._token) as temporary:
+        with self.whole_or_none(facts, self._token, shared=True) as temporary:  # the main process removes it
             files = training_files.write(temporary, copy, part)
             return Written(files=files, beside=self.beside(facts) if self.main else {})
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import threading
 
@@ -98,21 +99,24 @@ def test_a_stage_with_damaged_checkpoints_alone_is_never_begun_anew(whole, tmp_p
 
 
 class Full:
-    """A disk that is full from the second write into the file of a checkpoint on."""
+    """A disk that is full, or fails in another way, from the second write into the file of a checkpoint on."""
 
-    def __init__(self, monkeypatch):
-        self.full, self.write = True, training_files._Hashing.write
+    def __init__(self, monkeypatch, code=errno.ENOSPC):
+        self.full, self.code, self.write = True, code, training_files._Hashing.write
         monkeypatch.setattr(training_files._Hashing, "write", lambda file, data: self.take(file, data))
 
     def take(self, file, data):
         if self.full and file.count:
-            raise OSError(errno.ENOSPC, "No space left on device")
+            raise OSError(self.code, os.strerror(self.code))
         return self.write(file, data)
 
 
-def test_a_disk_that_is_full_for_a_while_ends_no_training(whole, tmp_path, monkeypatch, caplog):
+@pytest.mark.parametrize(
+    ("code", "words"), [(errno.ENOSPC, "No space left while writing"), (errno.EROFS, "Cannot write")]
+)
+def test_a_disk_that_fails_for_a_while_ends_no_training(whole, tmp_path, monkeypatch, caplog, code, words):
     shutil.copytree(whole / "parts", tmp_path / "parts")
-    disk, task = Full(monkeypatch), Line(stop_at=24)
+    disk, task = Full(monkeypatch, code), Line(stop_at=24)
     folder = tmp_path / "parts"
     loop = task.loop = Loop(task, EACH, folder, seed=3, name="line")
     take, seen = loop._step, []
@@ -128,7 +132,7 @@ def test_a_disk_that_is_full_for_a_while_ends_no_training(whole, tmp_path, monke
         loop.run()
     assert seen == [[16, 17, 18]]  # what was there before is intact
     said = {record.getMessage() for record in caplog.records}
-    assert any("No space left while writing" in words and "Training goes on" in words for words in said)
+    assert any(words in line and "Training goes on" in line for line in said), said
     assert steps_of(folder)[-1] == 25 and not list((folder / "checkpoints").glob(".*.tmp"))
     run(Line(), folder)
     assert weights(folder) == weights(whole / "whole")
@@ -140,6 +144,18 @@ def test_a_run_that_stops_on_a_full_disk_does_not_say_that_it_saved(whole, tmp_p
     with pytest.raises(ArtefactError, match=r"No space left while writing .*000021; what was saved before is intact"):
         run(Line(stop_at=20), tmp_path / "parts")
     assert steps_of(tmp_path / "parts") == [16, 17, 18]
+
+
+def test_an_older_checkpoint_that_cannot_be_deleted_ends_no_training(whole, tmp_path, monkeypatch, caplog):
+    def busy(path):
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(path))
+
+    monkeypatch.setattr(checkpoints, "_remove", busy)
+    shutil.copytree(whole / "parts", tmp_path / "parts")
+    with pytest.raises(Interrupted):
+        run(Line(stop_at=20), tmp_path / "parts", EACH)
+    assert steps_of(tmp_path / "parts") == [16, 17, 18, 19, 20, 21]
+    assert "an older checkpoint cannot be deleted: " in caplog.text and "000016: Device or resource busy" in caplog.text
 
 
 def test_the_last_ones_stay_while_training_and_those_asked_for_stay_for_good(tmp_path):
