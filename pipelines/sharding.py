@@ -7,15 +7,19 @@ layer) is whole during a pass. Sharded tensors are torch's DTensors, cut by thei
 from __future__ import annotations
 
 import copy
+import math
 import os
-from collections.abc import Iterator
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
@@ -44,7 +48,7 @@ class Sharding:
         world, device = accelerator.num_processes, accelerator.device
         if training.shard is None or world == 1:
             return None
-        parts = parts_of(training, world, int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or torch.cuda.device_count())
+        parts = parts_of(training, world, processes_of_a_node())
         shape = (world,) if parts == world else (world // parts, parts)
         names = ("copies", "parts")[-len(shape) :]
         mesh = init_device_mesh(device.type, shape, mesh_dim_names=names)
@@ -78,14 +82,24 @@ class Sharding:
         fully_shard(network, mesh=self.mesh)
 
 
+def processes_of_a_node() -> int:
+    """Return how many processes of the run a node has, whoever started them; all of them must call it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or side_by_side(gather_object([socket.gethostname()]))
+
+
+def side_by_side(hosts: Sequence[str]) -> int:
+    """Return the largest number of neighbours that are on one machine, whichever is asked; hosts: of each process."""
+    return math.gcd(*(len(list(run)) for _, run in groupby(hosts)))
+
+
 def parts_of(training: Training, world: int, node: int) -> int:
-    """Return how many processes share a copy of the state: all, or those of a node, `node` (0: not known).
+    """Return how many processes share a copy of the state: all, or those of a node, `node`.
 
     Raises PalimpsestError where they do not divide the processes.
     """
     if training.shard != "hybrid":
         return world
-    parts = training.shard_over or node or world
+    parts = training.shard_over or node
     if world % parts:
         raise PalimpsestError(
             f"training.shard_over is {parts} (by default the processes of a node), which does not divide the {world} "
