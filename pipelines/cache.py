@@ -38,6 +38,7 @@ class Cache:
     manifest: dict[str, Any]
     block: int  # shards that are shuffled together
     sets: tuple[Source, ...]  # their folders inside
+    workers: int = 0  # processes that read ahead
 
     @cached_property
     def held_out(self) -> str:
@@ -61,7 +62,8 @@ class Cache:
         """Shuffle a split without end."""
         samples = self.split(split)
         order = samples.order(seed, self.block)
-        return Stream(split=samples, order=order, batch=batch, decode=CACHED, rank=rank, world=world)
+        shared = {"rank": rank, "world": world, "workers": self.workers}
+        return Stream(split=samples, order=order, batch=batch, decode=CACHED, **shared)
 
     def batch(self, split: str, count: int) -> dict[str, Any]:
         """Return the first `count` items of a split as one batch."""
@@ -101,7 +103,7 @@ def open_cache(run: Run, name: str) -> Cache:
                 f"{folder / name} is missing or not as long as it was written. Delete {folder} and "
                 f"{run.stage_folder(encode)}, and run `palimpsest encode RECIPE` again."
             )
-    return Cache(folder, made, run.recipe.block, tuple(inside(run, folder)))
+    return Cache(folder, made, run.recipe.block, tuple(inside(run, folder)), run.recipe.workers)
 
 
 def inside(run: Run, folder: Path) -> list[Source]:

@@ -34,11 +34,13 @@ class ImageTask(Task):
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled training pictures, from `cursor`."""
-        return self.ledger.watch("train", self.stream(self.batch, self.seed, rank, world)).batches(cursor)
+        stream = self.stream(self.batch, self.seed, rank, world, workers=self.run.recipe.workers)
+        return self.ledger.watch("train", stream).batches(cursor)
 
-    def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1) -> Stream:
+    def stream(self, batch: int, seed: int, rank: int = 0, world: int = 1, *, workers: int = 0) -> Stream:
         """Return the shuffled training split."""
         block = self.run.recipe.block
         cells = self.cells
         order = self.train_split.order(seed, block) if cells is None else BucketOrder(cells, batch, seed, block)
-        return Stream(split=self.train_split, order=order, batch=batch, decode=self.decode, rank=rank, world=world)
+        shared = {"rank": rank, "world": world, "workers": workers}
+        return Stream(split=self.train_split, order=order, batch=batch, decode=self.decode, **shared)

@@ -146,7 +146,8 @@ class Loop:
             if self.state.tracked is not None:
                 self.state.tracked.update(self.state.network, self.state.step)
             rate = self.state.step * self.training.batch / max(self.state.seconds, 1e-9)
-            idle = f"  {waited:.0%} waiting for data" if (waited := self.supply.waiting) > WORTH_SAYING else ""
+            waited = self.supply.waiting
+            idle = f"  {waited:.0%} waiting for data (data.workers)" if waited > WORTH_SAYING else ""
             shown.advance(1, f"loss {taken.loss:.4f}  {rate:.0f} {self.task.unit}/s{idle}")
             if world == 1:  # ranks have clocks of their own
                 self.plan.hold_against(self.state.step, self.state.seconds)

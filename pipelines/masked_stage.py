@@ -52,7 +52,8 @@ class MdlmTask(TokenTask):
             return pairs
         split, count = self._alone()
         order = split.order(seed, self.run.recipe.block)
-        texts = Stream(split=split, order=order, batch=count, decode=caption_only, rank=rank, world=world)
+        shared = {"rank": rank, "world": world, "workers": self.run.recipe.workers}
+        texts = Stream(split=split, order=order, batch=count, decode=caption_only, **shared)
         both = zip(pairs, self.ledger.watch("texts", texts).batches(cursor // batch * count), strict=True)
         return (
             ({**pair, "alone": self.bpe.encode(found["caption"]).tokens}, after) for (pair, after), (found, _) in both

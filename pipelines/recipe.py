@@ -78,6 +78,11 @@ class Recipe:
         return 1 if isinstance(self.data, TextData) else self.data.block
 
     @property
+    def workers(self) -> int:
+        """The processes that read ahead for a training; texts alone lie in memory."""
+        return 0 if isinstance(self.data, TextData) else self.data.workers
+
+    @property
     def grammatical(self) -> bool:
         """Whether all pictures are scenes of the grammar that belongs to their size."""
         sets = (self.data, *self.data.pictures) if isinstance(self.data, ScenesData) else ()

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from pipelines.artefact import PLAN
 from pipelines.descent import micro_batches
-from pipelines.hardware import autocast, step_generator, to_device
+from pipelines.hardware import autocast, device_of, step_generator, to_device
 from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
-from pipelines.task import Task, Training
+from pipelines.supply import AGREE, Supply
+from pipelines.task import Batch, Task, Training
 from tokenizer.ranks import alone
 
 LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
@@ -61,23 +62,30 @@ def _values(players: Sequence[nn.Module]) -> Iterator[Tensor]:
 def _timed(task: Task, training: Training, device: torch.device, budget: float, world: int, *, playing: bool) -> float:
     """Return the median seconds of a step at rate 0."""
     task.rehearse(playing)
-    batches = task.batches(0, 0, world)
     optimizers = players_optimizers(task, training)
     set_rate(optimizers, 0.0)
     times: list[float] = []
-    while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):
-        started, generator = time.monotonic(), step_generator(0, 0, len(times))
-        batch, _ = next(batches)
-        for part in micro_batches(batch, training.accumulate):
-            with autocast(device, training.bf16), alone():  # other ranks wait
-                loss, _ = task.loss(task.network, to_device(part, device), generator)
-            loss.backward()
-            if playing and task.rival is not None:
-                with autocast(device, training.bf16), alone():
-                    own, _ = task.rival_loss(task.rival, generator)
-                own.backward()
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-        times.append(time.monotonic() - started)
+    with Supply(task.batches(0, 0, world)) as supply:
+        while len(times) < LEAST[0] + 2 or (sum(times[2:]) < LEAST[1] and sum(times) < 0.1 * budget):
+            started, generator = time.monotonic(), step_generator(0, 0, len(times))
+            while not supply.wait(AGREE):
+                pass
+            batch, _ = supply.take()
+            for part in micro_batches(batch, training.accumulate):
+                _descend(task, training, to_device(part, device), generator)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            times.append(time.monotonic() - started)
     return statistics.median(times[2 + len(times) // 3 :])  # the first ones meet cold caches and busy neighbours
+
+
+def _descend(task: Task, training: Training, part: Batch, generator: torch.Generator) -> None:
+    """Take the gradients of a micro-batch alone: other ranks wait."""
+    with autocast(device_of(task.network), training.bf16), alone():
+        loss, _ = task.loss(task.network, part, generator)
+    loss.backward()
+    if task.playing and task.rival is not None:
+        with autocast(device_of(task.network), training.bf16), alone():
+            own, _ = task.rival_loss(task.rival, generator)
+        own.backward()

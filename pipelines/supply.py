@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Generic, Self, TypeVar
@@ -72,6 +72,9 @@ class Supply(Generic[Item]):
                         return
             except Exception as error:
                 self._put(error)
+            finally:
+                if isinstance(self._items, Generator):  # it may have processes
+                    self._items.close()
 
     def _put(self, item: Item | Exception) -> bool:
         """Hand over an item, unless nobody wants it any more."""

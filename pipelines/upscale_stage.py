@@ -50,7 +50,8 @@ class UpscaleTask(Task):
         """Shuffled pictures in both sizes, with the embeddings of their captions."""
         batch, recipe = self.stage.training.batch, self.run.recipe
         order = self.split.order(recipe.seed, recipe.block)
-        stream = Stream(split=self.split, decode=self.decode, batch=batch, order=order, rank=rank, world=world)
+        shared = {"rank": rank, "world": world, "workers": recipe.workers}
+        stream = Stream(split=self.split, decode=self.decode, batch=batch, order=order, **shared)
         for items, after in self.ledger.watch("train", stream).batches(cursor):
             yield self._with_text(items), after
 

@@ -76,13 +76,16 @@ class Sets:
 
     weight: float = 1.0  # of the first set
     block: int = BLOCK  # shards of a set that are shuffled together; with as many as there are, all its samples are
+    workers: int = 0  # processes that read ahead for each process that trains, which changes nothing in what is read
     more: tuple[AnyMore, ...] = ()
     buckets: Buckets | None = None  # shapes in which autoencoders read pictures that are not square
 
     def __post_init__(self) -> None:
-        """Refuse blocks of nothing, a weight beside which there is no other, and sets that cannot be told apart."""
+        """Refuse blocks of nothing, fewer workers than none, a weight alone, and sets that cannot be told apart."""
         check_weight(self.weight)
         check_block(self.block)
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}, expected how many processes read ahead: 0 for none, or more")
         if self.weight != 1 and not self.more:
             raise ValueError(
                 f"weight is {self.weight:g}, but there is no other set: leave it out, or add [[data.more]]"

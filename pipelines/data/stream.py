@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from webdataset.filters import batched
-from webdataset.filters import map as each
 from webdataset.pipeline import DataPipeline
 
+from pipelines.data.ahead import made_ahead
 from pipelines.data.decode import BrokenSample, Decode, Sample
 from pipelines.data.joined import AnySplit
 from pipelines.data.order import BLOCK, Order
@@ -31,7 +30,7 @@ Made = tuple[Batch | None, tuple[Skip, ...]]  # None: no usable sample in a whol
 
 @dataclass(frozen=True, kw_only=True)
 class Drawn:
-    """What travels through the stages: a position, and what has become of its sample so far."""
+    """A position, and what has become of its sample so far."""
 
     position: int
     number: int  # of the sample in the split
@@ -62,6 +61,7 @@ class Stream:
     skipped: Skipped = field(init=False)
     _order: Order = field(init=False, repr=False)
     _unusable: dict[int, Skip] = field(init=False, default_factory=dict, repr=False)  # never read twice
+    _known: int = field(init=False, default=-1, repr=False)  # position up to which the shards are announced
 
     def __post_init__(self) -> None:
         """Check the batch size, and settle the order."""
@@ -80,42 +80,31 @@ class Stream:
     def batches(self, cursor: int = 0) -> Iterator[tuple[Batch, int]]:
         """Yield (this rank's slice of the batch, cursor after it) from a cursor on, for ever.
 
-        Raises DataError once more than `max_broken` of the split is broken, or none of it is usable.
+        Raises DataError once more than `max_broken` of the split is broken, none of it is usable, or a worker is lost.
         """
-        for number, (batch, skips) in enumerate(self._source(cursor), start=1):
+        self._known = -1
+        starts = count_from(cursor, self.batch)
+        source = made_ahead(self.made, starts, self.workers) if self.workers else map(self.made, starts)
+        for number, (batch, skips) in enumerate(source, start=1):
             for one in skips:
                 self.skipped.note(one)
             if batch is None:
                 raise self.skipped.nothing_usable()
             yield batch, cursor + number * self.batch
 
-    def stages(self, cursor: int, first: int = 0, step: int = 1) -> list[Any]:
-        """Stages of the pipeline: positions, reading, decoding and transforming, mending, batching.
-
-        first, step: which of the batches a data worker makes.
-        """
-        return [
-            lambda: self._positions(cursor, first, step),
-            each(self._read),
-            each(self._decode),
-            each(self._mend),
-            batched(self.batch // self.world, collation_fn=_made, partial=False),
-        ]
-
-    def _source(self, cursor: int) -> Iterable[Made]:
-        if not self.workers:
-            return DataPipeline(*self.stages(cursor))
-        return DataLoader(_Ahead(self, cursor), batch_size=None, num_workers=self.workers)
-
-    def _positions(self, cursor: int, first: int, step: int) -> Iterator[Drawn]:
+    def made(self, cursor: int) -> Made:
+        """Make this rank's slice of the batch from a cursor on: read, decode, mend."""
         local = self.batch // self.world
-        known = -1
-        for number in count_from(first, step):
-            start = cursor + number * self.batch + self.rank * local
-            if start >= known:
-                known = self._announce(start)
-            for position in range(start, start + local):
-                yield Drawn(position=position, number=self._order.number(position), shape=self._order.shape(position))
+        start = cursor + self.rank * local
+        if start >= self._known:
+            self._known = self._announce(start)
+        drawn = [self._mend(self._decode(self._read(self._drawn(start + i)))) for i in range(local)]
+        samples = [item.decoded for item in drawn if item.decoded is not None]
+        skips = tuple(one for item in drawn for one in item.skips)
+        return (collate(samples) if len(samples) == local else None), skips
+
+    def _drawn(self, position: int) -> Drawn:
+        return Drawn(position=position, number=self._order.number(position), shape=self._order.shape(position))
 
     def _announce(self, position: int) -> int:
         """Say which shards are read from a position on, and behind them; returns where the former end."""
@@ -158,19 +147,6 @@ class Stream:
         return replace(drawn, skips=skips)
 
 
-class _Ahead(IterableDataset[Made]):
-    """Every step-th batch in each data worker; the loader takes them in turn, so that the order stays."""
-
-    def __init__(self, stream: Stream, cursor: int) -> None:
-        self.stream = stream
-        self.cursor = cursor
-
-    def __iter__(self) -> Iterator[Made]:
-        info = get_worker_info()
-        first, step = (info.id, info.num_workers) if info else (0, 1)
-        yield from DataPipeline(*self.stream.stages(self.cursor, first, step))
-
-
 def some(split: AnySplit, decode: Decode, count: int, *, seed: int) -> Batch:
     """At most `count` usable samples, drawn by the seed: shards are often sorted, their first samples no fair picture.
 
@@ -209,9 +185,3 @@ def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
     """Stack the tensors of samples to (B, ...); everything else becomes a list of B."""
     columns = {name: [sample[name] for sample in samples] for name in samples[0]}
     return {name: torch.stack(column) if isinstance(column[0], Tensor) else column for name, column in columns.items()}
-
-
-def _made(drawn: list[Drawn]) -> Made:
-    samples = [item.decoded for item in drawn if item.decoded is not None]
-    skips = tuple(one for item in drawn for one in item.skips)
-    return (collate(samples) if len(samples) == len(drawn) else None), skips

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from webdataset.pipeline import DataPipeline
 
 from pipelines.data import shapes as shapes_module
 from pipelines.data.buckets import BucketOrder, Cells
@@ -245,9 +244,9 @@ def test_all_ranks_have_the_bucket_of_the_batch_and_step_together(folder, world,
     ranks = []
     for rank in range(world):
         stream = stream_of(split, 8, rank=rank, world=world)
-        parts = [DataPipeline(*stream.stages(cursor, first, workers or 1)) for first in range(workers or 1)]
-        made = [list(islice(part, -(-count // (workers or 1)))) for part in parts]
-        ranks.append([made[i % len(made)][i // len(made)][0] for i in range(count)])
+        copies = [pickle.loads(pickle.dumps(stream)) for _ in range(workers or 1)]
+        made = (copies[i % len(copies)].made(cursor + 8 * i) for i in range(count))
+        ranks.append([batch for batch, _ in made])
     for step, own in enumerate(zip(*ranks, strict=True)):
         assert {tuple(batch["image"].shape) for batch in own} == {(8 // world, 3, *order.shape(cursor + 8 * step))}
     assert [key for step in zip(*ranks, strict=True) for batch in step for key in batch["key"]] == wanted
