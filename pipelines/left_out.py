@@ -18,6 +18,7 @@ def too_many(state: State, training: Training, steps: int, reason: str) -> str |
     return None
 
 
-def remedy(training: Training) -> str:
+def remedy(name: str, training: Training) -> str:
     """Return what else may help."""
-    return "set bf16 = false" if training.spike is None else "set bf16 = false, or raise training.spike"
+    spike = "" if training.spike is None else ", or raise training.spike"
+    return f"lower stage.{name}.training.learning_rate, or set bf16 = false{spike}"

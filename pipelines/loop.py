@@ -22,7 +22,7 @@ from torch import nn
 
 from pipelines import averages
 from pipelines.artefact import ArtefactError, write_atomically
-from pipelines.checkpoints import BEST, Checkpoints, load
+from pipelines.checkpoints import BEST, load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
 from pipelines.errors import DataError, Interrupted, PalimpsestError
@@ -35,10 +35,10 @@ from pipelines.progress import Meter, meter
 from pipelines.rehearsal import planned
 from pipelines.rows import save_whole
 from pipelines.sharding import Sharding
-from pipelines.shared_checkpoints import SharedCheckpoints
+from pipelines.shared_checkpoints import checkpoints_of
 from pipelines.state import State
 from pipelines.stopping import listening, orphaned
-from pipelines.supply import Supply, all_ready
+from pipelines.supply import AGREE, Supply
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 from pipelines.together import together
 from pipelines.views import Views
@@ -67,7 +67,7 @@ class Loop:
         average = self._spread()
         tracked = Tracked(task.network, training.posthoc) if training.posthoc else None
         self.state = State(task.network, average, players_optimizers(task, training), task.rival, tracked)
-        self.checkpoints = self._checkpoints()
+        self.checkpoints = checkpoints_of(folder, training, self.sharding, main=self.main)
         self.views = Views(task=task, training=training, state=self.state, folder=folder, name=name, main=self.main)
         self.stop = False
 
@@ -80,18 +80,11 @@ class Loop:
             player.to(self.device)
         return copy.deepcopy(task.network).float().requires_grad_(False) if ema else None
 
-    def _checkpoints(self) -> Checkpoints:
-        """Return where checkpoints go: written by the main process, or by all that hold a part of the state."""
-        options = {"folder": self.folder, "keep": self.training.keep_checkpoints, "every": self.training.keep_every}
-        if self.sharding is None:
-            return Checkpoints(**options)
-        return SharedCheckpoints(**options, part=self.sharding.part, main=self.main)
-
     def run(self) -> dict[str, Any]:
         """Train to the end and return what the manifest should remember. Raises Interrupted after saving."""
         self.folder.mkdir(parents=True, exist_ok=True)
         resumed = self._resume()
-        self.earlier, self.last_save = self.state.seconds, time.monotonic()
+        self.earlier, self.saved, self.last_save = self.state.seconds, self.state.step, time.monotonic()
         self.plan = planned(self.task, self.training, self.folder, self.accelerator)
         steps = self.plan.at(self.state.step)
         self.descent = Descent(self.task, self.training, self.state, self.accelerator)
@@ -153,16 +146,32 @@ class Loop:
                 self.plan.hold_against(self.state.step, self.state.seconds)
                 shown.total = self.plan.at(self.state.step)
             self._watch(taken)
+        self._agree()
 
     def _next(self) -> tuple[Batch, int]:
-        """The next batch, once every rank has one; where one cannot have it, or is asked to stop, all save and stop."""
-        stop, failed = all_ready(self.supply, self.descent.anywhere, lambda: self.stop or orphaned())
-        if failed:
-            self._stop_with(self.supply.error)
-        if stop:
-            self._save(wait=True)
-            self._stopped()
+        """The next batch, once every rank has one."""
+        waiting = True
+        while waiting:
+            there = self.supply.wait(AGREE)
+            waiting = self._agree(waiting=not there, error=self.supply.error)
         return self.supply.take()
+
+    def _agree(self, *, waiting: bool = False, error: Exception | None = None) -> bool:
+        """Save where it is time to; save and stop where a rank is asked to or cannot read; say whether one waits.
+
+        The one agreement of all ranks between two steps. The state is that of the last step, whoever waits for what.
+        """
+        moved, idle = self.state.step > self.saved, time.monotonic() - self.last_save
+        due = self.main and moved and idle > self.training.save_seconds
+        flags = self.stop or orphaned(), error is not None, waiting, due
+        stop, failed, waiting, due = self.descent.anywhere(*flags)
+        if failed:
+            self._stop_with(error)
+        if stop or due:
+            self._save(wait=stop)
+        if stop:
+            self._stopped()
+        return waiting
 
     def _stop_with(self, error: Exception | None) -> NoReturn:
         """Save, and end with what one rank has met; it is no mistake of the others."""
@@ -209,21 +218,17 @@ class Loop:
             log.warning("%s: step %d is left out, %s. Samples: %s", self.name, state.step, reason, named)
             self.curves.note({"step": state.step + 1, "split": "left_out", "reason": reason, "keys": keys})
         if words := too_many(state, self.training, steps, reason):
-            raise PalimpsestError(
-                f"{self.name}: {words}. Look at the samples named in {self.folder / LOG}, lower "
-                f"stage.{self.name}.training.learning_rate, or {remedy(self.training)}."
-            )
+            look = f"Look at the samples named in {self.folder / LOG}"
+            raise PalimpsestError(f"{self.name}: {words}. {look}, {remedy(self.name, self.training)}.")
 
     def _watch(self, taken: Taken) -> None:
-        """Plot, validate, draw and save when it is time to."""
+        """Plot, validate, draw and keep a checkpoint for good when it is time to; other ranks wait in the next step."""
         step, training = self.state.step, self.training
         steps, looking = self.plan.at(step), self.views.taking_part
         last = step == steps
         if step % 20 == 0 or last:
             scalars = {key: float(value) for key, value in taken.scalars.items()}
             self._log("train", {"loss": taken.loss, **scalars, "waiting": self.supply.waiting})
-        due = self.main and time.monotonic() - self.last_save > training.save_seconds
-        stop, due = self.descent.anywhere(self.stop or orphaned(), due)
         if looking and (step % training.validate_every == 0 or last):
             self._log("validation", self.views.validate())
         if looking and (step % training.picture_every == 0 or last):
@@ -232,11 +237,8 @@ class Loop:
         if looking and tracked is not None and (step % tracked.config.every == 0 or last):
             tracked.snapshot(self.folder, step, main=self.main)
         self._settle(wait=False)
-        if stop or due or self.checkpoints.due(step):
-            self._save(wait=stop)
-        if stop:
-            self._stopped()
-        self.accelerator.wait_for_everyone()
+        if self.checkpoints.due(step):
+            self._save(wait=False)
 
     def _save(self, *, wait: bool) -> None:
         """Begin a checkpoint, and end it where nothing comes after it."""
@@ -245,7 +247,7 @@ class Loop:
             more = {"figures": self.views.figures, "ledger": rows, "world": self.accelerator.num_processes}
             self._settle(wait=True)
             self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
-            self.last_save = time.monotonic()
+            self.saved, self.last_save = self.state.step, time.monotonic()
         if wait:
             with together():
                 self.checkpoints.settle()

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from accelerate.utils import gather_object
@@ -19,6 +20,8 @@ from pipelines import training_files
 from pipelines.artefact import ArtefactError
 from pipelines.checkpoints import Checkpoints
 from pipelines.hardware import from_main
+from pipelines.sharding import Sharding
+from pipelines.task import Training
 from pipelines.training_files import Copy, Files, Part
 
 
@@ -89,6 +92,12 @@ class SharedCheckpoints(Checkpoints):
         with self.whole_or_none(facts, self._token) as temporary:
             self.complete(facts, temporary, files, beside)
         return Written()
+
+
+def checkpoints_of(folder: Path, training: Training, sharding: Sharding | None, *, main: bool) -> Checkpoints:
+    """Return where checkpoints go: written by the main process, or by all that hold a part of the state."""
+    options = {"folder": folder, "keep": training.keep_checkpoints, "every": training.keep_every}
+    return Checkpoints(**options) if sharding is None else SharedCheckpoints(**options, part=sharding.part, main=main)
 
 
 def _tried(write: Callable[[], Written]) -> Written:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 from typing import Generic, Self, TypeVar
@@ -13,7 +13,7 @@ from typing import Generic, Self, TypeVar
 from pipelines.data.patience import POLL, waiting_until
 
 Item = TypeVar("Item")
-AGREE = 0.5  # seconds between two agreements of all ranks while one of them waits
+AGREE = 0.5  # seconds between two agreements of all ranks while one of them waits: a longer one would time out
 LEAVING = 5.0  # seconds for what the thread is at when it is asked to end
 
 
@@ -85,18 +85,3 @@ class Supply(Generic[Item]):
             except Full:
                 continue
         return False
-
-
-def all_ready(
-    supply: Supply[Item], anywhere: Callable[..., list[bool]], asked: Callable[[], bool]
-) -> tuple[bool, bool]:
-    """Wait until all ranks have their next item; returns whether one is asked to stop, and whether one failed.
-
-    Ranks agree again and again meanwhile: a collective operation that lasted as long as a shard would time out, and
-    whoever is asked to stop need not wait for it.
-    """
-    while True:
-        there = supply.wait(AGREE)
-        stop, failed, waiting = anywhere(asked(), supply.error is not None, not there)
-        if stop or failed or not waiting:
-            return stop, failed
