@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,8 +20,8 @@ from accelerate.utils import DistributedDataParallelKwargs, gather_object
 from torch import nn
 
 from pipelines import averages
-from pipelines.artefact import ArtefactError, write_atomically
-from pipelines.checkpoints import BEST, load
+from pipelines.artefact import ArtefactError
+from pipelines.checkpoints import load
 from pipelines.curves import LOG, Curves
 from pipelines.descent import Descent, Taken
 from pipelines.errors import DataError, Interrupted, PalimpsestError
@@ -33,12 +32,11 @@ from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.posthoc import Tracked, begin_anew
 from pipelines.progress import Meter, meter
 from pipelines.rehearsal import planned
-from pipelines.rows import save_whole
 from pipelines.sharding import Sharding
 from pipelines.shared_checkpoints import checkpoints_of
 from pipelines.state import State
 from pipelines.stopping import listening, orphaned
-from pipelines.supply import AGREE, Supply
+from pipelines.supply import AGREE, Item, Supply
 from pipelines.task import Batch, Task, Training, check_task, decay_at, learning_rate, update_average
 from pipelines.together import together
 from pipelines.views import Views
@@ -128,8 +126,8 @@ class Loop:
     def _take(self, rank: int, world: int, shown: Meter) -> None:
         begun = time.monotonic() - self.state.seconds
         while self.state.step < self.plan.at(self.state.step):
-            batch, cursor = self._next()
-            taken = self._step(batch, rank)
+            batch, cursor = self._next(self.supply)
+            taken = self._step(batch, self._beside(), rank)
             if taken.left_out:
                 self._left_out(taken)
             else:
@@ -147,14 +145,25 @@ class Loop:
                 shown.total = self.plan.at(self.state.step)
             self._watch(taken)
         self._agree()
+        if self.state.step > self.saved:  # what follows may be stopped
+            self._save(wait=False)
 
-    def _next(self) -> tuple[Batch, int]:
-        """The next batch, once every rank has one."""
+    def _next(self, supply: Supply[Item]) -> Item:
+        """The next item, once every rank has one."""
         waiting = True
         while waiting:
-            there = self.supply.wait(AGREE)
-            waiting = self._agree(waiting=not there, error=self.supply.error)
-        return self.supply.take()
+            there = supply.wait(AGREE)
+            waiting = self._agree(waiting=not there, error=supply.error)
+        return supply.take()
+
+    def _beside(self) -> list[Batch]:
+        """What the step needs beside its batch."""
+        step = self.state.step
+        wanted = self.task.beside(step, self.plan.first, self.plan.at(step))
+        if wanted is None:
+            return []
+        with Supply(list(batches) for batches in [wanted]) as supply:
+            return self._next(supply)
 
     def _agree(self, *, waiting: bool = False, error: Exception | None = None) -> bool:
         """Save where it is time to; save and stop where a rank is asked to or cannot read; say whether one waits.
@@ -190,7 +199,7 @@ class Loop:
             f"{self.name}: stopped at step {step} of {steps}; saved. The same command goes on from there."
         )
 
-    def _step(self, batch: Batch, rank: int) -> Taken:
+    def _step(self, batch: Batch, beside: list[Batch], rank: int) -> Taken:
         """One optimiser step, with what stands around it."""
         state, steps = self.state, self.plan.at(self.state.step)
         generator = step_generator(self.seed, rank, state.step)
@@ -198,7 +207,7 @@ class Loop:
         self.task.playing = self.task.rival is not None and state.step >= begins
         if self.task.playing and state.step == begins:
             state.norms.forget()  # from here on the network has another loss
-        state.follow(self.task.before(state.step, self.plan.first, steps, generator))
+        state.follow(self.task.before(state.step, self.plan.first, steps, generator, beside))
         set_rate(self.descent.optimizers, learning_rate(self.training, state.step, steps))
         taken = self.descent.step(batch, generator)
         if taken.left_out:
@@ -274,18 +283,11 @@ class Loop:
 
     def _finish(self) -> dict[str, Any]:
         """Write the weights, drop the checkpoints and return the facts of the run."""
-        state, best = self.state, from_main(self.state.best)
-        save_whole(self.folder / "model.safetensors", state.network.state_dict(), main=self.main)
-        ema = self.folder / "ema.safetensors"
-        if best is None and state.average is not None:
-            save_whole(ema, state.average.state_dict(), main=self.main)
-        with together():
-            if self.main and best is not None:
-                kept = self.folder / BEST.format(best[0])
-                write_atomically(ema, lambda temporary: shutil.copyfile(kept, temporary))
+        state = self.state
+        self.views.keep()
         seconds = {"seconds": round(state.seconds, 1), "earlier_seconds": round(self.earlier, 1)}
         seconds["waiting"] = round(self.supply.waiting, 4)
-        chosen = {} if best is None else {"chosen_step": best[0], "chosen_by": self.task.criterion}
+        chosen = {} if state.best is None else {"chosen_step": state.best[0], "chosen_by": self.task.criterion}
         return {"steps": state.step, **seconds, "skipped_steps": state.skipped, **chosen}
 
 

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from pipelines.artefact import PLAN
 from pipelines.descent import micro_batches
-from pipelines.hardware import autocast, device_of, step_generator, to_device
+from pipelines.errors import PalimpsestError
+from pipelines.hardware import autocast, device_of, from_main, step_generator, to_device
 from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.supply import AGREE, Supply
@@ -24,19 +25,30 @@ LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
 
 
 def planned(task: Task, training: Training, folder: Path, accelerator: Accelerator) -> Plan:
-    """Return the plan of a run in its folder; the main process makes it where there is none."""
-    path = folder / PLAN
+    """Return the plan of a run in its folder; the main process makes it where there is none.
+
+    Raises on all processes what that one has met: data that cannot be read, or that it was asked to stop.
+    """
+    path, met = folder / PLAN, None
     if accelerator.is_main_process and not path.exists():
-        if training.steps:
-            Plan(path, training.steps).save()
-        else:
-            begun, budget = time.monotonic(), 60 * RESERVE * (training.minutes or 0)
-            seconds = rehearse(task, training, accelerator.device, budget, accelerator.num_processes)
-            left = max(budget - (time.monotonic() - begun), 20 * seconds)
-            watched = left if task.rival is None else None  # a rival makes later steps longer than early ones
-            Plan(path, int(left / seconds), watched).save()
-    accelerator.wait_for_everyone()
+        try:
+            _plan(task, training, path, accelerator).save()
+        except PalimpsestError as error:
+            met = error
+    if (met := from_main(met)) is not None:
+        raise met
     return Plan.load(path)
+
+
+def _plan(task: Task, training: Training, path: Path, accelerator: Accelerator) -> Plan:
+    """Turn a budget into steps, where they are not given."""
+    if training.steps:
+        return Plan(path, training.steps)
+    begun, budget = time.monotonic(), 60 * RESERVE * (training.minutes or 0)
+    seconds = rehearse(task, training, accelerator.device, budget, accelerator.num_processes)
+    left = max(budget - (time.monotonic() - begun), 20 * seconds)
+    watched = left if task.rival is None else None  # a rival makes later steps longer than early ones
+    return Plan(path, int(left / seconds), watched)
 
 
 def rehearse(task: Task, training: Training, device: torch.device, budget: float, world: int) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Any
 
@@ -53,7 +53,9 @@ class VAETask(AutoencoderTask):
         """The network."""
         return self.network  # type: ignore[return-value]
 
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
+    def before(
+        self, step: int, first: int, steps: int, generator: torch.Generator, read: Sequence[Batch]
+    ) -> Sequence[Moved]:
         """Raise the weight of the KL term."""
         self.warmth = min(1.0, (step + 1) / max(1.0, self.stage.model.kl_warmup * first))
         return ()
@@ -116,23 +118,39 @@ class VQVAETask(AutoencoderTask):
             check_start(stage.model, len(self.train_split), *run.recipe.smallest)
         self.quantise = self.pretrained or not self._from_data()
 
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
+    def beside(self, step: int, first: int, steps: int) -> Iterator[Batch] | None:
+        """Training pictures from which codes start or revive, enough for the coarsest level."""
+        if step == self._start(first):
+            return self._pictures(self.stage.model.initial_vectors)
+        return self._pictures(REVIVAL_POOL, offset=step) if self._revives(step, first, steps) else None
+
+    def before(
+        self, step: int, first: int, steps: int, generator: torch.Generator, read: Sequence[Batch]
+    ) -> Sequence[Moved]:
         """Start the codebooks once the unquantised phase is over, and revive dead codes now and then.
 
         Coarse to fine, since the vectors of a level depend on the codes of the one above.
         """
-        config, moved = self.stage.model, list[Moved]()
-        if not (levels := self._from_data()):
+        config, moved, levels = self.stage.model, list[Moved](), self._from_data()
+        if not levels:
             return moved
-        start = -1 if self.pretrained else int(config.unquantised * first)
-        self.quantise = step >= start
-        if step == start:
+        self.quantise = step >= self._start(first)
+        if step == self._start(first):
             for level, quantizer in levels.items():
-                moved += quantizer.initialise(self._vectors(level, config.initial_vectors), generator)
-        elif self.quantise and step % config.revive_every == 0 and step < self.stage.revive_until * steps:
+                moved += quantizer.initialise(self._vectors(read, level, config.initial_vectors), generator)
+        elif self._revives(step, first, steps):
             for level, quantizer in levels.items():
-                moved += quantizer.revive(self._vectors(level, REVIVAL_POOL, offset=step), generator)
+                moved += quantizer.revive(self._vectors(read, level, REVIVAL_POOL, offset=step), generator)
         return moved
+
+    def _start(self, first: int) -> int:
+        """The step at which the codebooks start from the data; none where they stand, or need no data."""
+        return -1 if self.pretrained or not self._from_data() else int(self.stage.model.unquantised * first)
+
+    def _revives(self, step: int, first: int, steps: int) -> bool:
+        """Whether dead codes are revived at a step."""
+        phase = self._start(first) < step < self.stage.revive_until * steps
+        return phase and bool(self._from_data()) and step % self.stage.model.revive_every == 0
 
     def rehearse(self, playing: bool) -> None:
         """Quantise, as all steps but the first do."""
@@ -154,15 +172,26 @@ class VQVAETask(AutoencoderTask):
         """The network."""
         return self.network  # type: ignore[return-value]
 
-    def _vectors(self, level: int, count: int, offset: int = 0) -> Tensor:
-        """This rank's share of `count` vectors (n, d) of a level, of training pictures that `offset` chooses.
+    def _pictures(self, count: int, offset: int = 0) -> Iterator[Batch]:
+        """This rank's share of the training pictures that have `count` vectors of each level; offset: chooses them."""
+        rank, world = place()
+        config, coarsest, left = self.model().config, min(self._from_data()), -(-count // world)
+        for batch, _ in self.stream(PART * world, self.seed + 1, rank, world).batches(64 * offset):
+            yield batch
+            images, _, *sides = batch["image"].shape
+            left -= images * math.prod(side * 2**coarsest // config.multiple for side in sides)
+            if left <= 0:
+                return
 
-        Where the pictures that are encoded have more, they are drawn from all of them alike.
+    def _vectors(self, read: Sequence[Batch], level: int, count: int, offset: int = 0) -> Tensor:
+        """This rank's share of `count` vectors (n, d) of a level, of the first pictures that have so many.
+
+        Where those have more, they are drawn from all of them alike, by `offset`.
         """
         found, there = list[Tensor](), 0
         rank, world = place()
         wanted = -(-count // world)
-        for batch, _ in self.stream(PART * world, self.seed + 1, rank, world).batches(64 * offset):
+        for batch in read:
             found.append(self.model().vectors(batch["image"].to(device_of(self.network)), level))
             there += len(found[-1])
             if there >= wanted:

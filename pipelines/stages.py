@@ -39,6 +39,7 @@ from pipelines.stage_config import (
     VAEStage,
     VQVAEStage,
 )
+from pipelines.stopping import ending_at_once
 from pipelines.text.config import TextData, TextEvalStage, TextModelStage, TextSweepStage, TextTokensStage
 from pipelines.together import together
 
@@ -85,7 +86,12 @@ def _begin(run: Run, name: str, held: ExitStack, *, again: bool) -> dict[str, An
 
 
 def make(run: Run, name: str) -> dict[str, Any]:
-    """Do the work of one stage and return the facts for its manifest."""
+    """Do the work of one stage and return the facts for its manifest. Raises Interrupted where it is asked to stop."""
+    with ending_at_once(name):  # but while it trains, which saves first
+        return _make(run, name)
+
+
+def _make(run: Run, name: str) -> dict[str, Any]:
     stage = stage_of(run, name)
     match stage:
         case BPEStage():

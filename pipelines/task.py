@@ -157,12 +157,23 @@ class Task(ABC):
         """Return the settings of the rival's optimiser."""
         return training
 
-    def before(self, step: int, first: int, steps: int, generator: torch.Generator) -> Sequence[Moved]:
+    def beside(self, step: int, first: int, steps: int) -> Iterator[Batch] | None:
+        """Yield what `before` is to read, or return None, on all ranks alike.
+
+        It is read like a batch, ahead of the step: whoever cannot, or is asked to stop meanwhile, has not begun it.
+        """
+        del step, first, steps
+        return None
+
+    def before(
+        self, step: int, first: int, steps: int, generator: torch.Generator, read: Sequence[Batch]
+    ) -> Sequence[Moved]:
         """Do what a stage needs ahead of a step (codebooks start and revive here); return what it moved by hand.
 
-        first: the number of steps as it was first planned, which phases start by; steps: as it is planned now.
+        first: the number of steps as it was first planned, which phases start by; steps: as it is planned now; read:
+        what `beside` has given.
         """
-        del step, first, steps, generator
+        del step, first, steps, generator, read
         return ()
 
     def rehearse(self, playing: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
-from pipelines.artefact import is_full
+from pipelines.artefact import is_full, write_atomically
 from pipelines.checkpoints import BEST
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, device_of, from_main
@@ -22,6 +23,7 @@ from pipelines.rows import save_looked_at
 from pipelines.sharding import open_to_all
 from pipelines.state import State
 from pipelines.task import Task, Training
+from pipelines.together import together
 
 log = logging.getLogger("palimpsest")
 
@@ -52,6 +54,18 @@ class Views:
     def shown(self) -> nn.Module:
         """The averaged network, or the network itself where no average is kept."""
         return self.state.average if self.state.average is not None else self.state.network
+
+    def keep(self) -> None:
+        """Write the weights that stay: those of the last step, and the average or those that validated best."""
+        state, best = self.state, from_main(self.state.best)
+        save_whole(self.folder / "model.safetensors", state.network.state_dict(), main=self.main)
+        ema = self.folder / "ema.safetensors"
+        if best is None and state.average is not None:
+            save_whole(ema, state.average.state_dict(), main=self.main)
+        with together():
+            if self.main and best is not None:
+                kept = self.folder / BEST.format(best[0])
+                write_atomically(ema, lambda temporary: shutil.copyfile(kept, temporary))
 
     def validate(self) -> dict[str, float]:
         """Return figures on held-out data, and keep the weights that are best by them where that is asked for."""

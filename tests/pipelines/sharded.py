@@ -123,14 +123,15 @@ def train_case(case: dict) -> Loop:
             loop.state.norms = Norms.of({"gradient_norm": [1.0] * LEAST})  # a step is judged from there on
         step = loop._step
 
-        def watched(batch, rank):
+        def watched(batch, beside, rank):
             time.sleep(case.get("slow", 0))
             loop.stop = loop.stop or loop.state.step == case.get("stop_at")
             times = case.get("spoiled", {}).get(str(loop.state.step))
             if times is None:
-                return step(batch, rank)
+                return step(batch, beside, rank)
             before = held(loop)
-            taken = step({**batch, "latent": batch["latent"].float() * times} if rank == 1 else batch, rank)
+            spoiled = {**batch, "latent": batch["latent"].float() * times} if rank == 1 else batch
+            taken = step(spoiled, beside, rank)
             assert taken.left_out and all(map(torch.equal, held(loop), before))
             return taken
 

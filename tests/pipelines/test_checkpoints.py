@@ -121,11 +121,11 @@ def test_a_disk_that_fails_for_a_while_ends_no_training(whole, tmp_path, monkeyp
     loop = task.loop = Loop(task, EACH, folder, seed=3, name="line")
     take, seen = loop._step, []
 
-    def step(batch, rank):
+    def step(*given):
         if loop.state.step == 22:
             seen.append(steps_of(folder))
             disk.full = False
-        return take(batch, rank)
+        return take(*given)
 
     loop._step = step
     with pytest.raises(Interrupted):

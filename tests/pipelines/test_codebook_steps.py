@@ -48,7 +48,7 @@ class Codes(Task):
             yield {"image": self.images(cursor), "cursor": cursor}, cursor + 1
             cursor += 1
 
-    def before(self, step, first, steps, generator):
+    def before(self, step, first, steps, generator, read):
         self.quantise = step >= START
         if step == START:
             return self.network.quantizer.initialise(self.network.vectors(self.images(99)), generator)

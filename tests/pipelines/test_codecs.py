@@ -142,7 +142,7 @@ def test_the_bound_of_a_vae_falls_and_its_scale_and_warm_up_are_kept(run):
     task = VAETask(run, "bound", run.recipe.stage["bound"])
     weights = []
     for step in (0, 9, 19, 39):
-        task.before(step, 40, 40, torch.Generator())
+        task.before(step, 40, 40, torch.Generator(), [])
         weights.append(task.warmth)
     assert weights == pytest.approx([0.05, 0.5, 1, 1])
 
@@ -266,11 +266,13 @@ def test_codebooks_start_coarse_to_fine_and_the_dead_codes_of_each_level_revive(
     stage = run.recipe.stage["two"]
     task, generator = VQVAETask(run, "two", stage), torch.Generator().manual_seed(0)
     top, (fine, finer) = task.network.top.quantizer, task.network.quantizer.levels
-    task.before(0, 40, 40, generator)
+    assert task.beside(0, 40, 40) is None and task.beside(1, 40, 40) is None
+    task.before(0, 40, 40, generator, [])
     assert not task.quantise
-    task.before(2, 40, 40, generator)  # unquantised for 0.05 of 40 steps
+    read = list(task.beside(2, 40, 40))  # unquantised for 0.05 of 40 steps
+    task.before(2, 40, 40, generator, read)
     assert task.quantise
-    pool = [task._vectors(level, stage.model.initial_vectors) for level in range(2)]  # as they are with the codes above
+    pool = [task._vectors(read, level, stage.model.initial_vectors) for level in range(2)]  # with the codes above
     centres = [top.codebook, fine.codebook]
     for vectors, book in zip(pool, centres, strict=True):
         assert len(vectors) == 160
@@ -279,7 +281,7 @@ def test_codebooks_start_coarse_to_fine_and_the_dead_codes_of_each_level_revive(
         assert (means - book).norm() < 0.1 * book.norm()  # fixed points of Lloyd's algorithm, nearly
     for quantizer in (top, fine, finer):
         quantizer.codebook[3], quantizer.cluster_size[3] = 1e3, 0.0
-    task.before(3, 40, 40, generator)
+    task.before(3, 40, 40, generator, list(task.beside(3, 40, 40)))
     assert all(quantizer.codebook[3].abs().max() < 1e2 for quantizer in (top, fine, finer))
 
 
@@ -288,11 +290,12 @@ def test_vectors_that_codes_start_from_are_of_many_pictures_however_large_their_
     shown = torch.cat([batch["image"] for batch, _ in islice(task.stream(32, task.seed + 1).batches(64 * 5), 2)])
     held = task.network.vectors(shown).unflatten(0, (len(shown), -1))  # (64, 16, d): 16 of each picture
 
-    found = task._vectors(0, 64, offset=5)
-    assert len(found) == 64 and torch.equal(found, task._vectors(0, 64, offset=5))
+    read = list(task._pictures(64, offset=5))
+    found = task._vectors(read, 0, 64, offset=5)
+    assert len(found) == 64 and torch.equal(found, task._vectors(read, 0, 64, offset=5))
     of = (found[:, None, None] == held).all(-1).any(-1)  # (64, 64): each vector, each picture
     assert of.any(1).all() and len(of.float().argmax(1).unique()) > 16  # 4 pictures would have as many
-    assert torch.equal(task._vectors(0, 32 * 16, offset=5), held[:32].flatten(0, 1))  # all, where all are wanted
+    assert torch.equal(task._vectors(read, 0, 32 * 16, offset=5), held[:32].flatten(0, 1))  # all, where all are wanted
 
 
 def test_a_codebook_that_collapses_is_warned_of(run, caplog):

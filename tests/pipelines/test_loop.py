@@ -4,6 +4,7 @@ import json
 import math
 import threading
 import time
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -308,6 +309,65 @@ def test_who_waits_for_a_batch_stops_at_once_when_asked_to(tmp_path):
     with pytest.raises(Interrupted, match="stopped at step 1 of 30; saved"):
         run(Waiting(), tmp_path)
     assert time.monotonic() - begun < 5
+
+
+class Beside(Line):
+    """A line that reads beside its batch at one step, and moves a weight by it."""
+
+    def beside(self, step, first, steps):
+        return self.read() if step == 7 else None
+
+    def read(self):
+        yield {"x": torch.full((1,), 0.5)}
+
+    def before(self, step, first, steps, generator, read):
+        assert [float(batch["x"]) for batch in read] == ([0.5] if step == 7 else [])
+        for batch in read:
+            self.network[0].weight.data.add_(batch["x"])
+        return ()
+
+
+def test_what_a_step_reads_beside_its_batch_fails_before_the_step_and_is_read_again(tmp_path):
+    class Unread(Beside):
+        def read(self):
+            yield from super().read()
+            raise DataError("no shard.")
+
+    class Waiting(Beside):
+        def read(self):
+            yield from super().read()
+            self.loop.stop = True
+            while True:
+                check_asked()
+                time.sleep(0.01)
+
+    run(Beside(), tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"no shard\. line is saved at step 7:"):
+            run(Unread(), tmp_path / "parts")
+    with pytest.raises(Interrupted, match="stopped at step 7 of 30; saved"):
+        run(Waiting(), tmp_path / "parts")
+    run(Beside(), tmp_path / "parts")
+    whole, parts = (tmp_path / name / "model.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_a_budget_whose_rehearsal_cannot_read_plans_nothing(tmp_path):
+    class Nothing(Line):
+        def batches(self, cursor, rank, world):
+            yield from islice(super().batches(cursor, rank, world), 3)
+            raise DataError("no shard.")
+
+    training = Training(minutes=0.02, batch=16, bf16=False)
+    with pytest.raises(DataError, match="no shard"):
+        run(Nothing(), tmp_path, training)
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_a_finished_training_is_saved_for_what_follows(tmp_path):
+    run(Line(), tmp_path)
+    again = Line()
+    assert run(again, tmp_path)["steps"] == 30 and not again.cursors  # no step is taken again
 
 
 def test_a_supply_keeps_order_passes_errors_on_and_leaves_no_thread_behind():

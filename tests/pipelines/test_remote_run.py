@@ -44,11 +44,11 @@ def split_into_small(folder):
             writer.add("train", record)
 
 
-def words(out, data, *more):
-    sets = [f"stage.vae.training.{one}" for one in TRAINING]
+def words(out, data, *more, name="vae"):
+    sets = [f"stage.{name}.training.{one}" for one in TRAINING]
     return [
         "train",
-        "vae",
+        name,
         "recipes/smoke.toml",
         "--out",
         str(out),
@@ -61,9 +61,9 @@ def words(out, data, *more):
     ]
 
 
-def started(out, data, cache, *more, ranks=1, **environment):
+def started(out, data, cache, *more, name="vae", ranks=1, **environment):
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    line = command(*words(out, data, *more))
+    line = command(*words(out, data, *more, name=name))
     line = [sys.executable, *launcher, *line[1:]]
     own = {**os.environ, "OMP_NUM_THREADS": "1", "PALIMPSEST_CACHE": str(cache), **environment}
     return subprocess.Popen(line, cwd=ROOT, env=own, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -75,12 +75,31 @@ def ended(process, code):
     return said
 
 
-def weights(out):
-    return (out / "smoke" / "vae" / "model.safetensors").read_bytes()
+def weights(out, name="vae"):
+    return (out / "smoke" / name / "model.safetensors").read_bytes()
 
 
-def saved(out):
-    return max(int(path.name) for path in (out / "smoke" / "vae" / "checkpoints").glob("[0-9]*"))
+def saved(out, name="vae"):
+    return max(int(path.name) for path in (out / "smoke" / name / "checkpoints").glob("[0-9]*"))
+
+
+def spoil(server, fault):
+    """Let all shards fail but those of the first two blocks that a training reads; returns a way to wait for that."""
+    order = Shuffle([4] * 24, 0, 2)
+    now, end = order.group(0)
+    bad = [f"train-{shard:06d}.tar" for shard in set(range(24)) - {*now, *order.group(end)[0]}]
+    server.faults = {name: [fault] * 1000 for name in bad}
+    server.gets.clear()
+
+    def wait(process):
+        """Until one of them has been asked for, and nothing happens any more."""
+        before = -1
+        while before < sum(server.gets.values()) or not any(server.gets[name] for name in bad):
+            assert process.poll() is None or pytest.fail(process.communicate()[0])
+            before = sum(server.gets.values())
+            time.sleep(3)
+
+    return wait
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +166,44 @@ def test_two_ranks_stop_at_the_same_step_whichever_cannot_read(folder, tmp_path)
         server.always = 500
         said = ended(process, 1)
         assert said.count(f"vae is saved at step {saved(tmp_path)}: the same command") == 2, said
+
+
+CODES = ("stage.vqvae.model.unquantised=0.1", "stage.vqvae.model.revive_every=5")  # they start at step 2
+
+
+def test_codes_whose_pictures_cannot_be_read_lose_no_step(folder, tmp_path):
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    ended(started(whole, folder, tmp_path / "cache", *CODES, name="vqvae"), 0)
+    with serving(folder) as server:
+        port = server.port
+        spoil(server, 500)
+        said = ended(started(out, server.url, tmp_path / "cache", *CODES, name="vqvae", PALIMPSEST_TRIES="2"), 2)
+        assert "vqvae is saved at step 2: the same command goes on" in said and "Traceback" not in said
+        wait = spoil(server, "stall")
+        process = started(out, server.url, tmp_path / "cache", *CODES, name="vqvae", PALIMPSEST_TIMEOUT="300")
+        wait(process)
+        process.send_signal(signal.SIGTERM)
+        assert "vqvae: stopped at step 2 of 24; saved" in ended(process, 75)
+    with serving(folder, port=port) as server:
+        ended(started(out, server.url, tmp_path / "cache", *CODES, name="vqvae"), 0)
+    assert weights(out, "vqvae") == weights(whole, "vqvae")
+
+
+def test_a_pass_after_training_that_is_stopped_or_cannot_read_takes_no_step_again(folder, tmp_path):
+    four, cache = "stage.vae.training.steps=4", tmp_path / "cache"
+    with serving(folder) as server:
+        port = server.port
+        wait = spoil(server, "stall")
+        process = started(tmp_path, server.url, cache, four, PALIMPSEST_TIMEOUT="300")
+        wait(process)
+        process.send_signal(signal.SIGTERM)
+        assert "vae: stopped; what it has saved stays. The same command goes on" in ended(process, 75)
+        assert saved(tmp_path) == 4
+        spoil(server, 500)
+        said = ended(started(tmp_path, server.url, cache, four, PALIMPSEST_TRIES="2"), 2)
+        assert "after 2 tries" in said and "Traceback" not in said
+        made = weights(tmp_path)
+    with serving(folder, port=port) as server:
+        ended(started(tmp_path, server.url, cache, four), 0)
+    facts = json.loads((tmp_path / "smoke" / "vae" / "manifest.json").read_text())
+    assert weights(tmp_path) == made and facts["steps"] == 4 and len(facts["latent_mean"]) == 4
