@@ -78,6 +78,11 @@ class NetworkConfig:
         require_heads("text_dim", self.text_dim, self.text_heads)
 
     @property
+    def factor(self) -> int:
+        """What must divide both sides of the input."""
+        return self.patch
+
+    @property
     def style(self) -> BlockStyle:
         """What its transformer blocks are made of."""
         return BlockStyle(activation=self.activation, qk_norm=self.qk_norm)
