@@ -13,8 +13,8 @@ from latent.classifier import MatchConfig, NoisyMatch, contrastive_loss, top_one
 from latent.times import sample_times
 from pipelines.data.decode import caption_only
 from pipelines.data.stream import some
-from pipelines.hardware import device_of, seeded, step_generator, to_device
-from pipelines.latent_stage import CachedLatents, spread_times
+from pipelines.hardware import device_of, seeded, step_generator
+from pipelines.latent_stage import CachedLatents, mean_of, spread_times
 from pipelines.loop import train
 from pipelines.models import plain
 from pipelines.runs import Run
@@ -58,10 +58,16 @@ class ClassifierTask(CachedLatents, Task):
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss at evenly spread times, and the share of captions found in the batch at fixed times; noise is fixed."""
-        device, generator = device_of(network), step_generator(0, 0, 0)
-        batch = to_device(self.held_out_batch(), device)
-        z, schedule = self.draw(batch["latent"], generator), self.stage.schedule
-        eps, pooled = noise_like(z, generator), batch["pooled"].to(z.dtype)
+        generator, figures = step_generator(0, 0, 0), list[tuple[int, dict[str, float]]]()
+        for batch in self.validating(device_of(network)):
+            z = self.draw(batch["latent"], generator)
+            eps, pooled = noise_like(z, generator), batch["pooled"].to(z.dtype)
+            figures.append((len(z), self._figures(network, z, pooled, eps)))
+        return mean_of(figures)
+
+    def _figures(self, network: nn.Module, z: Tensor, pooled: Tensor, eps: Tensor) -> dict[str, float]:
+        """Return those of latents (B, c, h, w), with the pooled text and the noise of each."""
+        schedule = self.stage.schedule
         spread = spread_times(z)
         found = {
             f"match_t{level}": float(top_one(network, schedule, z, pooled, torch.full_like(spread, level), eps))

@@ -12,10 +12,10 @@ Words = Annotated[str, tyro.conf.Positional]
 
 def sample_image(
     prompt: Words, run: Path = Path("runs/scenes"), model: str | None = None, out: Path = Path("samples"),
-    count: int = 1, seed: int = 0, sampler: str | None = None, steps: int | None = None, guidance: float | None = None,
-    rule: str | None = None, interval: tuple[float, float] | None = None, negative: str | None = None,
-    classifier: str | None = None, classifier_scale: float | None = None, grid: str | None = None,
-    start: float | None = None, weak: str | None = None, threshold: float | None = None,
+    count: int = 1, seed: int = 0, size: str | None = None, sampler: str | None = None, steps: int | None = None,
+    guidance: float | None = None, rule: str | None = None, interval: tuple[float, float] | None = None,
+    negative: str | None = None, classifier: str | None = None, classifier_scale: float | None = None,
+    grid: str | None = None, start: float | None = None, weak: str | None = None, threshold: float | None = None,
     tolerance: float | None = None, langevin_steps: int | None = None, temperature: float | None = None,
     top_k: int | None = None, top_p: float | None = None, bound: float | None = None, eta: float | None = None,
     schedule: str | None = None, choice_temperature: float | None = None, scale: int = 8,
@@ -28,7 +28,9 @@ def sample_image(
         model: stage to draw with; the first latent model by default, else the masked one, else the autoregressive one.
         out: folder for the pictures.
         count: how many.
-        seed: a picture depends on the prompt, the seed and its number alone.
+        seed: a picture depends on the prompt, the seed, its size and its number alone.
+        size: of a latent model, height and width in pixels, such as 192x320, or one number for a square; by default the
+            square that the run's data has. Those that it was trained on come out best.
         sampler: such as dpmpp_2m, unipc, heun or ancestral; a wrong name lists them all. The run's own by default.
         steps: sampling steps; the run's own by default.
         guidance: classifier-free guidance scale; the run's own by default.
@@ -60,7 +62,7 @@ def sample_image(
     asked |= {"tolerance": tolerance, "langevin_steps": langevin_steps, "temperature": temperature}
     asked |= {"top_k": top_k, "top_p": top_p, "bound": bound, "eta": eta, "schedule": schedule}
     asked |= {"choice_temperature": choice_temperature}
-    paths = load(run).save([prompt] * count, out, model=model, seed=seed, scale=scale, **asked)
+    paths = load(run).save([prompt] * count, out, model=model, seed=seed, size=size, scale=scale, **asked)
     print("\n".join(str(path) for path in paths))
 
 

@@ -27,7 +27,7 @@ from pipelines.artefact import save_weights
 from pipelines.data.order import Shuffle
 from pipelines.hardware import device_of, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
-from pipelines.latent_stage import LatentTask, condition
+from pipelines.latent_stage import LatentTask, condition, mean_of
 from pipelines.loop import train
 from pipelines.models import load_latent
 from pipelines.progress import meter
@@ -101,12 +101,16 @@ class DistillTask(LatentTask):
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The loss at fixed draws: on held-out latents, for reflow on the first of its pairs."""
-        if self.distill.method == "reflow":
-            batch = {name: part[: len(self.held_out["caption"])] for name, part in self.pairs.items()}
-        else:
-            batch = self.held_out_batch()
-        loss, _ = self.loss(network, to_device(batch, device_of(network)), step_generator(0, 0, 0))
-        return {"loss": float(loss)}
+        device, generator, figures = device_of(network), step_generator(0, 0, 0), list[tuple[int, dict[str, float]]]()
+        for batch in self._first_pairs(device) if self.distill.method == "reflow" else self.validating(device):
+            loss, _ = self.loss(network, batch, generator)
+            figures.append((len(batch["mask"]), {"loss": float(loss)}))
+        return mean_of(figures)
+
+    def _first_pairs(self, device: torch.device) -> Iterator[Batch]:
+        """Yield as many pairs, at most, as there are latents that validate."""
+        count = sum(len(batch["caption"]) for batch in self.held_out)
+        yield to_device({name: part[:count] for name, part in self.pairs.items()}, device)
 
     def _draw_pairs(self, path: Path) -> dict[str, Tensor]:
         """Let the teacher draw its pairs of noise and sample, once: an interrupted stage finds them."""

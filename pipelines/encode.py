@@ -1,7 +1,8 @@
 """`palimpsest encode`: what the frozen stages make of the data, written into a cache (pipelines.cache).
 
 The data is encoded in parts, each a shard of the cache. Any number of processes share the parts; one that stands is
-never made again, so that a stage that was stopped or killed goes on where it was.
+never made again, so that a stage that was stopped or killed goes on where it was. With buckets the samples of a part
+stand bucket by bucket.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +23,12 @@ from accelerate import PartialState
 
 from pipelines.artefact import read_json, save_weights, write_json
 from pipelines.cache import cache_folder, inside, made_of
-from pipelines.data.decode import image_and_caption
+from pipelines.data.buckets import buckets_of
+from pipelines.data.decode import Decode, Sample, image_and_caption
+from pipelines.data.index import CACHE, index_shard
 from pipelines.data.patience import GaveUp, waiting_until
+from pipelines.data.ratios import Shape
+from pipelines.data.shapes import shapes_of
 from pipelines.data.shard_writer import Record, write_shard
 from pipelines.data.shards import Split, open_split
 from pipelines.data.skipped import Skipped
@@ -72,13 +78,13 @@ def encode(run: Run, name: str, stage: EncodeStage) -> dict[str, Any]:
     """
     folder = cache_folder(run, name)
     if not (folder / "manifest.json").exists():
-        partial = folder.with_name(f".{folder.name}.partial")
+        building = folder.with_name(f".{folder.name}.partial")
         opened = {
             Where("" if there.place.folder == folder else there.name, split): open_split(source.place, split)
             for source, there in zip(run.pictures, inside(run, folder), strict=True)
             for split in splits_of([source])
         }
-        work = Encoding(partial, opened, Encoders.load(run, name), run.recipe.size, stage)
+        work = Encoding(building, opened, Encoders.load(run, name), run.recipe.size, stage, run.recipe.buckets)
         work.make(name)
         processes = PartialState(cpu=not torch.cuda.is_available())
         with together():
@@ -103,14 +109,16 @@ def _warn(made: Mapping[str, Any], bpe: str, length: int) -> None:
 
 def _facts(run: Run, name: str, encoders: Encoders) -> dict[str, Any]:
     """Return what stage two needs to know of the encoders."""
-    size = run.recipe.size
+    size, codes = run.recipe.size, encoders.vqvae
     vae = run.need(name, "vae")[1]
+    tokens = {} if codes is None else {
+        "layout": dataclasses.asdict(token_layout(encoders.bpe, codes, size)), "grid": size // codes.downsample
+    }  # fmt: skip
     return {
+        **tokens,
         "latent_mean": vae["latent_mean"],
         "latent_std": vae["latent_std"],
         "latent_size": size // encoders.vae.downsample,
-        "layout": dataclasses.asdict(token_layout(encoders.bpe, encoders.vqvae, size)),
-        "grid": size // encoders.vqvae.downsample,
         "tokenizer": encoders.bpe.hash,
         "text_encoder": encoders.text.identity,
         "text_width": encoders.text.width,
@@ -123,9 +131,10 @@ class Encoding:
     """The making of one cache in a folder that is not whole yet."""
 
     def __init__(
-        self, folder: Path, opened: Mapping[Where, Split], encoders: Encoders, size: int, stage: EncodeStage
-    ) -> None:
-        self.folder, self.opened, self.encoders, self.stage = folder, opened, encoders, stage
+        self, folder: Path, opened: Mapping[Where, Split], encoders: Encoders, size: int, stage: EncodeStage,
+        buckets: Sequence[Shape] = (),
+    ) -> None:  # fmt: skip
+        self.folder, self.opened, self.encoders, self.stage, self.buckets = folder, opened, encoders, stage, buckets
         self.decode = image_and_caption(size)
         self.parts = [part for place, found in opened.items() for part in parts_of(place, len(found), stage.shard)]
         self.stop = False
@@ -169,7 +178,7 @@ class Encoding:
             there[place.split] += len(samples)
             Skipped(split=samples).check(place.folder, len(samples), broken[place])
         shutil.rmtree(self.folder / FACTS)
-        files = (path for path in sorted(self.folder.rglob("*")) if path.is_file())
+        files = (path for path in sorted(self.folder.rglob("*")) if path.is_file() and path.parent.name != CACHE)
         return {
             "counts": dict(counts),
             "truncated_captions": sum(facts["truncated"] for _, facts in known),
@@ -189,9 +198,7 @@ class Encoding:
 
         def samples() -> Iterator[tuple[str, Record]]:
             nonlocal count, truncated
-            split, batch = self.opened[part.place], self.stage.batch
-            numbers = split.numbers(part.samples)
-            for items in once(split, self.decode, batch=batch, numbers=numbers, skipped=skipped):
+            for items in self._batches(part, skipped):
                 self._stop_where_asked()
                 captions.update(dict.fromkeys(items["caption"]))
                 records, cut = encoded(items, self.encoders)
@@ -201,11 +208,27 @@ class Encoding:
                 truncated += cut
                 shown.advance(len(records))
 
-        write_shard(self.folder / f"{part.name}.tar", samples())
+        written = self.folder / f"{part.name}.tar"
+        write_shard(written, samples())
         if not count:
-            (self.folder / f"{part.name}.tar").unlink()
+            written.unlink()
+        elif self.buckets:
+            shapes_of(Split.alone(part.name, index_shard(written)), 0)  # so that no training has to look for them
         facts = {"samples": count, "truncated": truncated, "broken": len(skipped.broken) - broken}
         write_json(self._known(part), {**facts, "captions": list(captions)})
+
+    def _batches(self, part: Part, skipped: Skipped) -> Iterator[dict[str, Any]]:
+        """Yield the samples of a part in batches of one shape each."""
+        split, alike = self.opened[part.place], list[tuple[Decode, Iterable[int]]]()
+        if self.buckets:
+            found = buckets_of(split, part.samples, self.buckets)
+            for bucket, shape in enumerate(self.buckets):
+                members = part.samples.start + np.flatnonzero(found == bucket)
+                alike.append((partial(_in_shape, decode=self.decode, shape=shape), members.tolist()))
+        else:
+            alike.append((self.decode, split.numbers(part.samples)))
+        for decode, numbers in alike:
+            yield from once(split, decode, batch=self.stage.batch, numbers=numbers, skipped=skipped)
 
     def _embed(self, part: Part, places: np.ndarray, shown: Meter) -> None:
         """Write the embeddings of the captions of a part that are at the given places."""
@@ -243,6 +266,10 @@ class Encoding:
     def _stop_where_asked(self) -> None:
         if self._asked():
             raise Interrupted
+
+
+def _in_shape(sample: Sample, *, decode: Decode, shape: Shape) -> dict[str, Any]:
+    return decode(dataclasses.replace(sample, shape=shape))
 
 
 def parts_of(place: Where, samples: int, per_part: int) -> list[Part]:

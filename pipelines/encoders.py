@@ -26,17 +26,18 @@ class Encoders:
     """The frozen stages that make a cache."""
 
     vae: VAE
-    vqvae: VQVAE
+    vqvae: VQVAE | None  # where codes are asked for
     bpe: BPE
     text: TextEncoder
 
     @classmethod
     def load(cls, run: Run, name: str) -> Encoders:
         """Load those that stage `name` needs."""
-        vae, vqvae, bpe, clip = (run.need(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
+        vae, bpe, clip = (run.need(name, kind)[0] for kind in ("vae", "bpe", "clip"))
+        vqvae = run.need(name, "vqvae")[0] if run.recipe.of_kind(name, "vqvae") else None
         images = load_vae(run, vae)
         text = load_text_encoder(run.stage_folder(clip)).to(device_of(images))
-        return cls(images, load_vqvae(run, vqvae), load_bpe(run, bpe), text)
+        return cls(images, load_vqvae(run, vqvae) if vqvae else None, load_bpe(run, bpe), text)
 
 
 @torch.no_grad()
@@ -45,12 +46,12 @@ def encoded(batch: Mapping[str, Any], encoders: Encoders) -> tuple[list[Record],
     x = batch["image"].to(device_of(encoders.vae))
     posterior = encoders.vae.encode(x)
     moments = torch.stack([posterior.mean, posterior.log_var], 1).half().cpu().numpy()  # (B, 2, c, h, w)
-    codes = encoders.vqvae.codes(x).int().cpu().numpy()  # (B, L)
+    codes = None if encoders.vqvae is None else encoders.vqvae.codes(x).int().cpu().numpy()  # (B, L)
     text = encoders.bpe.encode(batch["caption"])
     records: list[Record] = [
         {
             "latent.npy": _npy(moments[i]),
-            "codes.npy": _npy(codes[i]),
+            **({} if codes is None else {"codes.npy": _npy(codes[i])}),
             "text.npy": _npy(text.tokens[i].numpy()),
             "txt": batch["caption"][i],
             "json": json.dumps({"key": key, **batch["label"][i]}),

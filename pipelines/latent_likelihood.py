@@ -5,17 +5,19 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
 from eval.interval import Interval, mean_interval
 from latent.grid import at_log_snr
 from latent.likelihood import bits_per_dim, log_density, variational_bound
 from latent.predict import as_model, bind
 from latent.schedule import Schedule
-from pipelines.hardware import device_of, step_generator
+from pipelines.hardware import device_of, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
 from pipelines.latent_stage import CachedLatents, condition
 from pipelines.runs import Run
 from pipelines.stage_config import LatentStage
+from pipelines.task import HELD_OUT
 
 START = 1e-3
 """The time of the ODE that stands for the data: latents are draws of a posterior, and hold noise of their own."""
@@ -34,17 +36,19 @@ def latent_bits(run: Run, model: str, count: int) -> dict[str, Interval]:
     assert isinstance(stage, LatentStage)
     data, sampler = CachedLatents(run, model, stage.training), LatentSampler.load(run, model)
     device, generator = device_of(sampler.network), step_generator(0, 0, 0)
-    batch = {key: part[:count] for key, part in data.held_out_batch().items()}
-    z = data.draw(batch["latent"].to(device), generator)
-    cond = condition({key: batch[key].to(device) for key in ("tokens", "mask", "pooled")}, z)
-    denoise = bind(as_model(sampler.network, stage.schedule, stage.prediction), cond)
-    dims = math.prod(z.shape[1:])
-    ode = log_density(denoise, stage.schedule, z, generator=generator, start=START, tolerance=TOLERANCE).log_p
-    start = last_noise(stage.schedule, data.spread(batch["latent"]))
-    with torch.no_grad():
-        bound = variational_bound(denoise, stage.schedule, z, generator=generator, start=start, samples=64).nats
-    found = {"ode": bits_per_dim(ode, dims), "bound": bits_per_dim(-bound, dims)}
-    return {name: mean_interval(bits.double().cpu().numpy()) for name, bits in found.items()}
+    found: dict[str, list[Tensor]] = {"ode": [], "bound": []}
+    for chosen in data.cache.batches(data.cache.held_out, min(count, HELD_OUT)):
+        batch = to_device(data.with_text(chosen), device)
+        z = data.draw(batch["latent"], generator)
+        denoise = bind(as_model(sampler.network, stage.schedule, stage.prediction), condition(batch, z))
+        dims = math.prod(z.shape[1:])
+        ode = log_density(denoise, stage.schedule, z, generator=generator, start=START, tolerance=TOLERANCE).log_p
+        start = last_noise(stage.schedule, data.spread(batch["latent"]))
+        with torch.no_grad():
+            bound = variational_bound(denoise, stage.schedule, z, generator=generator, start=start, samples=64).nats
+        found["ode"].append(bits_per_dim(ode, dims))
+        found["bound"].append(bits_per_dim(-bound, dims))
+    return {name: mean_interval(torch.cat(bits).double().cpu().numpy()) for name, bits in found.items()}
 
 
 def last_noise(schedule: Schedule, spread: float) -> float:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -17,6 +20,7 @@ from latent.predict import Counted, Denoise, as_model, bind
 from latent.schedule import Schedule
 from pipelines.artefact import ArtefactError
 from pipelines.cache import open_cache
+from pipelines.data.ratios import Shape
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.models import device, load_classifier, load_latent, load_vae
@@ -27,6 +31,8 @@ from pipelines.sampling_options import LatentOptions, Settings
 from pipelines.stage_config import LatentStage
 from tokenizer.embed import TextEncoder, load_text_encoder
 from tokenizer.vae import VAE
+
+log = logging.getLogger("palimpsest")
 
 
 class Drawn(NamedTuple):
@@ -49,12 +55,14 @@ class LatentSampler:
     vae: VAE
     mean: Tensor  # (c, 1, 1)
     std: Tensor  # (c, 1, 1)
-    size: int  # side of the latents
+    shape: Shape  # of the latents
+    trained: tuple[Shape, ...]  # the shapes of the pictures that it was trained on
 
     @classmethod
     def load(cls, run: Run, name: str, network: TextConditioned | None = None) -> Self:
         """Load the stage `name`, or take a network that is being trained for it."""
-        made = open_cache(run, name).manifest
+        cache = open_cache(run, name)
+        made = cache.manifest
         return cls(
             run=run,
             name=name,
@@ -64,8 +72,25 @@ class LatentSampler:
             vae=load_vae(run, run.need(name, "vae")[0]),
             mean=torch.tensor(made["latent_mean"], device=device())[:, None, None],
             std=torch.tensor(made["latent_std"], device=device())[:, None, None],
-            size=made["latent_size"],
+            shape=Shape(made["latent_size"], made["latent_size"]),
+            trained=cache.shapes,
         )
+
+    def sized(self, size: Shape) -> Self:
+        """Return the sampler for pictures of another size, with a warning where the model has seen none of it.
+
+        Raises PalimpsestError where decoder and network cannot make it.
+        """
+        multiple = self.vae.downsample * self.origin.model.factor
+        if not size.fits(multiple):
+            raise PalimpsestError(
+                f"size is {size}, but {self.name} draws pictures whose sides are multiples of {multiple}: the nearest "
+                f"is {size.near(multiple)}"
+            )
+        if size not in self.trained:
+            known = ", ".join(map(str, self.trained))
+            log.warning("%s has seen no picture of %s, only %s: it may draw worse there.", self.name, size, known)
+        return dataclasses.replace(self, shape=size.over(self.vae.downsample))
 
     @property
     def schedule(self) -> Schedule:
@@ -85,7 +110,7 @@ class LatentSampler:
         if problem := refusal(settings, self.name, stage_of(self.run, self.name), self.origin, times):
             raise PalimpsestError(problem)
         denoise = Counted(self.denoise(self.embed(prompts), settings, times))
-        start = torch.zeros(len(prompts), len(self.mean), self.size, self.size, device=self.mean.device)
+        start = torch.zeros(len(prompts), len(self.mean), *self.shape, device=self.mean.device)
         eps = noise_like(start, generators)
         x = eps * self.schedule.sigma(times[0]).to(start)
         z = run_sampler(settings, denoise, self.schedule, x, times, generators)
@@ -103,7 +128,7 @@ class LatentSampler:
     def denoise(self, cond: Condition, settings: Settings, times: Tensor) -> Denoise:
         """Return the model with its condition and all guidance that the settings ask for."""
         options, model = settings.latent, as_model(self.network, self.schedule, self.origin.prediction)
-        rule = rule_of(settings, self.schedule, times, len(self.mean) * self.size**2)
+        rule = rule_of(settings, self.schedule, times, len(self.mean) * math.prod(self.shape))
         if options.weak:
             guided = guide.autoguidance(bind(model, cond), self._weak(cond, options), rule, interval=options.interval)
         else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,15 @@ from latent.loss import diffusion_loss
 from latent.predict import Network
 from latent.times import sample_times
 from pipelines.cache import Cache, open_cache
+from pipelines.data.ratios import Shape
 from pipelines.hardware import device_of, seeded, step_generator, to_device
 from pipelines.latent_sampler import LatentSampler
 from pipelines.ledger import Ledger
 from pipelines.loop import train
 from pipelines.models import build_latent
+from pipelines.pictures import grid
 from pipelines.runs import Run
-from pipelines.sampling import sample_grid
+from pipelines.sampling import SHOWN, draw
 from pipelines.sampling_options import Settings
 from pipelines.stage_two_config import LatentConfig, LatentStage
 from pipelines.task import HELD_OUT, Batch, Task, Training
@@ -41,18 +43,22 @@ class CachedLatents:
         self.mean, self.std = (
             torch.tensor(self.cache.manifest[k])[:, None, None] for k in ("latent_mean", "latent_std")
         )
-        self.held_out = self.cache.batch(self.cache.held_out, HELD_OUT)
+        self.held_out = self.cache.batches(self.cache.held_out, HELD_OUT)  # of one shape each
         self.ledger = Ledger()
 
     def batches(self, cursor: int, rank: int, world: int) -> Iterator[tuple[Batch, int]]:
         """Shuffled cached latents with the embeddings of their captions."""
         stream = self.cache.stream("train", self.training.batch, self.run.recipe.seed, rank, world)
         for batch, after in self.ledger.watch("train", stream).batches(cursor):
-            yield {**batch, **self.text.rows(batch["caption"])._asdict()}, after
+            yield self.with_text(batch), after
 
-    def held_out_batch(self) -> Batch:
-        """Return the latents that validate, with the embeddings of their captions."""
-        return {**self.held_out, **self.text.rows(self.held_out["caption"])._asdict()}
+    def with_text(self, batch: Batch) -> Batch:
+        """Return a batch of the cache with the embeddings of its captions."""
+        return {**batch, **self.text.rows(batch["caption"])._asdict()}
+
+    def validating(self, device: torch.device) -> Iterator[Batch]:
+        """Yield the latents that validate, with the embeddings of their captions, in batches of one shape each."""
+        return (to_device(self.with_text(batch), device) for batch in self.held_out)
 
     def draw(self, moments: Tensor, generator: torch.Generator) -> Tensor:
         """Draw from the posterior and normalise: (B, 2, c, h, w) -> (B, c, h, w)."""
@@ -94,16 +100,23 @@ class LatentTask(CachedLatents, Task):
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Loss on held-out latents at fixed, evenly spread times and fixed noise, in all and per quarter of time."""
         device, generator = device_of(network), step_generator(0, 0, 0)
-        batch = to_device(self.held_out_batch(), device)
-        z = self.draw(batch["latent"], generator)
-        nobody = torch.zeros(len(z), dtype=torch.bool, device=device)
-        return by_time(self.losses(network, condition(batch, z), z, spread_times(z), noise_like(z, generator), nobody))
+        times, losses = list[Tensor](), list[Tensor]()
+        for batch in self.validating(device):
+            z = self.draw(batch["latent"], generator)
+            t, nobody = spread_times(z), torch.zeros(len(z), dtype=torch.bool, device=device)
+            losses.append(self.losses(network, condition(batch, z), z, t, noise_like(z, generator), nobody))
+            times.append(t)
+        return by_time(torch.cat(losses)[torch.cat(times).argsort(stable=True)])
 
     def pictures(self, network: nn.Module) -> dict[str, Image.Image]:
-        """Samples for held-out captions."""
+        """Samples for held-out captions, of the shapes of their pictures."""
         sampler = LatentSampler.load(self.run, self.name, network)  # type: ignore[arg-type]
-        settings = unguided_by_others(self.run.recipe.settings_for(self.name))
-        return {"samples": sample_grid(sampler, self.held_out["caption"], settings)}
+        settings, images = unguided_by_others(self.run.recipe.settings_for(self.name)), list[Image.Image]()
+        each = max(1, SHOWN // len(self.held_out))
+        for batch in self.held_out[:SHOWN]:
+            own = dataclasses.replace(sampler, shape=Shape(*batch["latent"].shape[-2:]))
+            images += draw(own, batch["caption"][:each], settings, seed=0)
+        return {"samples": grid(images)}
 
     def facts(self) -> dict[str, Any]:
         """Return what sampling needs to know."""
@@ -145,8 +158,14 @@ def spread_times(x: Tensor) -> Tensor:
     return (torch.arange(len(x), device=x.device, dtype=torch.float64) + 0.5) / len(x)
 
 
+def mean_of(figures: Sequence[tuple[int, dict[str, float]]]) -> dict[str, float]:
+    """Return the mean of figures of batches, each of which counts as often as it has items."""
+    whole = sum(count for count, _ in figures)
+    return {name: sum(count * found[name] for count, found in figures) / whole for name in figures[0][1]}
+
+
 def by_time(losses: Tensor) -> dict[str, float]:
-    """Return the mean of losses at spread times, (B,), in all and per quarter of time."""
+    """Return the mean of losses at rising, evenly spread times, (B,), in all and per quarter of time."""
     bins = {
         f"loss_t{i / TIME_BINS:.2f}-{(i + 1) / TIME_BINS:.2f}": float(part.mean())
         for i, part in enumerate(losses.tensor_split(TIME_BINS))

@@ -42,7 +42,7 @@ from pipelines.together import together
 from pipelines.views import Views
 
 NAMED = 8  # samples that a warning names
-SHAPES = 64  # that a block is compiled for: those of all buckets
+SHAPES = 256  # that a block is compiled for: those of all buckets, in training, validation and pictures
 WORTH_SAYING = 0.05  # share of the time that is waited for data
 
 log = logging.getLogger("palimpsest")

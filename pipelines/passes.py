@@ -17,7 +17,7 @@ from backbone.clip import pair_features
 from latent.condition import Condition, ImageCondition
 from pipelines.data.ratios import Shape
 from pipelines.recipe import Recipe
-from pipelines.sketch import Part, encoded, encoded_for, sketch, towers_of
+from pipelines.sketch import Part, encoded, encoded_for, layout_for, sketch, towers_of
 from pipelines.stage_config import (
     ArStage,
     ClassifierStage,
@@ -68,14 +68,14 @@ def players_of(recipe: Recipe, name: str) -> list[Player]:
 def encoders_of(recipe: Recipe, name: str) -> list[Player]:
     """Return, made of meta tensors, the frozen networks that the encode stage `name` asks."""
     with torch.device("meta"):
-        run = _encoding(recipe.size, encoded(recipe, name).text["text_length"])
-        names = (recipe.of_kind(name, kind)[0] for kind in ("vae", "vqvae", "clip"))
+        run = _encoding(recipe.largest, encoded(recipe, name).text["text_length"])
+        names = (encoder for kind in ("vae", "vqvae", "clip") for encoder in recipe.of_kind(name, kind)[:1])
         return [Player(part=sketch(recipe, encoder).parts[0], run=run) for encoder in names]
 
 
-def _encoding(size: int, length: int) -> Pass:
+def _encoding(shape: Shape, length: int) -> Pass:
     def run(network: nn.Module, items: int) -> Tensor:
-        x = torch.randn(items, 3, size, size)
+        x = torch.randn(items, 3, *shape)
         if isinstance(network, VAE):
             return network.encode(x).mean.sum()
         if isinstance(network, VQVAE):
@@ -115,14 +115,14 @@ def _pass(recipe: Recipe, name: str) -> Pass:
             return lambda network, items: summed(network(torch.randn(items, 3, recipe.size, recipe.size)))
         case LatentStage() | DistillStage():
             made = encoded_for(recipe, name)
-            return _denoising(made.channels, made.side, made.text)
+            return _denoising(made.channels, made.shape, made.text)
         case ClassifierStage():
             made = encoded_for(recipe, name)
-            return _matching(made.channels, made.side, made.text["pooled_width"])
+            return _matching(made.channels, made.shape, made.text["pooled_width"])
         case UpscaleStage() as stage:
-            return _denoising(3, stage.size, encoded_for(recipe, name).text, image=True)
+            return _denoising(3, Shape(stage.size, stage.size), encoded_for(recipe, name).text, image=True)
         case MdlmStage() | ArStage():
-            layout = encoded_for(recipe, name).layout
+            layout = layout_for(recipe, name)
             return _windows(layout.text_length + layout.image_length)
         case TextModelStage() as stage:
             return _windows(stage.length)
@@ -175,22 +175,22 @@ def _contrast(size: int, length: int) -> Pass:
     return run
 
 
-def _denoising(channels: int, side: int, text: Mapping[str, int], *, image: bool = False) -> Pass:
+def _denoising(channels: int, shape: Shape, text: Mapping[str, int], *, image: bool = False) -> Pass:
     """Return a pass of a network that is told text, and with `image` a picture as large as what it denoises."""
 
     def run(network: nn.Module, items: int) -> Tensor:
-        x_t, t, told = torch.randn(items, channels, side, side), torch.rand(items), _told(text, items)
+        x_t, t, told = torch.randn(items, channels, *shape), torch.rand(items), _told(text, items)
         cond = ImageCondition(*told, x_t, t) if image else told
         return summed(network(x_t, t, cond))
 
     return run
 
 
-def _matching(channels: int, side: int, pooled_width: int) -> Pass:
+def _matching(channels: int, shape: Shape, pooled_width: int) -> Pass:
     """Return a pass of a classifier of noisy latents."""
 
     def run(network: nn.Module, items: int) -> Tensor:
-        latents = torch.randn(items, channels, side, side)
+        latents = torch.randn(items, channels, *shape)
         return summed(network(latents, torch.rand(items), torch.randn(items, pooled_width)))
 
     return run

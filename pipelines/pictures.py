@@ -37,14 +37,18 @@ def enlarged(x: Tensor, size: int) -> Tensor:
 
 
 def grid(images: Sequence[Image.Image], columns: int | None = None, scale: int = 1) -> Image.Image:
-    """Lay pictures of one size out in rows, about square unless `columns` is given; each pixel `scale` wide."""
+    """Lay pictures out in rows, about square unless `columns` is given; each pixel `scale` wide.
+
+    Smaller ones stand in the middle of the place that the largest width and height make.
+    """
     columns = columns or math.ceil(math.sqrt(len(images)))
-    width, height = (side * scale for side in images[0].size)
+    images = [image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST) for image in images]
+    width, height = max(image.width for image in images), max(image.height for image in images)
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + GAP) - GAP), "white")
     for i, image in enumerate(images):
-        place = (i % columns * (width + GAP), i // columns * (height + GAP))
-        sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), place)
+        left, top = i % columns * (width + GAP), i // columns * (height + GAP)
+        sheet.paste(image, (left + (width - image.width) // 2, top + (height - image.height) // 2))
     return sheet
 
 

@@ -20,6 +20,7 @@ from pipelines.ar_sampler import ArSampler
 from pipelines.artefact import digest, file_hash
 from pipelines.asked import OF_GUIDANCE, changed, check_autoregressive, check_heeded, given, unbiased
 from pipelines.data.picture import fit, open_picture, to_rgb
+from pipelines.data.ratios import parse_shape
 from pipelines.errors import PalimpsestError
 from pipelines.latent_sampler import LatentSampler
 from pipelines.masked_sampler import MaskedSampler
@@ -63,12 +64,18 @@ class Pipeline:
         """The masked model."""
         return MaskedSampler.load(self.run, self.default("mdlm"))
 
-    def sampler(self, model: str) -> PictureSampler:
-        """Return the sampler of a stage."""
+    def sampler(self, model: str, size: str | int | None = None) -> PictureSampler:
+        """Return the sampler of a stage; size: "HxW" or N, in place of the run's squares, of latent models alone."""
         stage = stage_of(self.run, model)
+        if size is not None and stage.kind in ("upscale", "mdlm", "ar"):
+            raise PalimpsestError(
+                f"size is {size}, but {model} is of kind {stage.kind!r} and draws squares of "
+                f"{self.run.recipe.size_of(model)} pixels alone: leave size out, or name a latent model"
+            )
         match stage.kind:
             case "latent" | "distill":
-                return LatentSampler.load(self.run, model)
+                found = LatentSampler.load(self.run, model)
+                return found if size is None else found.sized(parse_shape(str(size)))
             case "upscale":
                 base = self.run.recipe.base(model)
                 settings = self.run.recipe.settings_for(base)
@@ -101,15 +108,17 @@ class Pipeline:
         return found
 
     def sample(
-        self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, batch: int = 50, **changes: Any
-    ) -> list[Image.Image]:
+        self, prompts: Sequence[str], *, seed: int = 0, model: str | None = None, size: str | int | None = None,
+        batch: int = 50, **changes: Any,
+    ) -> list[Image.Image]:  # fmt: skip
         """Draw one picture per prompt; `changes` are fields of Settings and its options, such as guidance=4.0.
 
-        Picture i is a function of its prompt, the seed and how many equal prompts stand before it, not of the batch.
+        Picture i is a function of its prompt, the seed, the size ("HxW" or N, see `sampler`) and how many equal prompts
+        stand before it, not of the batch.
         """
         name = model or self.default("latent", "mdlm", "ar")
         self.check_prompts(prompts)
-        return draw(self.sampler(name), prompts, self.settings(name, **changes), seed=seed, batch=batch)
+        return draw(self.sampler(name, size), prompts, self.settings(name, **changes), seed=seed, batch=batch)
 
     def enlarge(
         self,
@@ -152,16 +161,17 @@ class Pipeline:
         return paths
 
     def save(
-        self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, scale: int = 1, **changes: Any
-    ) -> list[Path]:
+        self, prompts: Sequence[str], out: Path, *, seed: int, model: str | None, size: str | int | None = None,
+        scale: int = 1, **changes: Any,
+    ) -> list[Path]:  # fmt: skip
         """Draw pictures into a folder, each with a JSON file that says how it was made."""
         check_scale(scale)
         name = model or self.default("latent", "mdlm", "ar")
         self.check_prompts(prompts)
-        sampler, settings = self.sampler(name), self.settings(name, **changes)
+        sampler, settings = self.sampler(name, size), self.settings(name, **changes)
         images = draw(sampler, prompts, settings, seed=seed)
         made_by = {"run": str(self.run.folder), "model": name, "hash": self.run.manifest(name)["hash"]}
-        made_by |= {"seed": seed, **dataclasses.asdict(settings)}
+        made_by |= {"seed": seed, **dataclasses.asdict(settings), **({} if size is None else {"size": str(size)})}
         made_by |= below(self.run, name)
         paths = []
         for i, (prompt, image) in enumerate(zip(prompts, images, strict=True)):

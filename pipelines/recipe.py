@@ -9,6 +9,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from pipelines.bucket_checks import check_buckets, check_read
 from pipelines.data.config import MoreShards, ScenesData, Sets, ShardData
 from pipelines.data.grammar import for_size
 from pipelines.data.ratios import Shape
@@ -61,7 +62,8 @@ class Recipe:
             if isinstance(stage, GenerateStage):
                 self.stage[name] = self._filled(name, stage)
         check_sets(self)
-        for check in (check_needs, check_fit, check_shard):
+        check_read(self)
+        for check in (check_needs, check_fit, check_shard, check_buckets):
             for name in self.stage:
                 check(self, name)
 
@@ -92,13 +94,13 @@ class Recipe:
 
     @property
     def buckets(self) -> tuple[Shape, ...]:
-        """The shapes in which autoencoders read pictures; none where they read squares."""
+        """The shapes in which autoencoders and caches read pictures; none where they read squares."""
         found = self.data.buckets if isinstance(self.data, Sets) else None
         return () if found is None else found.shapes
 
     @property
     def largest(self) -> Shape:
-        """The shape of most pixels that an autoencoder reads."""
+        """The shape of most pixels that an autoencoder or a cache reads."""
         return max(self.buckets or (Shape(self.size, self.size),), key=lambda shape: shape.height * shape.width)
 
     @property

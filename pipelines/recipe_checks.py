@@ -17,9 +17,9 @@ from pipelines.sampling_checks import (
 )
 from pipelines.stage_config import (
     FORERUNNERS,
+    ArStage,
     BPEStage,
     DistillStage,
-    EncodeStage,
     MdlmStage,
     UpscaleStage,
     VAEStage,
@@ -42,16 +42,6 @@ def check_sets(recipe: Recipe) -> None:
                 f"data.more: the scenes {name_of(one)} have {pixels} pixels, less than data.size = {data.size}: write "
                 f"size or render = {data.size}"
             )
-    for name, stage in recipe.stage.items() if data.buckets else ():
-        if isinstance(stage, EncodeStage):
-            raise ValueError(
-                f"data.buckets is read by autoencoders alone, but stage.{name} caches squares of data.size for stage "
-                "two: leave data.buckets out here, and take an autoencoder that a recipe of its own trained, with "
-                "pretrained = FOLDER after `palimpsest export`"
-            )
-    trained = (isinstance(one, VAEStage | VQVAEStage) and one.training for one in recipe.stage.values())
-    if data.buckets and not any(trained):
-        raise ValueError("data.buckets is for stages of kind vae and vqvae that train, and there is none: leave it out")
     texts = ", ".join(map(name_of, data.texts))
     if texts and not any(isinstance(stage, BPEStage | MdlmStage) for stage in recipe.stage.values()):
         raise ValueError(
@@ -102,6 +92,8 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_autoencoder(recipe, name, stage)
         case UpscaleStage():
             _check_base(recipe, name, stage)
+        case MdlmStage() | ArStage():
+            _check_codes(recipe, name)
         case SweepStage():
             check_sweep(recipe, name, stage)
         case MaskedSweepStage():
@@ -192,6 +184,16 @@ def _check_autoencoder(recipe: Recipe, name: str, stage: VAEStage | VQVAEStage) 
         raise ValueError(
             f"stage.{name}.perceptual has no files and no tower: name a stage of kind clip in stage.{name}.needs, or "
             "give trunk and heads of LPIPS"
+        )
+
+
+def _check_codes(recipe: Recipe, name: str) -> None:
+    """Refuse a model of codes whose cache holds none."""
+    encode = recipe.of_kind(name, "encode")[0]
+    if not recipe.of_kind(encode, "vqvae"):
+        raise ValueError(
+            f"stage.{name} learns from codes, but stage.{encode} caches none: add a stage of kind 'vqvae' to "
+            f"stage.{encode}.needs"
         )
 
 

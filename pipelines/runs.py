@@ -51,7 +51,7 @@ from pipelines.sets import (
     splits_of,
     texts_of,
 )
-from pipelines.stage_config import AnyStage, MdlmStage, VAEStage, VQVAEStage
+from pipelines.stage_config import AnyStage, EncodeStage, MdlmStage, VAEStage, VQVAEStage
 from pipelines.text.config import TextData, TextEvalStage
 from pipelines.version import code_version
 
@@ -161,7 +161,8 @@ class Run:
         if isinstance(stage, MdlmStage) and stage.texts is not None:
             texts = place_of(stage.texts.path, hurried=self.hurried)
             found["texts"] = GONE if texts.missing() else digest(named(texts, texts.names()))
-        if isinstance(stage, VAEStage | VQVAEStage) and stage.training and self.recipe.buckets:
+        reads = isinstance(stage, EncodeStage) or (isinstance(stage, VAEStage | VQVAEStage) and stage.training)
+        if reads and self.recipe.buckets:
             found["buckets"] = [str(shape) for shape in self.recipe.buckets]
         if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
             found["files"] = {str(path): content(path) for path in files}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,9 @@ from discrete.picture_prior import PicturePrior
 from discrete.text_model import TextTransformer
 from eval.scene import SceneJudge, SceneJudgeConfig
 from latent.classifier import NoisyMatch
-from latent.unet import UNet, UNetConfig
+from latent.unet import UNet
 from pipelines.data.grammar import for_size
+from pipelines.data.ratios import Shape
 from pipelines.data.scenes import describe
 from pipelines.models import build_latent, token_layout
 from pipelines.recipe import Recipe
@@ -64,11 +66,14 @@ class Sketch:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """What the encoders of a cache decide: latents (channels, side, side), codes, and the sizes of the text."""
+    """What the encoders of a cache decide: latents (channels, *shape), codes, and the sizes of the text.
+
+    shape: that of most places, where there are several; layout: none where there are no codes.
+    """
 
     channels: int
-    side: int
-    layout: Layout
+    shape: Shape
+    layout: Layout | None
     text: dict[str, int]
 
 
@@ -93,8 +98,10 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
             return Sketch((Part(network=_scene_judge(recipe, stage), training=stage.training),), _pixels(size))
         case EncodeStage():
             made = encoded(recipe, name)
-            latents = f"{made.channels} x {made.side} x {made.side} latents"
-            return Sketch(shape=f"{latents}, {made.layout.image_length} codes, text {_sizes(made.text)}")
+            latents = f"{made.channels} x {made.shape.height} x {made.shape.width} latents"
+            latents += f" in {shapes} shapes" if (shapes := len(recipe.buckets)) > 1 else ""
+            codes = f", {made.layout.image_length} codes" if made.layout else ""
+            return Sketch(shape=f"{latents}{codes}, text {_sizes(made.text)}")
         case LatentStage() | DistillStage():
             model = recipe.origin(name).model
             return _over_latents(recipe, name, stage.training, lambda made: _latent(model, made))
@@ -105,7 +112,7 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
             shape = f"{stage.source} to {_pixels(stage.size)}"
             return Sketch((Part(network=UNet(config), training=stage.training),), shape)
         case MdlmStage() | ArStage():
-            layout = encoded_for(recipe, name).layout
+            layout = layout_for(recipe, name)
             built = _tokens(stage, layout)
             shape = f"{layout.text_length} + {layout.image_length} tokens of {layout.mask_id + 1:,}"
             return Sketch((Part(network=built, training=stage.training),), shape)
@@ -118,19 +125,28 @@ def sketch(recipe: Recipe, name: str) -> Sketch:
 
 def encoded(recipe: Recipe, name: str) -> Encoded:
     """Return what the encoders of the encode stage `name` decide."""
-    vae, vqvae, bpe, clip = (recipe.of_kind(name, kind)[0] for kind in ("vae", "vqvae", "bpe", "clip"))
-    continuous, discrete, captions = recipe.stage[vae], recipe.stage[vqvae], recipe.stage[bpe]
-    assert isinstance(continuous, VAEStage) and isinstance(discrete, VQVAEStage)
-    assert isinstance(captions, BPEStage)
-    config, model = _vae_config(continuous), _vqvae(discrete)
-    text = towers_of(recipe, clip)[1]
-    layout, side = token_layout(captions, model, recipe.size), recipe.size // config.network.factor
-    return Encoded(channels=config.latent_channels, side=side, layout=layout, text=text)
+    vae, bpe, clip = (recipe.of_kind(name, kind)[0] for kind in ("vae", "bpe", "clip"))
+    continuous, captions = recipe.stage[vae], recipe.stage[bpe]
+    assert isinstance(continuous, VAEStage) and isinstance(captions, BPEStage)
+    config, layout = _vae_config(continuous), None
+    for discrete in recipe.of_kind(name, "vqvae")[:1]:
+        model = recipe.stage[discrete]
+        assert isinstance(model, VQVAEStage)
+        layout = token_layout(captions, _vqvae(model), recipe.size)
+    shape, text = recipe.largest.over(config.network.factor), towers_of(recipe, clip)[1]
+    return Encoded(channels=config.latent_channels, shape=shape, layout=layout, text=text)
 
 
 def encoded_for(recipe: Recipe, name: str) -> Encoded:
     """Return what the encoders behind stage `name` decide."""
     return encoded(recipe, recipe.of_kind(name, "encode")[0])
+
+
+def layout_for(recipe: Recipe, name: str) -> Layout:
+    """Return how the tokens stand that the model of codes `name` reads."""
+    layout = encoded_for(recipe, name).layout
+    assert layout is not None  # the recipe is refused otherwise
+    return layout
 
 
 def _over_latents(
@@ -139,17 +155,19 @@ def _over_latents(
     """Sketch a model of latents; build: the network, what must divide the latents' sides, and the patch it reads."""
     made = encoded_for(recipe, name)
     network, factor, patch = build(made)
-    if made.side % factor:
+    if not made.shape.fits(factor):
         raise ValueError(
-            f"the latents are {made.side} x {made.side}, and the model reads multiples of {factor}: take a smaller "
-            "patch or fewer levels, or another data.size"
+            f"the latents are {made.shape.height} x {made.shape.width}, and the model reads multiples of {factor}: "
+            "take a smaller patch or fewer levels, or another data.size"
         )
-    return Sketch((Part(network=network, training=training),), f"{(made.side // patch) ** 2} tokens, patch {patch}")
+    return Sketch(
+        (Part(network=network, training=training),), f"{math.prod(made.shape.over(patch))} tokens, patch {patch}"
+    )
 
 
 def _latent(model: LatentConfig, made: Encoded) -> tuple[nn.Module, int, int]:
     config = dataclasses.replace(model, channels=made.channels, **made.text)
-    return build_latent(config), config.factor if isinstance(config, UNetConfig) else config.patch, config.patch
+    return build_latent(config), config.factor, config.patch
 
 
 def _match(stage: ClassifierStage, made: Encoded) -> tuple[nn.Module, int, int]:

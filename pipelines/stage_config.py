@@ -29,7 +29,10 @@ from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage,
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeStage(Stage):
-    """Latents, image tokens, text tokens and text embeddings of every split, cached in shards."""
+    """Latents, text tokens and text embeddings of every split, cached in shards; where it has a VQ-VAE image tokens.
+
+    With `data.buckets` each picture has the shape of its bucket, and there are no image tokens.
+    """
 
     kind: Literal["encode"] = "encode"
     batch: int = 64
@@ -73,7 +76,7 @@ AnyStage = (
 FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do without
     "clip": ("bpe",),
     "judge": ("bpe",),
-    "encode": ("vae", "vqvae", "bpe", "clip"),
+    "encode": ("vae", "bpe", "clip"),
     "latent": ("encode",),
     "upscale": ("encode",),
     "distill": ("latent",),

@@ -1,4 +1,4 @@
-"""Pictures that are not square, in buckets: every batch is of one shape, and which is a function of the position.
+"""Pictures or latents that are not square, in buckets: every batch is of one shape, a function of the position.
 
 A cell is what a bucket has of a set; it has an order and a cursor of its own. In a round every set advances by its
 share, and each of its cells by what that is of the set: so cells end their epochs together, and how far each bucket is
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.data.decode import BrokenSample
 from pipelines.data.joined import AnySplit, Joined
 from pipelines.data.mixture import spread, whole_turns
 from pipelines.data.order import Order, Shuffle
@@ -27,8 +28,25 @@ KEPT = 4  # tables in memory
 MADE_AGAIN = ("_tables", "_mixtures", "_rounds", "_last")  # what is not sent to another process
 
 
+def buckets_of(split: Split, samples: range, buckets: Sequence[Shape]) -> np.ndarray:
+    """The bucket of each of some samples in a row, at least one, (n,) uint8.
+
+    Those of a shard that cannot be read go with the squares.
+    """
+    first, last = (split.locate(number)[0] for number in (samples[0], samples[-1]))
+    shapes = []
+    for shard in range(first, last + 1):
+        split.ahead(range(shard, min(shard + NEXT, len(split.sizes))))
+        try:
+            shapes.append(shapes_of(split, shard))
+        except BrokenSample:  # whoever reads its samples will say so
+            shapes.append(np.zeros((int(split.sizes[shard]), 2), np.uint32))
+    start = samples.start - int(split.sizes[:first].sum())
+    return nearest(np.concatenate(shapes)[start : start + len(samples)], buckets)
+
+
 class Cells:
-    """Which bucket each picture of a split is in: counted once, found again from the indices when asked for."""
+    """Which bucket each sample of a split is in: counted once, found again from the indices when asked for."""
 
     def __init__(self, split: AnySplit, buckets: Sequence[Shape]) -> None:
         parts = split.parts if isinstance(split, Joined) else ()
@@ -49,7 +67,7 @@ class Cells:
         return nearest(shapes_of(self.splits[which], shard), self.buckets)
 
     def members(self, which: int, bucket: int, shard: int) -> np.ndarray:
-        """Places in a shard of the pictures in a bucket."""
+        """Places in a shard of the samples in a bucket."""
         return np.flatnonzero(self._of(which, shard) == bucket)
 
 

@@ -78,7 +78,7 @@ class Sets:
     block: int = BLOCK  # shards of a set that are shuffled together; with as many as there are, all its samples are
     workers: int = 0  # processes that read ahead for each process that trains, which changes nothing in what is read
     more: tuple[AnyMore, ...] = ()
-    buckets: Buckets | None = None  # shapes in which autoencoders read pictures that are not square
+    buckets: Buckets | None = None  # shapes of pictures that are not square
 
     def __post_init__(self) -> None:
         """Refuse blocks of nothing, fewer workers than none, a weight alone, and sets that cannot be told apart."""

@@ -79,13 +79,16 @@ def caption_only(sample: Sample) -> dict[str, Any]:
 def numpy_members(*names: str) -> Decode:
     """Decoder of cached arrays: KEY.latent.npy -> "latent" as a tensor, beside "caption", "label" and "key".
 
-    A missing or empty caption is "". Nothing is unpickled.
+    A missing or empty caption is "". Nothing is unpickled. Where a sample is to have a shape, latents of
+    another one are broken.
     """
     return partial(_numpy_members, names=names)
 
 
 def _numpy_members(sample: Sample, *, names: tuple[str, ...]) -> dict[str, Any]:
     arrays = {name: torch.from_numpy(_array(sample, f"{name}.npy")) for name in names}
+    if sample.shape is not None and (found := tuple(arrays["latent"].shape[-2:])) != sample.shape:
+        raise BrokenSample(f"its latents are {found[0]} x {found[1]}, in a batch of {sample.shape}", kind="other shape")
     return {**arrays, "caption": caption(sample, required=False), "label": label(sample), "key": sample.key}
 
 

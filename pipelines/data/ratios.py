@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from pipelines.errors import PalimpsestError
+
 _SIZE = re.compile(r"([1-9]\d*)x([1-9]\d*)")
 
 
@@ -21,6 +23,27 @@ class Shape(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.height}x{self.width}"
+
+    def over(self, factor: int) -> Shape:
+        """The grid that it is when squares of so many pixels become one place each."""
+        return Shape(self.height // factor, self.width // factor)
+
+    def fits(self, multiple: int) -> bool:
+        """Whether `multiple` divides both sides."""
+        return self.height % multiple == self.width % multiple == 0
+
+    def near(self, multiple: int) -> Shape:
+        """The nearest shape whose sides `multiple` divides."""
+        height, width = (max(1, round(side / multiple)) * multiple for side in self)
+        return Shape(height, width)
+
+
+def parse_shape(text: str) -> Shape:
+    """The shape of "HxW", or of "N" for a square. Raises PalimpsestError for anything else."""
+    found = _SIZE.fullmatch(text) or _SIZE.fullmatch(f"{text}x{text}")
+    if found is None:
+        raise PalimpsestError(f"size is {text!r}, expected HxW or N in pixels, such as 192x320 or 256")
+    return Shape(int(found[1]), int(found[2]))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,22 +1,23 @@
-"""Heights and widths of pictures, read from their headers once and kept with the index of their shard."""
+"""Heights and widths of pictures or latents, read from their headers once and kept with the index of their shard."""
 
 from io import BytesIO
 
 import numpy as np
 from PIL import Image
 
-from pipelines.data.decode import BrokenSample, picture_bytes
+from pipelines.data.decode import BrokenSample, Sample, picture_bytes
 from pipelines.data.index import keep_shapes
 from pipelines.data.picture import EXTENSIONS
 from pipelines.data.ratios import Shape
 from pipelines.data.shards import Split
 
+LATENT = "latent.npy"  # what a cache holds in place of a picture
 START = 65_536  # bytes in which a header is looked for first
 ORIENTATION, TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF entry, and its values by which a picture lies on its side
 
 
 def shapes_of(split: Split, number: int) -> np.ndarray:
-    """Height and width of the pictures of a shard as they will be decoded, (n, 2); (0, 0) where nothing tells.
+    """Height and width of the pictures (else the latents) of a shard, as decoded, (n, 2); (0, 0) where nothing tells.
 
     The first time the headers are read, and kept beside the shard where that is possible. Raises BrokenSample where the
     shard is not what was opened.
@@ -34,10 +35,25 @@ def shapes_of(split: Split, number: int) -> np.ndarray:
 def _shape(split: Split, i: int) -> Shape:
     for most in (START, None):  # a header behind a long preview needs more
         try:
-            return header(picture_bytes(split.read(i, only=EXTENSIONS, most=most)))
+            return _of_sample(split.read(i, only=(*EXTENSIONS, LATENT), most=most))
         except (BrokenSample, ValueError):
             continue
     return Shape(0, 0)
+
+
+def _of_sample(sample: Sample) -> Shape:
+    return latent_header(sample.members[LATENT]) if list(sample.members) == [LATENT] else header(picture_bytes(sample))
+
+
+def latent_header(data: bytes) -> Shape:
+    """The last two sides of an array in numpy's format. Raises ValueError where the bytes begin otherwise."""
+    file = BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("no header of an array that a cache holds")
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    if len(shape) < 2:
+        raise ValueError(f"an array of shape {shape}, expected one with rows and columns")
+    return Shape(*shape[-2:])
 
 
 def header(data: bytes) -> Shape:

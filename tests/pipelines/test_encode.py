@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from pipelines import encode
-from pipelines.artefact import ArtefactError, read_json, write_json
-from pipelines.cache import open_cache
+from pipelines.artefact import ArtefactError, digest, read_json, write_json
+from pipelines.cache import made_of, open_cache
 from pipelines.config import parse_recipe
 from pipelines.data.scenes import write
 from pipelines.data.shards import open_split
@@ -249,6 +249,12 @@ def test_a_cache_of_another_version_is_refused(run, tmp_path):
     write_json(path, {**read_json(path), "format": 1})
     with pytest.raises(ArtefactError, match="written by another version"):
         open_cache(other, "latent")
+
+
+def test_a_cache_of_squares_is_named_by_what_named_it_before_there_were_buckets(run):
+    made = made_of(run, "encode")
+    assert list(made) == ["format", "data", "size", "shard", "vae", "vqvae", "bpe", "clip"] and made["format"] == 2
+    assert cache_of(run).name == digest(made)[:16]
 
 
 def test_a_table_maps_its_files_and_does_not_read_them(tmp_path):

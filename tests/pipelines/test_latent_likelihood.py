@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from latent.likelihood import variational_bound
 from latent.schedule import VE, Cosine, Flow
@@ -31,7 +32,7 @@ def test_latents_without_noise_of_their_own_end_at_the_start_and_those_of_noise_
 def test_the_spread_is_what_two_draws_of_a_latent_differ_by(smoke):
     run = reopen_run(smoke)
     data = CachedLatents(run, "latent", run.recipe.stage["latent"].training)
-    moments = data.held_out_batch()["latent"]
+    moments = next(data.validating(torch.device("cpu")))["latent"]
     first, second = (data.draw(moments, step_generator(seed, 0, 0)) for seed in range(2))
     assert (first - second).std().item() / math.sqrt(2) == pytest.approx(data.spread(moments), rel=0.02)
 
@@ -49,7 +50,7 @@ def test_the_bound_is_taken_down_to_that_noise(smoke, monkeypatch):
     run = reopen_run(smoke)
     latent_likelihood.latent_bits(run, "latent", 2)
     data = CachedLatents(run, "latent", run.recipe.stage["latent"].training)
-    spread = data.spread(data.held_out_batch()["latent"][:2])
+    spread = data.spread(next(data.validating(torch.device("cpu")))["latent"][:2])
     assert asked == [pytest.approx(spread / (1 + spread), rel=1e-6)]
 
 
