@@ -39,7 +39,7 @@ def test_every_recipe_is_valid_and_survives_json(path):
             "top.quantizer.code in a table of kind 'vq'; did you mean 'codes'",
         ),
         ("stage.latent.needs=['encodr']", "stage.latent needs 'encodr'.*did you mean 'encode'"),
-        ("stage.encode.needs=['vae']", "stage.encode \\(encode\\) needs a stage of kind 'vqvae'"),
+        ("stage.encode.needs=['vae']", "stage.encode \\(encode\\) needs a stage of kind 'bpe'"),
         ("stage.bpe.needs=['eval']", "circle"),
         ("stage.vae.training.minutes=nan", "expected a number above 0"),
         ("stage.mdlm_pictures.sampler='euler'", "sampler is 'euler', which its model cannot use; it can use"),
