@@ -19,7 +19,7 @@ from pipelines.artefact import is_full, write_atomically
 from pipelines.checkpoints import BEST
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import autocast, device_of, from_main
-from pipelines.rows import save_looked_at
+from pipelines.rows import save_looked_at, save_whole
 from pipelines.sharding import open_to_all
 from pipelines.state import State
 from pipelines.task import Task, Training
