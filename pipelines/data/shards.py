@@ -49,7 +49,7 @@ class Split:
 
     def _prepare(self) -> None:
         self._indices: Recent[ShardIndex] = Recent(0)
-        self._files: Recent[int] = Recent(0, os.close)
+        self._files: Recent[_Open] = Recent(0)
         self.hold(self._at_once)
 
     def __len__(self) -> int:
@@ -64,10 +64,6 @@ class Split:
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._prepare()
-
-    def __del__(self) -> None:
-        if "_files" in self.__dict__:
-            self._files.clear()
 
     @property
     def sizes(self) -> np.ndarray:
@@ -162,15 +158,16 @@ class Split:
             raise BrokenSample(f"{self._shown(number)} is not the file that was opened: it changed since")
         return shard
 
-    def _open(self, number: int) -> int:
-        return self.place.open(self.shards.names[number])
+    def _open(self, number: int) -> "_Open":
+        return _Open(self.place.open(self.shards.names[number]))
 
     def _shown(self, number: int) -> str:
         return self.place.shown(self.shards.names[number])
 
     def _bytes(self, number: int, offset: int, size: int) -> bytes:
         try:
-            data = os.pread(self._files.get(number, self._open), size, offset)
+            file = self._files.get(number, self._open)
+            data = os.pread(file.handle, size, offset)
         except OSError as error:
             raise BrokenSample(f"cannot read {self._shown(number)} ({error.strerror})") from error
         if len(data) < size:
@@ -192,6 +189,16 @@ class Split:
         for number, name in enumerate(self.shards.names):
             digest.update(repr((name, known.get(name, {}).get("sha256"), self.shards.index_hash(number))).encode())
         return digest.hexdigest()
+
+
+class _Open:
+    """An open file, closed once nobody reads it: another thread may, while it is let go."""
+
+    def __init__(self, handle: int) -> None:
+        self.handle = handle
+
+    def __del__(self) -> None:
+        os.close(self.handle)
 
 
 def shard_paths(folder: Path, split: str) -> list[Path]:
