@@ -1,10 +1,14 @@
 """Fréchet distance between two sets of features, in float64 and without complex numbers."""
 
-from dataclasses import dataclass
+import contextlib
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy import linalg
+
+from eval.interval import Interval, jackknife
 
 
 class FrechetTerms(NamedTuple):
@@ -43,45 +47,101 @@ def moments(features: ArrayLike) -> Moments:
     return Moments(n=len(x), mean=mean, scatter=centred.T @ centred)
 
 
-def frechet_distance(a: ArrayLike, b: ArrayLike) -> float:
-    """Squared Fréchet distance between Gaussians fitted to a (n, d) and b (m, d) (arXiv:1706.08500, eq. 6).
+def frechet_distance(a: ArrayLike | Moments, b: ArrayLike | Moments) -> float:
+    """Squared Fréchet distance between Gaussians fitted to two sets, each features (n, d) or Moments, in any order.
 
-        |m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)
+        |m_a - m_b|^2 + tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)                                 (arXiv:1706.08500, eq. 6)
 
     S is the unbiased covariance. Raises ValueError for NaN, unequal widths or fewer than two rows.
-    Biased upwards by about c / n: compare only at equal n and m.
+    Biased upwards by about c / n (`eval.frechet_infinity`): compare only at equal sizes of both sets. With fewer rows
+    than dimensions the value is exact, but most of it is bias (`rank_note`).
     """
     return float(sum(frechet_terms(a, b)))
 
 
-def frechet_terms(a: ArrayLike, b: ArrayLike) -> FrechetTerms:
+def frechet_terms(a: ArrayLike | Moments, b: ArrayLike | Moments) -> FrechetTerms:
     """The mean and the covariance term of `frechet_distance`, each >= 0."""
+    if isinstance(a, Moments) or isinstance(b, Moments):
+        return _from_moments(*(_fitted(side) for side in (a, b)))
     x, y = check_pair(a, b)
-    if min(len(x), len(y)) >= x.shape[1]:
-        return frechet_from_moments(moments(x), moments(y))
+    if min(len(x), len(y)) > x.shape[1]:
+        with contextlib.suppress(linalg.LinAlgError):  # a constant column leaves no covariance of full rank
+            first, second = moments(x), moments(y)
+            return _terms(first, second, _trace_of_root(first.cov, second.cov))
     root_x, root_y = _root(x), _root(y)
     cross = np.linalg.svd(root_x @ root_y.T, compute_uv=False).sum()  # tr (S_a S_b)^(1/2) is a nuclear norm
-    trace = (root_x**2).sum() + (root_y**2).sum()
-    return _terms(x.mean(0) - y.mean(0), float(trace), float(cross))
+    spread = (root_x**2).sum() + (root_y**2).sum()
+    return _summed(x.mean(0) - y.mean(0), float(spread), float(cross))
 
 
-def frechet_from_moments(a: Moments, b: Moments) -> FrechetTerms:
-    """The two terms from moments; (S_a S_b)^(1/2) has the eigenvalues of the symmetric (S_a^½ S_b S_a^½)^(1/2)."""
-    values, vectors = np.linalg.eigh(a.cov)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    cross = np.sqrt(np.linalg.eigvalsh(root @ b.cov @ root).clip(0)).sum()
-    return _terms(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), float(cross))
+def frechet_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interval:
+    """`frechet_distance` with its jackknife interval over `blocks` disjoint parts of the rows of a (n, d) and b (m, d).
+
+    It says how far the distance *at these n and m* moves with the samples; it knows nothing of the bias that any
+    finite n has. Rows drawn with replacement would repeat each other and raise every distance: hence no bootstrap.
+    Parts are runs of neighbouring rows, so that row i of both may be one picture and its reconstruction. Costs
+    blocks + 1 distances; n counts rows of the smaller set. Raises ValueError where a part would be empty.
+    """
+    x, y = check_pair(a, b)
+    smaller = min(len(x), len(y))
+    if not 2 <= blocks <= smaller // 2:
+        raise ValueError(f"blocks={blocks} needs 2 <= blocks <= {smaller // 2}, half of the smaller set")
+    parts = zip(*(np.array_split(np.arange(len(rows)), blocks) for rows in (x, y)), strict=True)
+    without = [frechet_distance(np.delete(x, i, 0), np.delete(y, j, 0)) for i, j in parts]
+    return replace(jackknife(frechet_distance(x, y), without), n=smaller)
+
+
+def rank_note(n: int, m: int, d: int) -> str:
+    """What to say beside a Fréchet distance of n and m rows of width d where the covariances lack rank, else nothing."""
+    if min(n, m) > d:
+        return ""
+    return (
+        f"rank-deficient: {min(n, m)} rows for {d} dimensions, where bias outweighs most differences; read the kernel "
+        f"distance instead, or take more than {d} pictures"
+    )
+
+
+def _from_moments(a: Moments, b: Moments) -> FrechetTerms:
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(f"moments of widths {len(a.mean)} and {len(b.mean)} cannot be compared: use one embedder")
+    try:
+        cross = _trace_of_root(a.cov, b.cov)
+    except linalg.LinAlgError:
+        values, vectors = linalg.eigh(a.cov, check_finite=False)
+        root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+        cross = np.sqrt(linalg.eigvalsh(root @ b.cov @ root, check_finite=False).clip(0)).sum()
+    return _terms(a, b, float(cross))
+
+
+def _trace_of_root(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
+    """tr (a b)^(1/2): a b has the eigenvalues of the symmetric L^T a L where b = L L^T.
+
+    Raises LinAlgError where b is not of full rank.
+    """
+    values = linalg.eigvalsh(a, b, type=2, driver="gv", check_finite=False)
+    return float(np.sqrt(values.clip(0)).sum())
+
+
+def _fitted(side: ArrayLike | Moments) -> Moments:
+    if not isinstance(side, Moments):
+        return moments(check_features(side))
+    if side.n < 2:
+        raise ValueError(f"moments of {side.n} rows have no covariance, at least 2 are needed")
+    return side
 
 
 def check_features(features: ArrayLike, *, name: str = "features", rows: int = 2) -> NDArray[np.float64]:
     """Features as float64 (n, d). Raises ValueError for another shape, non-finite entries or too few rows."""
     x = np.asarray(features, dtype=np.float64)
     if x.ndim != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (n, d), got {x.shape}")
+        raise ValueError(f"{name} must have shape (n, d), got {x.shape}: one row for each picture or text")
     if len(x) < rows:
-        raise ValueError(f"{name} has {len(x)} rows, at least {rows} are needed")
+        raise ValueError(f"{name} has {len(x)} rows, at least {rows} are needed: judge more samples")
     if not np.isfinite(x).all():
-        raise ValueError(f"{name} has {int((~np.isfinite(x)).any(1).sum())} rows with NaN or infinite entries")
+        raise ValueError(
+            f"{name} has {int((~np.isfinite(x)).any(1).sum())} rows with NaN or infinite entries, not finite ones: "
+            "check the embedder and the pictures that it was given"
+        )
     return x
 
 
@@ -101,5 +161,9 @@ def _root(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.linalg.qr(root, mode="r")) if len(x) > x.shape[1] else root
 
 
-def _terms(shift: NDArray, trace: float, cross: float) -> FrechetTerms:
-    return FrechetTerms(mean=float(shift @ shift), cov=max(0.0, trace - 2 * cross))
+def _terms(a: Moments, b: Moments, cross: float) -> FrechetTerms:
+    return _summed(a.mean - b.mean, float(np.trace(a.cov) + np.trace(b.cov)), cross)
+
+
+def _summed(shift: NDArray[np.float64], spread: float, cross: float) -> FrechetTerms:
+    return FrechetTerms(mean=float(shift @ shift), cov=max(0.0, spread - 2 * cross))
