@@ -5,8 +5,8 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.frechet import check_pair
 from eval.interval import Interval, cluster_bootstrap
+from eval.rows import check_pair
 
 
 def cosines(images: ArrayLike, texts: ArrayLike) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import linalg
 
 from eval.interval import Interval, jackknife
+from eval.rows import check_features, check_pair
 
 
 class FrechetTerms(NamedTuple):
@@ -92,7 +93,7 @@ def frechet_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interva
 
 
 def rank_note(n: int, m: int, d: int) -> str:
-    """What to say beside a Fréchet distance of n and m rows of width d where the covariances lack rank, else nothing."""
+    """What to say beside a Fréchet distance of n and m rows of width d where a covariance lacks rank, else nothing."""
     if min(n, m) > d:
         return ""
     return (
@@ -128,31 +129,6 @@ def _fitted(side: ArrayLike | Moments) -> Moments:
     if side.n < 2:
         raise ValueError(f"moments of {side.n} rows have no covariance, at least 2 are needed")
     return side
-
-
-def check_features(features: ArrayLike, *, name: str = "features", rows: int = 2) -> NDArray[np.float64]:
-    """Features as float64 (n, d). Raises ValueError for another shape, non-finite entries or too few rows."""
-    x = np.asarray(features, dtype=np.float64)
-    if x.ndim != 2 or x.shape[1] == 0:
-        raise ValueError(f"{name} must have shape (n, d), got {x.shape}: one row for each picture or text")
-    if len(x) < rows:
-        raise ValueError(f"{name} has {len(x)} rows, at least {rows} are needed: judge more samples")
-    if not np.isfinite(x).all():
-        raise ValueError(
-            f"{name} has {int((~np.isfinite(x)).any(1).sum())} rows with NaN or infinite entries, not finite ones: "
-            "check the embedder and the pictures that it was given"
-        )
-    return x
-
-
-def check_pair(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both sets as float64 (n, d) and (m, d). Raises ValueError as `check_features`, and for unequal widths."""
-    x, y = check_features(a, name="the first set of features"), check_features(b, name="the second set of features")
-    if x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"features of widths {x.shape[1]} and {y.shape[1]} cannot be compared: use one embedder for both"
-        )
-    return x, y
 
 
 def _root(x: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.frechet import check_pair, frechet_distance, moments
+from eval.frechet import frechet_distance, moments
+from eval.rows import check_pair
 
 LEAST = 4  # subsets: a line has two coefficients, and its error needs more
 

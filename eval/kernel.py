@@ -1,85 +1,149 @@
-"""Kernel distance (the KID formula): an unbiased estimate, so that small sets can be compared; it may be negative."""
+"""Squared maximum mean discrepancies between two sets of features, by the kernel of KID and by that of CMMD."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
 
-from eval.frechet import check_pair
-from eval.interval import Interval
+from eval.interval import Interval, jackknife
+from eval.rows import check_pair, unit_rows
 
-ROWS = 1024  # rows of the kernel matrix held in memory at once
+ROWS = 2048  # rows and columns of the kernel matrix held in memory at once
+BANDWIDTH = 10.0  # sigma of CMMD
+SCALE = 1000.0  # what CMMD is multiplied by
 
-
-@dataclass(frozen=True, kw_only=True)
-class KernelDistance:
-    """The full-sample estimate and its jackknife standard error over `blocks` disjoint blocks of the samples."""
-
-    value: float
-    se: float
-    blocks: int
-    n: int
-
-    def interval(self, confidence: float = 0.95) -> Interval:
-        """Student t interval over the blocks around the full-sample estimate."""
-        half = float(stats.t.ppf(0.5 + confidence / 2, self.blocks - 1)) * self.se
-        return Interval(self.value, self.value - half, self.value + half, self.n)
+Array = NDArray[np.float64]
+Kernel = Callable[[Array, Array], Array]  # (n, d), (m, d) -> (n, m)
 
 
-def kernel_distance(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> KernelDistance:
-    """Unbiased squared maximum mean discrepancy with k(x, y) = (x.y / d + 1)^3 (arXiv:1801.01401, eq. 4).
+def kid(a: ArrayLike, b: ArrayLike) -> float:
+    """Unbiased squared discrepancy with k(x, y) = (x.y / d + 1)^3: the kernel distance (arXiv:1801.01401, eq. 4).
 
         mean_{i != j} k(a_i, a_j) + mean_{i != j} k(b_i, b_j) - 2 mean_{i, j} k(a_i, b_j)
 
-    a: (n, d), b: (m, d). Every pair counts. The standard error is the jackknife's, from the estimates that leave out
-    one of `blocks` disjoint parts of both sets: overlapping subsets would understate it, and estimates within single
-    parts overstate it. Raises ValueError where a part would have fewer than two rows.
+    a: (n, d), b: (m, d); every pair counts. Unbiased, so small sets compare with large ones; of sets alike it is as
+    often below zero, and of a set with itself always. Raises ValueError for bad features or fewer than two rows.
+    """
+    x, y = check_pair(a, b)
+    return _Sums.of([x], [y], cubic).unbiased(np.ones(1, dtype=bool))
+
+
+def kid_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interval:
+    """`kid` of all rows with its jackknife interval over `blocks` disjoint parts of both sets.
+
+    The estimates that leave a part out are compared: overlapping subsets would understate the spread, and estimates
+    within single parts overstate it. n counts rows of the smaller set. Raises ValueError where a part would have fewer
+    than two rows.
     """
     x, y = check_pair(a, b)
     smaller = min(len(x), len(y))
     if not 2 <= blocks <= smaller // 2:
         raise ValueError(f"blocks={blocks} needs 2 <= blocks <= {smaller // 2}, half of the smaller set")
-    sums = _BlockSums.of(np.array_split(x, blocks), np.array_split(y, blocks))
-    every = np.ones(blocks, dtype=bool)
-    without = np.array([sums.mmd2(every & (np.arange(blocks) != i)) for i in range(blocks)])
-    se = float(np.sqrt((blocks - 1) / blocks * ((without - without.mean()) ** 2).sum()))
-    return KernelDistance(value=sums.mmd2(every), se=se, blocks=blocks, n=smaller)
+    sums = _Sums.of(np.array_split(x, blocks), np.array_split(y, blocks), cubic)
+    found = jackknife(
+        sums.unbiased(np.ones(blocks, dtype=bool)), [sums.unbiased(np.arange(blocks) != i) for i in range(blocks)]
+    )
+    return replace(found, n=smaller)
+
+
+def kid_subsets(
+    a: ArrayLike, b: ArrayLike, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
+) -> NDArray[np.float64]:
+    """`kid` of subsets without replacement, (subsets,), drawn as torch-fidelity draws them: the published protocol.
+
+    Published figures are the mean; the deviation over overlapping subsets is no standard error. Raises ValueError
+    where a subset would be larger than a set.
+    """
+    x, y = check_pair(a, b)
+    smaller = min(len(x), len(y))
+    if subsets < 1 or not 2 <= subset_size <= smaller:
+        raise ValueError(
+            f"subsets={subsets} and subset_size={subset_size} need subsets >= 1 and 2 <= subset_size <= {smaller}, the "
+            "smaller set: lower subset_size, or use kid, which takes all rows"
+        )
+    rng = np.random.RandomState(seed)
+    drawn = ([rows[rng.choice(len(rows), subset_size, replace=False)] for rows in (x, y)] for _ in range(subsets))
+    return np.array([kid(*pair) for pair in drawn])
+
+
+def cmmd(a: ArrayLike, b: ArrayLike) -> float:
+    """1000 times the squared discrepancy of rows of length one with k = exp(-|x - y|^2 / 200) (arXiv:2401.09603).
+
+    a: (n, d), b: (m, d), scaled to length one here. The sums keep i = j: the biased estimate, >= 0, as in the published
+    code. So wide a kernel is nearly flat on the sphere: the value is close to 10 |mean a - mean b|^2 and hardly sees
+    spread. The name belongs to features of CLIP ViT-L/14 at 336 pixels; name another embedder beside the value.
+    Raises ValueError for bad features and for rows of length zero.
+    """
+    x, y = (unit_rows(rows) for rows in check_pair(a, b))
+    return SCALE * _Sums.of([x], [y], gaussian, diagonal=True).biased()
+
+
+def cubic(x: Array, y: Array) -> Array:
+    """(x.y / d + 1)^3 of all pairs, (n, d) and (m, d) -> (n, m)."""
+    base = x @ y.T
+    base /= x.shape[1]
+    base += 1
+    cube = base * base
+    cube *= base
+    return cube
+
+
+def gaussian(x: Array, y: Array) -> Array:
+    """exp(-|x - y|^2 / (2 sigma^2)) of all pairs of rows of length one, whose |x - y|^2 is 2 - 2 x.y."""
+    return np.exp((x @ y.T - 1) / BANDWIDTH**2)
 
 
 @dataclass(frozen=True)
-class _BlockSums:
-    """Sums of the kernel between blocks, (g, g) each, those within a set without its diagonal; rows per block, (g,)."""
+class _Sums:
+    """Sums of a kernel between parts of two sets, (g, g) each; those within a set leave i = j out unless asked."""
 
-    within_x: NDArray[np.float64]
-    within_y: NDArray[np.float64]
-    between: NDArray[np.float64]
-    rows_x: NDArray[np.int64]
-    rows_y: NDArray[np.int64]
+    within_x: Array
+    within_y: Array
+    between: Array
+    rows: tuple[NDArray[np.int64], NDArray[np.int64]]  # (g,) of either set
 
     @classmethod
-    def of(cls, x: list[NDArray[np.float64]], y: list[NDArray[np.float64]]) -> "_BlockSums":
-        def table(first: list[NDArray[np.float64]], second: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            return np.array([[_kernel_sum(p, q) for q in second] for p in first])
+    def of(cls, x: list[Array], y: list[Array], kernel: Kernel, *, diagonal: bool = False) -> "_Sums":
+        between = np.array([[_sum(p, q, kernel) for q in y] for p in x])
+        rows = np.array([len(part) for part in x]), np.array([len(part) for part in y])
+        return cls(_within(x, kernel, diagonal), _within(y, kernel, diagonal), between, rows)
 
-        def within(parts: list[NDArray[np.float64]]) -> NDArray[np.float64]:
-            return table(parts, parts) - np.diag([_diagonal_sum(part) for part in parts])
-
-        rows_x, rows_y = (np.array([len(part) for part in parts]) for parts in (x, y))
-        return cls(within(x), within(y), table(x, y), rows_x, rows_y)
-
-    def mmd2(self, kept: NDArray[np.bool_]) -> float:
-        """The estimate over the kept blocks (g,) of both sets."""
-        n, m = self.rows_x[kept].sum(), self.rows_y[kept].sum()
+    def unbiased(self, kept: NDArray[np.bool_]) -> float:
+        """The estimate without i = j over the kept parts (g,) of both sets."""
+        n, m = (int(rows[kept].sum()) for rows in self.rows)
         square = np.ix_(kept, kept)
         within = self.within_x[square].sum() / (n * (n - 1)) + self.within_y[square].sum() / (m * (m - 1))
         return float(within - 2 * self.between[square].sum() / (n * m))
 
+    def biased(self) -> float:
+        """The estimate with i = j over all parts."""
+        n, m = (int(rows.sum()) for rows in self.rows)
+        return float(self.within_x.sum() / n**2 + self.within_y.sum() / m**2 - 2 * self.between.sum() / (n * m))
 
-def _kernel_sum(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    d = x.shape[1]
-    return float(sum(((x[i : i + ROWS] @ y.T / d + 1) ** 3).sum() for i in range(0, len(x), ROWS)))
+
+def _within(parts: list[Array], kernel: Kernel, diagonal: bool) -> Array:
+    """Sums between the parts of one set: a kernel is symmetric, so half of them is computed."""
+    found = np.zeros((len(parts), len(parts)))
+    for i, part in enumerate(parts):
+        found[i, i] = _sum_within(part, kernel, diagonal)
+        for j in range(i):
+            found[i, j] = found[j, i] = _sum(part, parts[j], kernel)
+    return found
 
 
-def _diagonal_sum(x: NDArray[np.float64]) -> float:
-    return float((((x**2).sum(1) / x.shape[1] + 1) ** 3).sum())
+def _sum_within(x: Array, kernel: Kernel, diagonal: bool) -> float:
+    total, blocks = 0.0, _blocks(x)
+    for i, block in enumerate(blocks):
+        square = kernel(block, block)
+        total += square.sum() - (0.0 if diagonal else np.trace(square))
+        total += 2 * sum(kernel(block, other).sum() for other in blocks[:i])
+    return float(total)
+
+
+def _sum(x: Array, y: Array, kernel: Kernel) -> float:
+    return float(sum(kernel(p, q).sum() for p in _blocks(x) for q in _blocks(y)))
+
+
+def _blocks(x: Array) -> list[Array]:
+    return [x[start : start + ROWS] for start in range(0, len(x), ROWS)]

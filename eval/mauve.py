@@ -9,8 +9,8 @@ from scipy import sparse
 from scipy.integrate import trapezoid
 from scipy.special import rel_entr
 
-from eval.frechet import check_pair
 from eval.interval import Interval
+from eval.rows import check_pair, unit_rows
 
 SCALE = 5.0  # c of the paper, in exp(-c KL)
 POINTS = 25  # mixture weights of the paper
@@ -69,7 +69,7 @@ def mauve(
     smaller = min(len(x), len(y))
     _check_request(smaller, clusters, seeds)
     rows, inverse, weights = np.unique(
-        _unit_rows(np.concatenate([x, y])), axis=0, return_inverse=True, return_counts=True
+        unit_rows(np.concatenate([x, y])), axis=0, return_inverse=True, return_counts=True
     )  # sorted, so that the order of the texts cannot matter
     points, inverse = principal(rows, weights), inverse.reshape(-1)
     k = min(clusters or round(smaller / ROWS_PER_CLUSTER), len(rows))
@@ -180,16 +180,6 @@ def _check_request(smaller: int, clusters: int | None, seeds: Sequence[int]) -> 
         raise ValueError(f"clusters={clusters} needs 2 <= clusters <= {smaller}, the smaller set: about a tenth of it")
     if not len(seeds):
         raise ValueError("seeds is empty but one k-means seed moves MAUVE by 0.05: pass several, as range(5)")
-
-
-def _unit_rows(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    lengths = np.linalg.norm(x, axis=1, keepdims=True)
-    if not lengths.all():
-        raise ValueError(
-            f"{int((lengths == 0).sum())} rows of features have length zero, which no direction fits: check the "
-            "embedder on empty texts"
-        )
-    return x / lengths
 
 
 def _histograms(p: ArrayLike, q: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial.distance import cdist
 
-from eval.frechet import check_pair
+from eval.rows import check_pair
 
 ROWS = 1024  # rows of the distance matrix held in memory at once
 

@@ -10,7 +10,7 @@ from eval.clip_score import clip_score, shuffled_floor
 from eval.features import NOTE, Tower, feature_key
 from eval.frechet import frechet_distance
 from eval.interval import Interval
-from eval.kernel import kernel_distance
+from eval.kernel import kid_interval
 from eval.prdc import prdc
 from pipelines.measures import Evaluation, Set, read_generated
 
@@ -69,9 +69,7 @@ def _distances(
 
     figures = [
         e.guarded(f"{subject}.{name('fd')}", frechet, "biased upwards by about c / n, so no interval of resamples"),
-        e.guarded(
-            f"{subject}.{name('kd')}", lambda: kernel_distance(features, reference).interval(), "jackknife over blocks"
-        ),
+        e.guarded(f"{subject}.{name('kd')}", lambda: kid_interval(features, reference), "jackknife over blocks"),
         e.guarded(
             f"{subject}.{name('precision-k5', same, same)}", lambda: measured("precision"), "equal sizes of both sets"
         ),

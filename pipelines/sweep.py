@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.features import quantise
-from eval.kernel import kernel_distance
+from eval.kernel import kid_interval
 from pipelines.distance_measures import REFERENCE
 from pipelines.judged_config import SweepStage
 from pipelines.judging import Judges, Pictures, scene_figures
@@ -126,7 +126,7 @@ class Judged:
 
     def figures(self, made: Pictures, attributes: Sequence[str]) -> dict[str, dict[str, float]]:
         """Judge pictures (n, H, W, 3) of the captions of `real`: their distance, and the attributes as asked for."""
-        found = {"kd": kernel_distance(self.judges.features(made), self.reference).interval()}
+        found = {"kd": kid_interval(self.judges.features(made), self.reference)}
         if self.real.labelled and self.judges.scene:
             scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
             found |= {name: scenes[name] for name in attributes if name in scenes}

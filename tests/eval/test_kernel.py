@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from backbone.clip import cure_torchvision
-from eval.kernel import kernel_distance
+from eval.interval import Interval
+from eval.kernel import cmmd, kid, kid_interval, kid_subsets
 
 cure_torchvision()
 
@@ -15,19 +17,24 @@ def golden():
     return x, y[:500]
 
 
+def error(found: Interval, blocks: int = 10) -> float:
+    """The jackknife's standard error, from the ends of its interval."""
+    return (found.high - found.low) / 2 / float(stats.t.ppf(0.975, blocks - 1))
+
+
 def test_golden_of_one_full_subset(golden):
     x, b = golden
-    assert kernel_distance(x[:500], b).value == pytest.approx(0.3404313236602, abs=1e-12)
+    assert kid(x[:500], b) == pytest.approx(0.3404313236602, abs=1e-12)
 
 
 def test_samples_of_one_distribution_may_be_negative(golden):
     x, _ = golden
-    assert kernel_distance(x[:500], x[500:1000]).value == pytest.approx(-0.000828925, abs=1e-9)
+    assert kid(x[:500], x[500:1000]) == pytest.approx(-0.000828925, abs=1e-9)
 
 
 def test_a_set_against_itself_is_below_zero(golden):
     x, _ = golden
-    assert kernel_distance(x[:500], x[:500]).value == pytest.approx(-0.0279646, abs=1e-7)
+    assert kid(x[:500], x[:500]) == pytest.approx(-0.0279646, abs=1e-7)
 
 
 def test_agrees_with_torch_fidelity(golden):
@@ -36,51 +43,87 @@ def test_agrees_with_torch_fidelity(golden):
     found = fidelity.kid_features_to_metric(
         torch.from_numpy(a), torch.from_numpy(b), kid_subsets=1, kid_subset_size=500, verbose=False
     )
-    assert kernel_distance(a, b).value == pytest.approx(found["kernel_inception_distance_mean"], abs=1e-12)
+    assert kid(a, b) == pytest.approx(found["kernel_inception_distance_mean"], abs=1e-12)
 
 
-def test_kernel_matrix_in_blocks_equals_the_whole():
+def test_subsets_are_those_of_torch_fidelity(golden):
+    fidelity = pytest.importorskip("torch_fidelity.metric_kid")
+    x, y = golden[0], golden[1]
+    found = kid_subsets(x, y, subsets=7, subset_size=60)
+    oracle = fidelity.kid_features_to_metric(
+        torch.from_numpy(x), torch.from_numpy(y), kid_subsets=7, kid_subset_size=60, verbose=False
+    )
+    assert found.mean() == pytest.approx(oracle["kernel_inception_distance_mean"], abs=1e-12)
+    assert found.std() == pytest.approx(oracle["kernel_inception_distance_std"], abs=1e-12)
+    assert found.std() < 60**0.5 * error(kid_interval(x, y))
+
+
+def test_a_subset_larger_than_a_set_names_the_argument(golden):
+    with pytest.raises(ValueError, match=r"subset_size=501 .* 2 <= subset_size <= 500.*lower subset_size"):
+        kid_subsets(*golden, subset_size=501)
+
+
+def test_cmmd_golden_of_normalised_rows(golden):
+    a, b = golden[0][:500], golden[1]
+    assert cmmd(a, b) == pytest.approx(0.370935842, abs=1e-8)
+    assert cmmd(7 * a, b / 3) == pytest.approx(cmmd(a, b), abs=1e-9)
+    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
+    assert 10 * ((unit[0].mean(0) - unit[1].mean(0)) ** 2).sum() == pytest.approx(cmmd(a, b), rel=0.02)
+
+
+def test_cmmd_keeps_the_diagonal_in_blocks_too(golden, monkeypatch):
+    x, b = golden
+    whole = cmmd(x[:150], b)
+    monkeypatch.setattr("eval.kernel.ROWS", 37)
+    assert cmmd(x[:150], b) == pytest.approx(whole, abs=1e-9)
+    assert cmmd(x[:150], x[:150]) == pytest.approx(0, abs=1e-10)
+    with pytest.raises(ValueError, match="1 rows of features have length zero"):
+        cmmd(x[:3], np.concatenate([x[:2], 0 * x[:1]]))
+
+
+def test_kernel_matrix_in_blocks_equals_the_whole(monkeypatch):
     rng = np.random.RandomState(3)
+    monkeypatch.setattr("eval.kernel.ROWS", 400)
     x, y = rng.randn(1500, 8), rng.randn(1300, 8) + 0.1  # more rows than one block, unequal sets
     xx, yy, xy = ((a @ b.T / 8 + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
     for k in (xx, yy):
         np.fill_diagonal(k, 0)
     whole = xx.sum() / (1500 * 1499) + yy.sum() / (1300 * 1299) - 2 * xy.mean()
-    assert kernel_distance(x, y).value == pytest.approx(whole, abs=1e-12)
+    assert kid(x, y) == pytest.approx(whole, abs=1e-12)
 
 
 def test_interval_covers_the_true_distance_of_nought():
     rng = np.random.RandomState(4)
     hits = 0
     for _ in range(100):
-        found = kernel_distance(rng.randn(200, 4), rng.randn(200, 4)).interval()
+        found = kid_interval(rng.randn(200, 4), rng.randn(200, 4))
         hits += found.low <= 0 <= found.high
     assert hits >= 90
 
 
 def test_standard_error_has_the_size_of_the_spread():
     rng = np.random.RandomState(5)
-    found = [kernel_distance(rng.randn(200, 4), rng.randn(200, 4) + 0.5) for _ in range(100)]
-    assert np.mean([f.se for f in found]) == pytest.approx(np.std([f.value for f in found]), rel=0.4)
+    found = [kid_interval(rng.randn(200, 4), rng.randn(200, 4) + 0.5) for _ in range(100)]
+    assert np.mean([error(f) for f in found]) == pytest.approx(np.std([f.value for f in found]), rel=0.4)
 
 
 def test_interval_is_not_wider_than_the_estimate_deserves():
     """Between sets of one law the spread falls with n, not with its root: block estimates would be far too wide."""
     rng = np.random.RandomState(6)
-    found = [kernel_distance(rng.randn(200, 4), rng.randn(200, 4)) for _ in range(100)]
+    found = [kid_interval(rng.randn(200, 4), rng.randn(200, 4)) for _ in range(100)]
     spread = np.std([f.value for f in found])
-    assert spread < np.mean([f.se for f in found]) < 2 * spread
+    assert spread < np.mean([error(f) for f in found]) < 2 * spread
 
 
 def test_unequal_sets_keep_every_row():
     rng = np.random.RandomState(7)
     x, y = rng.randn(47, 3), rng.randn(101, 3)  # neither divides into ten
-    values = [kernel_distance(x, y, blocks=blocks).value for blocks in (2, 5, 10)]
+    values = [kid_interval(x, y, blocks=blocks).value for blocks in (2, 5, 10)]
     assert values == pytest.approx([values[0]] * 3, abs=1e-12)
 
 
 def test_too_many_blocks_name_the_argument(golden):
     with pytest.raises(ValueError, match="blocks=251"):
-        kernel_distance(golden[0][:500], golden[1], blocks=251)
+        kid_interval(golden[0][:500], golden[1], blocks=251)
     with pytest.raises(ValueError, match="blocks=10"):
-        kernel_distance(golden[0][:3], golden[1])
+        kid_interval(golden[0][:3], golden[1])

@@ -1,0 +1,54 @@
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.frechet import frechet_distance
+from eval.sliced import mind
+
+
+@pytest.fixture(scope="module")
+def golden():
+    rng = np.random.RandomState(0)
+    return rng.randn(2000, 64), rng.randn(2000, 64) * 1.5 + 0.25
+
+
+def test_golden_with_the_directions_of_torch_fidelity(golden):
+    assert mind(*golden) == pytest.approx(60.73994, abs=1e-5)
+
+
+def test_isotropic_gaussians_are_three_frechet_distances_apart(golden):
+    closed = 3 * 64 * (0.25**2 + 0.5**2)
+    assert closed == 60.0
+    assert mind(*golden, seed=1) == pytest.approx(closed, rel=0.03)
+    assert frechet_distance(*golden) == pytest.approx(closed / 3, rel=0.1)  # with more bias
+
+
+def test_one_dimension_is_the_integral_over_quantiles():
+    rng = np.random.RandomState(1)
+    x, y = rng.randn(6, 1), rng.randn(4, 1)
+    repeated = np.sort(np.repeat(x[:, 0], 2)) - np.sort(np.repeat(y[:, 0], 3))
+    assert mind(x, y, directions=3) == pytest.approx(3 * (repeated**2).mean(), abs=1e-12)
+    z = x + 5  # a mere shift: all mass moves as far
+    assert mind(x, z, directions=2) == pytest.approx(3 * stats.wasserstein_distance(x[:, 0], z[:, 0]) ** 2)
+
+
+def test_order_sides_and_blocks_change_nothing(golden, monkeypatch):
+    x, y = golden[0][:90], golden[1][:70]
+    whole = mind(x, y, directions=50)
+    assert mind(y, x[::-1], directions=50) == pytest.approx(whole, rel=1e-12)
+    assert mind(x, x[::-1], directions=50) == 0
+    monkeypatch.setattr("eval.sliced.BLOCK", 500)
+    assert mind(x, y, directions=50) == pytest.approx(whole, rel=1e-12)
+
+
+def test_lost_spread_is_seen():
+    rng = np.random.RandomState(2)
+    x = rng.randn(500, 8)
+    assert mind(x, 0.5 * x) == pytest.approx(3 * 8 * 0.25, rel=0.1)
+
+
+def test_bad_input_is_named(golden):
+    with pytest.raises(ValueError, match="directions=0"):
+        mind(*golden, directions=0)
+    with pytest.raises(ValueError, match="widths 64 and 63"):
+        mind(golden[0], golden[1][:, 1:])
