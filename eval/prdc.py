@@ -4,11 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial.distance import cdist
 
-from eval.rows import check_pair
-
-ROWS = 1024  # rows of the distance matrix held in memory at once
+from eval.neighbours import Centred, blocks, nearest, squared_distances
+from eval.rows import check_pair, repeats
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,45 +22,52 @@ class PRDC:
     fake_duplicates: float
 
 
-def prdc(*, real: ArrayLike, fake: ArrayLike, k: int = 5) -> PRDC:
-    """Four manifold measures; the arguments go by name because exchanging them exchanges precision and recall.
+def prdc(real: ArrayLike, fake: ArrayLike, k: int = 5) -> PRDC:
+    """Four measures of how two sets overlap; exchanging the sets exchanges precision and recall.
 
         precision = share of fake inside some real ball       recall   = share of real inside some fake ball
         density   = mean over fake of (real balls around) / k coverage = share of real whose ball holds a fake
 
     real: (n, d), fake: (m, d). A ball reaches to the k-th neighbour and includes its border (<=); distances are exact
-    float64. All four depend on n and m. Sources: arXiv:1904.06991, eq. 1-2; arXiv:2002.09797, eq. 3-4.
+    float64, so ties and copies count as what they are. All four depend on n and m: compare at equal sizes. Sources:
+    arXiv:1904.06991, eq. 1-2; arXiv:2002.09797, eq. 3-4. Raises ValueError for bad features and an impossible k.
     """
     r, f = check_pair(real, fake)
     if not 1 <= k < min(len(r), len(f)):
         raise ValueError(f"k={k} needs 1 <= k < {min(len(r), len(f))}, the size of the smaller set")
-    radius_r, radius_f = _radii(r, k), _radii(f, k)
-    inside_real = np.zeros(len(f), dtype=np.int64)  # real balls around each fake
-    recalled = np.zeros(len(r), dtype=bool)
-    covered = np.zeros(len(r), dtype=bool)
-    for start in range(0, len(r), ROWS):
-        rows = slice(start, start + ROWS)
-        distance = cdist(r[rows], f, "sqeuclidean")  # (rows, m)
-        within = distance <= radius_r[rows, None]
-        inside_real += within.sum(0)
-        covered[rows] = within.any(1)
-        recalled[rows] = (distance <= radius_f).any(1)
+    around, recalled, covered = _overlap(r, f, nearest(r, k=k).squared[:, -1], nearest(f, k=k).squared[:, -1])
     return PRDC(
-        precision=float((inside_real > 0).mean()),
+        precision=float((around > 0).mean()),
         recall=float(recalled.mean()),
-        density=float(inside_real.mean() / k),
+        density=float(around.mean() / k),
         coverage=float(covered.mean()),
         k=k,
-        real_duplicates=_duplicates(r),
-        fake_duplicates=_duplicates(f),
+        real_duplicates=repeats(r),
+        fake_duplicates=repeats(f),
     )
 
 
-def _radii(x: NDArray[np.float64], k: int) -> NDArray[np.floating]:
-    """Squared distance of each row to its k-th nearest other row, (n,)."""
-    blocks = (cdist(x[i : i + ROWS], x, "sqeuclidean") for i in range(0, len(x), ROWS))
-    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])  # index 0 is the row itself
+def _overlap(
+    real: NDArray[np.float64], fake: NDArray[np.float64], radius_real: NDArray, radius_fake: NDArray
+) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Real balls around each fake (m,), reals inside a fake ball (n,), reals whose ball holds a fake (n,).
 
-
-def _duplicates(x: NDArray[np.float64]) -> float:
-    return 1 - len(np.unique(x, axis=0)) / len(x)
+    The radii are squared. Only where a product cannot tell the side of a border is the distance computed exactly.
+    """
+    around = np.zeros(len(fake), dtype=np.int64)
+    recalled, covered = np.zeros(len(real), dtype=bool), np.zeros(len(real), dtype=bool)
+    centre = real.mean(0)
+    for rows in blocks(len(real)):
+        side = Centred.of(real[rows], centre)
+        for columns in blocks(len(fake)):
+            other = Centred.of(fake[columns], centre)
+            distance = side.squared(other)  # (b, c)
+            slack = side.rounding * (side.lengths[:, None] + other.lengths.max())
+            borders = radius_real[rows, None], radius_fake[None, columns]
+            i, j = np.nonzero(np.logical_or(*(np.abs(distance - border) <= slack for border in borders)))
+            distance[i, j] = squared_distances(real, fake, i + rows.start, j + columns.start)
+            within_real, within_fake = (distance <= border for border in borders)
+            around[columns] += within_real.sum(0)
+            covered[rows] |= within_real.any(1)
+            recalled[rows] |= within_fake.any(1)
+    return around, recalled, covered

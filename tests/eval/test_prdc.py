@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import cdist
 
 from backbone.clip import cure_torchvision
 from eval.prdc import prdc
@@ -33,8 +34,7 @@ def test_exchanged_arguments_exchange_precision_and_recall(golden):
     real, fake = golden
     straight, exchanged = prdc(real=real, fake=fake), prdc(real=fake, fake=real)
     assert (exchanged.precision, exchanged.recall) == (straight.recall, straight.precision) == (0.7125, 0.985)
-    with pytest.raises(TypeError):
-        prdc(real, fake)  # pyright: ignore[reportCallIssue]
+    assert prdc(real, fake, 5) == straight  # real comes first, also by position
 
 
 def test_shrunk_fakes_are_precise_and_recall_nothing(golden):
@@ -63,9 +63,43 @@ def test_ties_count_as_inside_and_duplicates_are_reported():
     assert found.real_duplicates == found.fake_duplicates == pytest.approx(0.98)
 
 
+def by_definition(real, fake, k):
+    """Every distance by itself, as the definitions say."""
+    distance = cdist(real, fake, "sqeuclidean")
+    radius_real, radius_fake = (np.sort(cdist(x, x, "sqeuclidean"), 1)[:, k] for x in (real, fake))
+    inside = distance <= radius_real[:, None]
+    return inside.any(0).mean(), (distance <= radius_fake).any(1).mean(), inside.sum(0).mean() / k, inside.any(1).mean()
+
+
+@pytest.mark.parametrize("offset", [0, 1e6])
+@pytest.mark.parametrize("k", [1, 3])
+def test_ties_of_whole_numbers_are_ties(offset, k):
+    """Distances on a grid are equal by hundreds; a product alone would put half of the borders outside."""
+    rng = np.random.RandomState(6)
+    real, fake = rng.randint(0, 3, (300, 6)) + offset, rng.randint(0, 3, (200, 6)) + offset
+    assert figures(prdc(real, fake, k)) == pytest.approx(by_definition(real, fake, k), abs=1e-12)
+
+
+def test_close_pairs_far_from_the_centre_are_told_apart():
+    """Clusters so tight that their squared distances lie below the rounding of a product."""
+    rng = np.random.RandomState(7)
+    centres = rng.randn(5, 16) * 100
+    real, fake = (centres[rng.randint(0, 5, 120)] + 1e-7 * s * rng.randn(120, 16) for s in (1, 2))
+    found = prdc(real, fake, 3)
+    assert figures(found) == pytest.approx(by_definition(real, fake, 3), abs=1e-12)
+    assert 0 < found.precision < 1
+
+
+def test_float32_features_with_a_large_mean_are_exact():
+    rng = np.random.RandomState(8)
+    real, fake = ((rng.randn(300, 64) * 0.3 + 1000).astype(np.float32) for _ in range(2))
+    wide = real.astype(np.float64), fake.astype(np.float64)
+    assert figures(prdc(real, fake)) == pytest.approx(by_definition(*wide, 5), abs=1e-12)
+
+
 def test_blocks_of_rows_change_nothing(golden, monkeypatch):
     whole = prdc(real=golden[0], fake=golden[1])
-    monkeypatch.setattr("eval.prdc.ROWS", 37)
+    monkeypatch.setattr("eval.neighbours.ROWS", 37)
     assert prdc(real=golden[0], fake=golden[1]) == whole
 
 
