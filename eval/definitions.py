@@ -151,6 +151,12 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.recall-k\d+(\[.*\])?", "recall", "share", "higher",
      "Share of real pictures whose judge features lie within some generated picture's ball of k nearest neighbours: "
      "how much of the real variety is covered (Kynkäänniemi 2019). It depends on both set sizes."),
+    (r".*\.density-k\d+(\[.*\])?", "density", "plain", "higher",
+     "In how many real pictures' balls of k nearest neighbours a generated picture lies, over k, mean over generated "
+     "pictures (Naeem 2020): near 1 for equal laws and above it where they crowd at the commonest pictures."),
+    (r".*\.coverage-k\d+(\[.*\])?", "coverage", "share", "higher",
+     "Share of real pictures whose ball of k nearest real neighbours holds a generated picture (Naeem 2020): like "
+     "recall, but one odd generated picture cannot cover much. It depends on both set sizes."),
     (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
      "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features; it may be slightly negative."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",

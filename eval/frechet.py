@@ -80,16 +80,19 @@ def frechet_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interva
 
     It says how far the distance *at these n and m* moves with the samples; it knows nothing of the bias that any
     finite n has. Rows drawn with replacement would repeat each other and raise every distance: hence no bootstrap.
-    Parts are runs of neighbouring rows, so that row i of both may be one picture and its reconstruction. Costs
-    blocks + 1 distances; n counts rows of the smaller set. Raises ValueError where a part would be empty.
+    Parts are runs of neighbouring rows, so that row i of both may be one picture and its reconstruction; sets of fewer
+    than two rows a part get fewer parts, and below four rows there is no interval but [-inf, inf]. Costs blocks + 1
+    distances; n counts rows of the smaller set.
     """
     x, y = check_pair(a, b)
-    smaller = min(len(x), len(y))
-    if not 2 <= blocks <= smaller // 2:
-        raise ValueError(f"blocks={blocks} needs 2 <= blocks <= {smaller // 2}, half of the smaller set")
-    parts = zip(*(np.array_split(np.arange(len(rows)), blocks) for rows in (x, y)), strict=True)
-    without = [frechet_distance(np.delete(x, i, 0), np.delete(y, j, 0)) for i, j in parts]
-    return replace(jackknife(frechet_distance(x, y), without), n=smaller)
+    if blocks < 2:
+        raise ValueError(f"blocks={blocks} must be at least 2: the parts are compared with each other")
+    smaller, value = min(len(x), len(y)), frechet_distance(x, y)
+    if smaller < 4:
+        return Interval(value, -np.inf, np.inf, smaller)
+    parts = [np.array_split(np.arange(len(rows)), min(blocks, smaller // 2)) for rows in (x, y)]
+    without = [frechet_distance(np.delete(x, i, 0), np.delete(y, j, 0)) for i, j in zip(*parts, strict=True)]
+    return replace(jackknife(value, without), n=smaller)
 
 
 def rank_note(n: int, m: int, d: int) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from eval.interval import Interval, cluster_bootstrap, mean_interval
-from eval.text import Corpus, TextVariety, Tokens, entropy, ngrams, variety
+from eval.text import Corpus, TextVariety, Tokens, ngrams, sequence_entropy, variety
 
 ENTROPY_MARGIN = 0.2  # nats below real text from which on a generative perplexity ranks nothing
 EPSILON = 0.1  # matches counted for an order that has none: Chen and Cherry (2014), smoothing 1
@@ -91,7 +91,7 @@ def generative_text(
     return GenerativeText(
         perplexity=Interval(math.exp(per_token.value), math.exp(per_token.low), math.exp(per_token.high), len(texts)),
         nats_per_character=cluster_bootstrap(nats, range(len(nats)), seed=seed, weights=characters),
-        entropy=mean_interval([entropy(text) for text in texts]),
+        entropy=mean_interval([sequence_entropy(text) for text in texts]),
         token_entropy=mean_interval(np.asarray(scores.entropies, np.float64)),
         self_bleu_4=self_bleu(texts, most=bleu_texts, seed=seed),
         variety=variety(texts, train),

@@ -86,8 +86,8 @@ def _bound(
     )
 
 
-def entropy(tokens: Tokens) -> float:
-    """Entropy of the token frequencies inside one text in nats; low values flatter a generative perplexity."""
+def sequence_entropy(tokens: Tokens) -> float:
+    """Entropy of the token frequencies inside one text in nats, at most ln length; low ones flatter a perplexity."""
     counts = np.array(list(Counter(tokens).values()), dtype=np.float64)
     if not len(counts):
         return 0.0
@@ -169,7 +169,7 @@ def variety(texts: Sequence[Tokens], train: Corpus) -> TextVariety:
     rows = [tuple(text) for text in texts]
     runs = train.longest_copied(rows)
     return TextVariety(
-        entropy=float(np.mean([entropy(row) for row in rows])),
+        entropy=float(np.mean([sequence_entropy(row) for row in rows])),
         distinct_1=distinct(rows, 1),
         distinct_2=distinct(rows, 2),
         distinct_4=distinct(rows, 4),

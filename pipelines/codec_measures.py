@@ -12,8 +12,8 @@ from PIL import Image
 
 from eval.blocks import Bars, Block, Column, Figure, Gallery, Known, Point, Row, Scatter, Section, Table, missing
 from eval.features import NOTE, feature_key, paired_distance, quantise
-from eval.frechet import frechet_distance
-from eval.interval import Interval, mean_interval
+from eval.frechet import frechet_interval, rank_note
+from eval.interval import mean_interval
 from eval.reconstruction import psnr, ssim
 from pipelines.codebook_measures import codebook_use
 from pipelines.codebook_measures import table as codebooks
@@ -125,8 +125,10 @@ def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> None
     about = f"reconstructions by {source}, against the same pictures; {NOTE}"
     e.guarded(
         name("fd"),
-        lambda: Interval(frechet_distance(made, real), -np.inf, np.inf, n),
-        f"{about}; biased upwards by about c / n, so no interval of resamples",
+        lambda: frechet_interval(made, real),
+        "; ".join(
+            filter(None, (about, "jackknife over blocks, biased by about c / n", rank_note(n, n, made.shape[1])))
+        ),
     )
     e.note(name("featdist"), mean_interval(paired_distance(made, real)), about)
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from functools import cache, partial
+
 import numpy as np
 from numpy.typing import NDArray
 
 from eval.blocks import Column, Known, Row, RowKind, Section, Table
 from eval.clip_score import clip_score, shuffled_floor
 from eval.features import NOTE, Tower, feature_key
-from eval.frechet import frechet_distance
+from eval.frechet import frechet_interval, rank_note
 from eval.interval import Interval
 from eval.kernel import kid_interval
-from eval.prdc import prdc
+from eval.prdc import PRDC, prdc
 from pipelines.measures import Evaluation, Set, read_generated
 
 REFERENCE = 2000  # training pictures that all sets are held against
+NEAREST = 5  # neighbours of the balls of precision, recall, density and coverage
 DISTANCES = (
     Column("Frechet", "plain", "lower"),
     Column("kernel", "plain", "lower"),
     Column("precision", "share", "higher"),
     Column("recall", "share", "higher"),
+    Column("density", "plain", "higher"),
+    Column("coverage", "share", "higher"),
     Column("key", code=True),
 )
 
@@ -61,20 +66,26 @@ def _distances(
     def name(metric: str, generated: int = n, reference: int = len(reference)) -> str:
         return str(feature_key(metric, tower, generated=generated, reference=reference, split="train"))
 
-    def frechet() -> Interval:
-        return Interval(frechet_distance(features, reference), -np.inf, np.inf, n)
+    @cache
+    def overlap() -> PRDC:
+        return prdc(reference[:same], features[:same], k=NEAREST)
 
     def measured(part: str) -> Interval:
-        return Interval(getattr(prdc(real=reference[:same], fake=features[:same], k=5), part), -np.inf, np.inf, same)
+        return Interval(getattr(overlap(), part), -np.inf, np.inf, same)
 
+    fd = "jackknife over blocks, biased upwards by about c / n"
+    note = rank_note(n, len(reference), features.shape[1])
     figures = [
-        e.guarded(f"{subject}.{name('fd')}", frechet, "biased upwards by about c / n, so no interval of resamples"),
-        e.guarded(f"{subject}.{name('kd')}", lambda: kid_interval(features, reference), "jackknife over blocks"),
         e.guarded(
-            f"{subject}.{name('precision-k5', same, same)}", lambda: measured("precision"), "equal sizes of both sets"
+            f"{subject}.{name('fd')}",
+            lambda: frechet_interval(features, reference),
+            "; ".join(filter(None, (fd, note))),
         ),
-        e.guarded(f"{subject}.{name('recall-k5', same, same)}", lambda: measured("recall"), "equal sizes of both sets"),
+        e.guarded(f"{subject}.{name('kd')}", lambda: kid_interval(features, reference), "jackknife over blocks"),
     ]
+    for part in ("precision", "recall", "density", "coverage"):
+        key = f"{subject}.{name(f'{part}-k{NEAREST}', same, same)}"
+        figures.append(e.guarded(key, partial(measured, part), "equal sizes of both sets"))
     return name("fd"), figures
 
 
@@ -85,9 +96,13 @@ def _clip_rows(
     tower = e.judges.tower
     assert tower is not None
     texts = e.judges.caption_features(captions)
+    cut = e.judges.cut(captions)
+    long = f"; of {cut} prompts the judge reads only the beginning" if cut else ""
     embedder = f"clip_score[{tower.name}:{tower.sha256[:8]}]"
     found = e.guarded(
-        f"{subject}.{embedder}", lambda: clip_score(features, texts, captions, seed=e.seed), f"raw cosine, {label}"
+        f"{subject}.{embedder}",
+        lambda: clip_score(features, texts, captions, seed=e.seed),
+        f"raw cosine, {label}{long}",
     )
     rows = [Row([label, found], "ceiling" if subject == "real" else "model")]
     if subject == "real":

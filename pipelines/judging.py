@@ -70,6 +70,11 @@ class Judges:
         assert self.text is not None
         return self.text.embed(captions).pooled.double().cpu().numpy()
 
+    def cut(self, captions: Sequence[str]) -> int:
+        """Count the distinct captions of which the judge reads only the beginning."""
+        assert self.text is not None
+        return int(self.text.tokenizer.encode(sorted(set(captions))).truncated.sum())
+
 
 def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
     folder = run.stage_folder(name)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from discrete.attend import causal
 from discrete.objective import Autoregressive
 from eval.generative import Scores
-from eval.text import entropy
+from eval.text import sequence_entropy
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.runs import Run
@@ -60,7 +60,7 @@ class Scorer:
             ended = torch.tensor([int(row[-1]) == self.model.tokenizer.end_id for row in rows])
             states += list(seen[torch.arange(len(rows)), lengths - ended.long()].float().cpu().numpy())
         tokens = [len(row) for row in encoded]
-        entropies = [entropy(row.tolist()) for row in encoded]
+        entropies = [sequence_entropy(row.tolist()) for row in encoded]
         characters = [len(text) for text in texts]
         scores = Scores(scorer=self.name, nats=nats, tokens=tokens, characters=characters, entropies=entropies)
         return scores, np.stack(states)

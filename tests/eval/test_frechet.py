@@ -190,5 +190,11 @@ def test_bad_moments_and_blocks_are_named(few):
         frechet_distance(moments(np.eye(4)), moments(np.eye(5)))
     with pytest.raises(ValueError, match="moments of 1 rows"):
         frechet_distance(moments(np.ones((1, 4))), np.eye(4))
-    with pytest.raises(ValueError, match="blocks=26 needs 2 <= blocks <= 25"):
-        frechet_interval(*few, blocks=26)
+    with pytest.raises(ValueError, match="blocks=1 must be at least 2"):
+        frechet_interval(*few, blocks=1)
+
+
+def test_small_sets_have_wide_intervals_or_none(few):
+    x, y = (side[:, :2] for side in few)
+    assert np.isfinite(frechet_interval(x[:7], y).low)
+    assert np.isinf(frechet_interval(x[:3], y).low)

@@ -8,7 +8,7 @@ import pytest
 from backbone.clip import cure_torchvision
 from eval.generative import GenerativeText, Scores, comparable, generative_text, self_bleu
 from eval.interval import Interval
-from eval.text import Corpus, entropy
+from eval.text import Corpus, sequence_entropy
 
 cure_torchvision()
 TRAIN = Corpus([tuple("abcdefgh")])
@@ -18,7 +18,7 @@ def scored(texts, nats=None, scorer="own-ar", characters=None):
     lengths = [len(text) + 1 for text in texts]
     return Scores(
         scorer=scorer, nats=lengths if nats is None else nats, tokens=lengths, characters=characters or lengths,
-        entropies=[entropy(text) for text in texts],
+        entropies=[sequence_entropy(text) for text in texts],
     )  # fmt: skip
 
 

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from eval.text import Corpus, distinct, duplicates, entropy, text_bound, variety
+from eval.text import Corpus, distinct, duplicates, sequence_entropy, text_bound, variety
 
 
 def exact_count(costs: np.ndarray, rng: np.random.RandomState) -> float:
@@ -85,9 +85,9 @@ def test_repeated_texts_are_not_counted_as_independent():
 
 
 def test_entropy_of_half_and_half_is_the_logarithm_of_two():
-    assert entropy([0, 1, 1, 0]) == pytest.approx(math.log(2))
-    assert entropy("aaaa") == 0
-    assert entropy([]) == 0
+    assert sequence_entropy([0, 1, 1, 0]) == pytest.approx(math.log(2))
+    assert sequence_entropy("aaaa") == 0
+    assert sequence_entropy([]) == 0
 
 
 def test_distinct_counts_different_ngrams():
