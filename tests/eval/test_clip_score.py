@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import cosine
 
+from backbone.clip import cure_torchvision
 from eval.clip_score import clip_score, cosines, other_prompt, shuffled_floor
 
 
@@ -46,6 +49,52 @@ def test_agrees_with_the_mean_of_independent_prompts(towers):
     found, cos = clip_score(*towers), cosines(*towers)
     assert found.value == pytest.approx(cos.mean())
     assert found.high - found.low == pytest.approx(2 * 1.96 * cos.std() / 60**0.5, rel=0.15)
+
+
+def tiny_clip():
+    """A random CLIP of transformers as torchmetrics 1.9 reads it: features as tensors, and a processor of its own."""
+    transformers = pytest.importorskip("transformers")
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**size, "vocab_size": 128, "max_position_embeddings": 16, "eos_token_id": 127, "bos_token_id": 126}
+    vision = {**size, "image_size": 8, "patch_size": 4}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=12)
+    network = transformers.CLIPModel(config).eval().requires_grad_(False)
+    network.text_projection.weight.neg_()  # cosines above 0: torchmetrics raises a mean below 0 to 0
+
+    def features(found):
+        return found if isinstance(found, torch.Tensor) else found.pooler_output  # since transformers 5
+
+    def process(text=None, images=None, **_):
+        if text is None:
+            return {"pixel_values": torch.stack(images).float() / 255}
+        ids = torch.tensor([[126, *(ord(c) % 126 for c in row.ljust(14)[:14]), 127] for row in text])
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    model = SimpleNamespace(
+        config=config,
+        get_image_features=lambda x: features(network.get_image_features(pixel_values=x)),
+        get_text_features=lambda ids, mask: features(network.get_text_features(input_ids=ids, attention_mask=mask)),
+    )
+    model.to = lambda device: model
+    return model, process
+
+
+@torch.no_grad()
+def test_agrees_with_torchmetrics_on_a_random_clip():
+    cure_torchvision()
+    oracle = pytest.importorskip("torchmetrics.functional.multimodal.clip_score")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, process = tiny_clip()
+    images = [torch.randint(0, 256, (3, 8, 8), generator=torch.Generator().manual_seed(i)) for i in range(6)]
+    prompts = ["a red star", "a blue ring", "sand", "two owls", "grass", "a cross"]
+    percent = oracle.clip_score(images, prompts, lambda: (model, process))
+    found = clip_score(
+        model.get_image_features(process(images=images)["pixel_values"]).numpy(),
+        model.get_text_features(*process(text=prompts).values()).numpy(),
+    )
+    assert found.value == pytest.approx(float(percent) / 100, abs=1e-5)
+    assert found.value > 0.1
 
 
 def test_no_row_keeps_its_own_prompt():
