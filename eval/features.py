@@ -9,17 +9,16 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from functools import cached_property
 from itertools import pairwise
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
-Pictures = NDArray[np.uint8]  # (n, H, W, 3)
-Resize = Literal["none", "clean"]
+from eval.resize import Pictures, Resize, resize_id, resized, scaled
+
 BATCH = 256
 NOTE = "made by an embedder of this domain: not comparable with published FID, KID or CLIP scores"
 
@@ -106,16 +105,19 @@ class Tower:
     network: Callable[[Tensor], Tensor]
     how: Resize = "none"
     device: str = "cpu"
+    batch: int = BATCH  # pictures at once
 
     @property
     def resize(self) -> str:
         """Resize id with the side."""
-        return _resize_id(self.how, self.size)
+        return resize_id(self.how, self.size)
 
     @torch.inference_mode()
     def embed(self, images: Pictures) -> NDArray[np.float32]:
         """(n, H, W, 3) uint8 -> (n, dim) float32. Raises ValueError where the network gives another shape or NaN."""
-        batches = [self.network(x.to(self.device)).float().cpu() for x in _batches(images, self.size, self.how)]
+        batches = [
+            self.network(x.to(self.device)).float().cpu() for x in _batches(images, self.size, self.how, self.batch)
+        ]
         features = torch.cat(batches).numpy()
         if features.shape != (len(images), self.dim) or not np.isfinite(features).all():
             wanted = (len(images), self.dim)
@@ -142,9 +144,9 @@ class RandomConv:
     @property
     def resize(self) -> str:
         """Resize id with the side."""
-        return _resize_id(self.how, self.size)
+        return resize_id(self.how, self.size)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of the weights."""
         return _digest(*(w.numpy() for w in self.weights))
@@ -201,9 +203,9 @@ class PixelsPCA:
     @property
     def resize(self) -> str:
         """Resize id with the side."""
-        return _resize_id(self.how, self.size)
+        return resize_id(self.how, self.size)
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hash of mean and directions."""
         return _digest(self.mean, self.directions)
@@ -230,40 +232,16 @@ def quantise(images: Tensor) -> Pictures:
     return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
-def resized(images: Pictures, size: int, how: Resize) -> NDArray[np.float32]:
-    """(n, H, W, 3) uint8 -> (n, size, size, 3) float32 in [0, 255], as a stated resize id.
-
-    `none`: refuses another size. `clean`: Pillow's antialiased bicubic on floats, not rounded (arXiv:2104.11222).
-    """
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
-        raise ValueError(f"pictures must be uint8 (n, H, W, 3), got {images.dtype} {images.shape}")
-    if how == "clean":
-        return np.stack([_clean(image, size) for image in images])
-    if images.shape[1:3] != (size, size):
-        raise ValueError(f"resize='none' needs pictures of {size}x{size}, got {images.shape[1]}x{images.shape[2]}")
-    return images.astype(np.float32)
-
-
-def _clean(image: Pictures, size: int) -> NDArray[np.float32]:
-    channels = [Image.fromarray(np.ascontiguousarray(image[..., c], dtype=np.float32)) for c in range(3)]
-    return np.stack([np.asarray(c.resize((size, size), Image.Resampling.BICUBIC)).clip(0, 255) for c in channels], -1)
-
-
-def _batches(images: Pictures, size: int, how: Resize) -> Iterator[Tensor]:
+def _batches(images: Pictures, size: int, how: Resize, batch: int = BATCH) -> Iterator[Tensor]:
     """Batches (B, 3, size, size) in [-1, 1]; the last one is as long as what is left."""
     if not len(images):
         raise ValueError("there are no pictures to embed")
-    for start in range(0, len(images), BATCH):
-        x = torch.from_numpy(resized(images[start : start + BATCH], size, how))
-        yield x.permute(0, 3, 1, 2) / 127.5 - 1
+    for start in range(0, len(images), batch):
+        yield scaled(images[start : start + batch], size, how)
 
 
 def _flat(images: Pictures, size: int, how: Resize) -> NDArray[np.float64]:
     return resized(images, size, how).reshape(len(images), -1).astype(np.float64) / 127.5 - 1
-
-
-def _resize_id(how: Resize, size: int) -> str:
-    return how if how == "none" else f"{how}-{size}"
 
 
 def _digest(*arrays: NDArray) -> str:

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from backbone.clip import contrastive_hash, image_features, load_contrastive
 from eval.features import Tower
 from eval.interval import Interval
 from eval.scene import Canonical, SceneJudge, Scores, read, score, summarise
+from eval.towers import openclip
 from pipelines.data.picture import fit
 from pipelines.hardware import device_of
 from pipelines.models import device, load_scene_judge
@@ -79,25 +79,14 @@ class Judges:
 def _contrastive(run: Run, name: str) -> tuple[Tower, TextEncoder]:
     folder = run.stage_folder(name)
     run.manifest(name)
-    model = load_contrastive(folder).to(device())
-    text = load_text_encoder(folder).to(device())
-    size: Any = model.visual.image_size  # type: ignore[union-attr]
-    side = size if isinstance(size, int) else int(size[0])
-    tower = Tower(
-        name="indomain-openclip-unit",
-        sha256=contrastive_hash(folder),
-        dim=text.pooled_width,
-        size=side,
-        network=lambda x: unit_scale(image_features(model, x)),
-        how="none" if side == run.recipe.size else "clean",
-        device=str(device()),
-    )
-    return tower, text
+    tower = judge_tower(folder)
+    how = "none" if tower.size == run.recipe.size else "clean"
+    return dataclasses.replace(tower, how=how), load_text_encoder(folder).to(device())
 
 
-def unit_scale(features: Tensor) -> Tensor:
-    """Features (B, P) scaled to length sqrt(P): contrastive training gives meaning to their direction alone."""
-    return F.normalize(features.float(), dim=-1) * features.shape[-1] ** 0.5
+def judge_tower(folder: Path) -> Tower:
+    """The image side of a stage of kind judge."""
+    return openclip(folder, name="indomain-openclip-unit", unit=True, device=str(device()))
 
 
 def scene_figures(

@@ -69,14 +69,14 @@ def from_folder(folder: Path) -> Candidates:
         raise DataError(f"No pictures in {folder}: expected files such as a.png with their captions in a.txt.")
     for path in paths:
         source = path.relative_to(folder).as_posix()
-        inside = _inside(folder, source)
-        text = _inside(folder, path.with_suffix(".txt").relative_to(folder).as_posix())
-        if inside is None or text is None:
+        picture = inside(folder, source)
+        text = inside(folder, path.with_suffix(".txt").relative_to(folder).as_posix())
+        if picture is None or text is None:
             yield Dropped(source=source, reason="outside the folder")
         elif not text.is_file():
             yield Dropped(source=source, reason="no caption")
         else:
-            yield _from_files(source, inside, text)
+            yield _from_files(source, picture, text)
 
 
 def _from_files(source: str, path: Path, text: Path) -> Found | Dropped:
@@ -93,10 +93,8 @@ def _from_files(source: str, path: Path, text: Path) -> Found | Dropped:
 
 def from_list(path: Path) -> Candidates:
     """Rows (file, caption) of a .csv with a header or of a .jsonl; files are relative to the folder of the list."""
-    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
-    for number, row in rows:
+    for number, name, words in rows_of(path):
         source = f"{path.name}:{number}"
-        name, words = _column(row, FILE_COLUMNS), _column(row, CAPTION_COLUMNS)
         if not name:
             yield Dropped(source=source, reason="no file named")
         elif not words.strip():
@@ -105,8 +103,14 @@ def from_list(path: Path) -> Candidates:
             yield _from_row(path.parent, name, words)
 
 
+def rows_of(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, file and caption of each row of a .csv or .jsonl, empty where the row has none. Raises DataError."""
+    rows = _csv_rows(path) if path.suffix.lower() == ".csv" else _json_rows(path)
+    return ((number, _column(row, FILE_COLUMNS), _column(row, CAPTION_COLUMNS)) for number, row in rows)
+
+
 def _from_row(folder: Path, name: str, words: str) -> Found | Dropped:
-    path = _inside(folder, name)
+    path = inside(folder, name)
     if path is None:
         return Dropped(source=name, reason="outside the folder")
     try:
@@ -159,7 +163,7 @@ def _column(row: dict[str, Any], names: tuple[str, ...]) -> str:
     return next((values[name] for name in names if name in values), "")
 
 
-def _inside(folder: Path, name: str) -> Path | None:
+def inside(folder: Path, name: str) -> Path | None:
     """The file of that name inside the folder, None when its path or a link leads out of it."""
     try:
         path = (folder / name).resolve()

@@ -1,0 +1,1 @@
+"""Pictures from anywhere, judged: any folder against any reference, by any embedder on this machine."""

@@ -1,0 +1,104 @@
+"""What was asked for: captions of a folder of pictures, from a list or from files beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from pipelines.data.sources import inside, rows_of
+from pipelines.errors import DataError
+
+NAMED = 5  # pictures that an error names
+Captions = Mapping[str, str]  # name of a picture -> caption
+
+
+def captions_of(folder: Path, names: Sequence[str], prompts: Path | None) -> Captions | None:
+    """Captions of pictures by name; None where nobody says any.
+
+    prompts, or else a single .jsonl or .csv in the folder: rows of file and caption. Without a list: KEY.txt,
+    KEY.json with a "prompt", or the layout of GenEval (NUMBER/samples/*.png beside NUMBER/metadata.jsonl). Raises
+    DataError that names pictures without a caption, rows without a picture, and rows that come twice.
+    """
+    if prompts is not None:
+        if not prompts.is_file():
+            raise DataError(f"There is no list of captions at {prompts}: expected a .csv or .jsonl.")
+        return _of_list(prompts, names)
+    lists = sorted(path for path in folder.iterdir() if path.suffix.lower() in (".csv", ".jsonl"))
+    if len(lists) > 1:
+        raise DataError(f"{folder} has several lists ({few([path.name for path in lists])}): say which with --prompts.")
+    if lists:
+        return _of_list(lists[0], names)
+    for read in (_beside_as_text, _beside_as_json, _of_geneval):
+        found = {name: words for name in names if (words := read(folder, name))}
+        if found:
+            _all_there(names, found, str(folder))
+            return found
+    return None
+
+
+def few(names: Sequence[str]) -> str:
+    """Name the first ones, and say how many more there are."""
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return ", ".join(names[:NAMED]) + more
+
+
+def _of_list(path: Path, names: Sequence[str]) -> Captions:
+    found: dict[str, str] = {}
+    for number, name, words in rows_of(path):
+        if not name or not words.strip():
+            raise DataError(f"{path}, line {number}: {'no caption' if name else 'no file'}. Each row needs both.")
+        name = Path(name).as_posix()
+        if name in found:
+            raise DataError(f"{path}, line {number}: {name} comes a second time. A picture has one caption.")
+        found[name] = " ".join(words.split())
+    if missing := sorted(found.keys() - set(names)):
+        raise DataError(
+            f"{len(missing)} of {len(found)} pictures that {path} names are missing: {few(missing)}. Make them: a "
+            "figure over the rest would hide what failed."
+        )
+    _all_there(names, found, str(path))
+    return found
+
+
+def _all_there(names: Sequence[str], found: Captions, where: str) -> None:
+    if extra := [name for name in names if name not in found]:
+        raise DataError(
+            f"{len(extra)} of {len(names)} pictures have no caption in {where}: {few(extra)}. Add their captions, or "
+            "take them out."
+        )
+
+
+def _beside_as_text(folder: Path, name: str) -> str:
+    return _words(folder, Path(name).with_suffix(".txt").as_posix(), lambda text: text)
+
+
+def _beside_as_json(folder: Path, name: str) -> str:
+    return _words(folder, Path(name).with_suffix(".json").as_posix(), _prompt)
+
+
+def _of_geneval(folder: Path, name: str) -> str:
+    parent = Path(name).parent
+    return _words(folder, (parent.parent / "metadata.jsonl").as_posix(), _prompt) if parent.name == "samples" else ""
+
+
+def _words(folder: Path, name: str, read: Callable[[str], str]) -> str:
+    path = inside(folder, name)
+    if path is None or not path.is_file():
+        return ""
+    try:
+        return " ".join(read(path.read_text(encoding="utf-8-sig")).split())
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is no UTF-8 text ({error}): write it again.") from error
+
+
+def _prompt(text: str) -> str:
+    """The "prompt" of a JSON object, alone or on the first line."""
+    for part in (text, text.strip().partition("\n")[0]):
+        try:
+            found = json.loads(part)
+        except (ValueError, RecursionError):
+            continue
+        words = found.get("prompt", "") if isinstance(found, dict) else ""
+        return words if isinstance(words, str) else ""
+    return ""

@@ -1,0 +1,152 @@
+"""Pictures that are judged: a folder of files, whoever made them, or a split of shards."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.artefact import digest, file_hash
+from pipelines.data.decode import BrokenSample, caption, picture
+from pipelines.data.picture import EXTENSIONS, UnreadablePicture, fit, open_picture, to_rgb
+from pipelines.data.place import place_of
+from pipelines.data.shards import Split, open_split
+from pipelines.data.sources import inside
+from pipelines.errors import DataError
+from pipelines.scoring.captions import captions_of, few
+from pipelines.sets import named
+
+Picture = NDArray[np.uint8]  # (H, W, 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSet:
+    """Pictures in a fixed order, read when they are asked for.
+
+    title: what tables call it; sha256: of all that decides the pixels; name: of picture i, for messages and matching;
+    caption: what was asked for, where anybody says; split: of shards, else "all".
+    """
+
+    title: str
+    sha256: str
+    count: int
+    read: Callable[[int], Picture]
+    name: Callable[[int], str]
+    caption: Callable[[int], str] | None = None
+    split: str = "all"
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[Picture]:
+        return map(self.read, range(self.count))
+
+    def captions(self) -> list[str] | None:
+        """All captions."""
+        return None if self.caption is None else [self.caption(i) for i in range(self.count)]
+
+    def some(self, count: int | None, seed: int) -> PictureSet:
+        """At most `count` of them, drawn by the seed, in their order."""
+        if count is None or count >= self.count:
+            return self
+        return self.at(np.sort(np.random.default_rng(seed).permutation(self.count)[:count]).tolist())
+
+    def at(self, places: Sequence[int]) -> PictureSet:
+        """Those at some places."""
+        read, name, caption = self.read, self.name, self.caption
+        return replace(
+            self,
+            sha256=digest([self.sha256, list(places)]),
+            count=len(places),
+            read=lambda i: read(places[i]),
+            name=lambda i: name(places[i]),
+            caption=None if caption is None else lambda i: caption(places[i]),
+        )
+
+    def fitted(self, height: int, width: int) -> PictureSet:
+        """The largest middle part of that ratio, resized with antialiasing, of each."""
+        read = self.read
+        return replace(
+            self,
+            sha256=digest([self.sha256, "fit", height, width]),
+            read=lambda i: np.asarray(fit(Image.fromarray(read(i)), height, width)),
+        )
+
+    def one_shape(self) -> tuple[int, int] | None:
+        """Height and width where all pictures have the same."""
+        found = {picture.shape[:2] for picture in self}
+        return found.pop() if len(found) == 1 else None
+
+
+def open_set(path: str | Path, *, split: str = "train", prompts: Path | None = None, title: str = "") -> PictureSet:
+    """Open a folder of pictures, or a split of shards in a folder or at an address.
+
+    prompts: a list of captions of a folder's pictures; without one they are looked for beside them. Raises DataError
+    where there is nothing, where a file is no picture, and for pictures that are missing or too many for the list.
+    """
+    folder = Path(path)
+    if folder.is_dir() and not list(folder.glob("*.tar")):
+        return _of_folder(folder, prompts, title or folder.name)
+    if prompts is not None:
+        raise DataError(f"--prompts {prompts} names captions of files, but {path} holds shards, which have their own.")
+    place = place_of(path)
+    opened = open_split(place, split)
+    return PictureSet(
+        title=title or str(place),
+        sha256=digest([place.manifest() or {}, named(place, opened.shards.names), split]),
+        count=len(opened),
+        read=lambda i: _of_sample(opened, i),
+        name=opened.name_of,
+        caption=lambda i: words_of(opened, i),
+        split=split,
+    )
+
+
+def _of_folder(folder: Path, prompts: Path | None, title: str) -> PictureSet:
+    paths = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower().lstrip(".") in EXTENSIONS and not path.name.startswith(".")
+    )
+    if not paths:
+        raise DataError(f"{folder} holds no pictures and no shards: expected files such as a.png, or *.tar.")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    if outside := [name for name in names if inside(folder, name) is None]:
+        raise DataError(f"{few(outside)}: links that lead out of {folder}. Copy the files themselves.")
+    captions = captions_of(folder, names, prompts)
+    return PictureSet(
+        title=title,
+        sha256=digest([names, [file_hash(path) for path in paths]]),
+        count=len(paths),
+        read=lambda i: _of_file(paths[i]),
+        name=names.__getitem__,
+        caption=None if captions is None else lambda i: captions[names[i]],
+    )
+
+
+def _of_file(path: Path) -> Picture:
+    try:
+        return np.asarray(to_rgb(open_picture(path.read_bytes())))
+    except UnreadablePicture as error:
+        raise DataError(f"{path}: {error}. Make it again; a figure over the rest would hide it.") from error
+
+
+def words_of(opened: Split, number: int) -> str:
+    """The caption of a sample, empty where it has none."""
+    try:
+        return caption(opened[number], required=False)
+    except BrokenSample as error:
+        raise DataError(f"{opened.name_of(number)}: {error}.") from error
+
+
+def _of_sample(opened: Split, number: int) -> Picture:
+    try:
+        return np.asarray(picture(opened[number]))
+    except BrokenSample as error:
+        raise DataError(
+            f"{opened.name_of(number)}: {error}. `palimpsest data check` names all such samples."
+        ) from error
