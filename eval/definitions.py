@@ -141,15 +141,31 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Share of asked objects (of pictures, for background and relation) whose attribute the scene judge reads as the "
      "caption asked. Attributes are bound to "
      "their object and place: two swapped colours are two errors. Every object counts; the interval is over pictures."),
+    (r".*\.fid(\[.*\])?", "FID", "plain", "lower",
+     "Fréchet Inception distance: squared distance between Gaussians fitted to the features of the network published "
+     "on 2015-12-05, pictures resized as TensorFlow 1 did. It depends on both sizes: compare with equal keys only."),
+    (r".*\.(fd|fid)-infinity(\[.*\])?", "Fréchet distance of infinitely many pictures", "plain", "lower",
+     "The Fréchet distance at 15 sizes of both sets, continued along 1 / n to 0, which takes away most of its bias; "
+     "the interval is that of the fitted line, not of another sample."),
+    (r".*\.mind(\[.*\])?", "MIND", "plain", "lower",
+     "Mean squared 2-Wasserstein distance of the features along 1000 random directions, times 3 d (arXiv:2605.06797)."),
+    (r".*\.cmmd(\[.*\])?", "CMMD", "plain", "lower",
+     "1000 times the squared maximum mean discrepancy of unit features with a Gaussian kernel of width 10, biased as "
+     "published (arXiv:2401.09603). It sees little but a shift of the mean. Published figures are of CLIP ViT-L/14 at "
+     "336 pixels."),
+    (r".*\.density-k\d+(\[.*\])?", "density", "plain", "higher",
+     "Mean number of real pictures' balls of k nearest neighbours around a generated picture, over k (Naeem 2020); it "
+     "may exceed 1, and one outlier among the real ones does not raise it."),
+    (r".*\.coverage-k\d+(\[.*\])?", "coverage", "share", "higher",
+     "Share of real pictures whose ball of k nearest neighbours holds a generated picture (Naeem 2020)."),
     (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
-     "Squared distance between two Gaussians fitted to judge features of generated (or reconstructed) and of real "
-     "pictures. The features come from a judge trained on this data, so the number is not FID and compares only within "
-     "this report."),
+     "Squared distance between two Gaussians fitted to features of generated (or reconstructed) and of real pictures. "
+     "The embedder in the brackets is not the one of FID, so the number is not FID: compare with equal keys only."),
     (r".*\.precision-k\d+(\[.*\])?", "precision", "share", "higher",
-     "Share of generated pictures whose judge features lie within some real picture's ball of k nearest neighbours: "
+     "Share of generated pictures whose features lie within some real picture's ball of k nearest neighbours: "
      "how many look real (Kynkäänniemi 2019). It depends on both set sizes."),
     (r".*\.recall-k\d+(\[.*\])?", "recall", "share", "higher",
-     "Share of real pictures whose judge features lie within some generated picture's ball of k nearest neighbours: "
+     "Share of real pictures whose features lie within some generated picture's ball of k nearest neighbours: "
      "how much of the real variety is covered (Kynkäänniemi 2019). It depends on both set sizes."),
     (r".*\.density-k\d+(\[.*\])?", "density", "plain", "higher",
      "In how many real pictures' balls of k nearest neighbours a generated picture lies, over k, mean over generated "
@@ -158,9 +174,11 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Share of real pictures whose ball of k nearest real neighbours holds a generated picture (Naeem 2020): like "
      "recall, but one odd generated picture cannot cover much. It depends on both set sizes."),
     (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
-     "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features; it may be slightly negative."),
+     "Unbiased squared maximum mean discrepancy with the cubic kernel on the embedder's features; it may be "
+     "slightly negative."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
-     "Cosine between the judge's embeddings of picture and caption, unscaled; mean within prompts, then over prompts."),
+     "Cosine between the embedder's embeddings of picture and caption, unscaled; mean within prompts, then over "
+     "prompts."),
     (r".*\.sweep\.(colour|shape)\[.*\]", "sampling sweep: as asked", "share", "higher",
      "Share of asked objects whose attribute the scene judge reads as the caption asked, with the sampler, the number "
      "of network evaluations (both branches of guidance count as one) and the guidance in the brackets."),

@@ -24,6 +24,7 @@ from tyro.extras import SubcommandApp
 from pipelines.cli_codec import export, reconstruct
 from pipelines.cli_data import data_check, data_import, data_scenes, study_export, study_import
 from pipelines.cli_ema import ema
+from pipelines.cli_eval import compare, evaluate, run_kind
 from pipelines.cli_sample import (
     Words,
     sample_caption,
@@ -128,34 +129,7 @@ def encode(recipe: Recipe, out: Path = Path("runs"), data: Data = None, set_: Se
         data: folder of shards, or its address.
         set_: recipe values to change.
     """
-    _run_kind(("encode",), recipe, out, data, set_)
-
-
-def evaluate(recipe: Recipe, out: Path = Path("runs"), data: Data = None, set_: Sets = ()) -> None:
-    """Compute the figures and write report.html and report.json.
-
-    Args:
-        recipe: a TOML file with a stage of kind eval, or text_eval.
-        out: where runs are kept.
-        data: folder of shards, or its address.
-        set_: recipe values to change.
-    """
-    _run_kind(("eval", "text_eval"), recipe, out, data, set_)
-
-
-def _run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...]) -> None:
-    from pipelines.runs import open_run
-    from pipelines.stages import run_stage
-
-    opened = open_run(recipe, out=out, data=data, overrides=overrides)
-    names = [name for name, stage in opened.recipe.stage.items() if stage.kind in kinds]
-    if not names:
-        kind = kinds[0]
-        raise PalimpsestError(
-            f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
-        )
-    for name in names:
-        run_stage(opened, name, again=True)
+    run_kind(("encode",), recipe, out, data, set_)
 
 
 VERBS: dict[str, Callable[..., None]] = {
@@ -164,6 +138,7 @@ VERBS: dict[str, Callable[..., None]] = {
     "train": train,
     "encode": encode,
     "eval": evaluate,
+    "compare": compare,
     "ema": ema,
     "export": export,
     "reconstruct": reconstruct,

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Any
-
-import torch
 
 from eval.blocks import (
     Curve,
     Known,
-    Provenance,
     Report,
     Section,
     Series,
@@ -32,10 +27,10 @@ from pipelines.ledger import said
 from pipelines.measures import Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
+from pipelines.provenance import made_by
 from pipelines.runs import Run
 from pipelines.sweep_report import sweeps
 from pipelines.upscale_measures import enlargements
-from pipelines.version import code_version
 from pipelines.word_measures import words
 
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
@@ -129,10 +124,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
     """Put a report together with what made it."""
     recipe = run.recipe
     manifests = {other: run.manifest(other) for other in recipe.order() if other != name and run.finished(other)}
-    revision = code_version()
-    provenance = Provenance(
-        commit=revision.removesuffix("-dirty"),
-        dirty=revision.endswith("-dirty"),
+    provenance = made_by(
         recipe=recipe.name,
         recipe_hash=run.recipe_hash(),
         command=run.command(),
@@ -140,12 +132,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         seeds={"recipe": recipe.seed},
         artefacts={other: manifest["hash"][:16] for other, manifest in manifests.items()},
         data={"folder": run.data_name(), "hash": run.data_hash(), **mixed_of(run), **left_out(manifests)},
-        versions={
-            package: version(package)
-            for package in ("torch", "numpy", "open_clip_torch", "tokenizers", "webdataset", "accelerate")
-        },
         wall_time={other: manifest["wall_seconds"] for other, manifest in manifests.items()},
-        machine=machine(),
     )
     return Report(
         title=f"Palimpsest: {recipe.name}",
@@ -164,10 +151,3 @@ def left_out(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         found = {"samples left out": skipped, "captions cut": str(encoded["truncated_captions"])}
     trained = {name: made["passed_over"] for name, made in manifests.items() if made.get("passed_over")}
     return found | {f"samples passed over while training {name}": said(rows) for name, rows in trained.items()}
-
-
-def machine() -> str:
-    """Describe the machine in a few words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.get_device_name()}, {platform.system()}"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads at evaluation), {platform.system()}"

@@ -14,6 +14,7 @@ from pipelines.artefact import digest, file_hash
 from pipelines.data.decode import BrokenSample, caption, picture
 from pipelines.data.picture import EXTENSIONS, UnreadablePicture, fit, open_picture, to_rgb
 from pipelines.data.place import place_of
+from pipelines.data.shapes import header
 from pipelines.data.shards import Split, open_split
 from pipelines.data.sources import inside
 from pipelines.errors import DataError
@@ -35,6 +36,7 @@ class PictureSet:
     sha256: str
     count: int
     read: Callable[[int], Picture]
+    shape: Callable[[int], tuple[int, int]]  # height and width of picture i
     name: Callable[[int], str]
     caption: Callable[[int], str] | None = None
     split: str = "all"
@@ -57,12 +59,13 @@ class PictureSet:
 
     def at(self, places: Sequence[int]) -> PictureSet:
         """Those at some places."""
-        read, name, caption = self.read, self.name, self.caption
+        read, shape, name, caption = self.read, self.shape, self.name, self.caption
         return replace(
             self,
             sha256=digest([self.sha256, list(places)]),
             count=len(places),
             read=lambda i: read(places[i]),
+            shape=lambda i: shape(places[i]),
             name=lambda i: name(places[i]),
             caption=None if caption is None else lambda i: caption(places[i]),
         )
@@ -74,11 +77,12 @@ class PictureSet:
             self,
             sha256=digest([self.sha256, "fit", height, width]),
             read=lambda i: np.asarray(fit(Image.fromarray(read(i)), height, width)),
+            shape=lambda i: (height, width),
         )
 
     def one_shape(self) -> tuple[int, int] | None:
         """Height and width where all pictures have the same."""
-        found = {picture.shape[:2] for picture in self}
+        found = set(map(self.shape, range(self.count)))
         return found.pop() if len(found) == 1 else None
 
 
@@ -100,6 +104,7 @@ def open_set(path: str | Path, *, split: str = "train", prompts: Path | None = N
         sha256=digest([place.manifest() or {}, named(place, opened.shards.names), split]),
         count=len(opened),
         read=lambda i: _of_sample(opened, i),
+        shape=lambda i: _of_sample(opened, i).shape[:2],
         name=opened.name_of,
         caption=lambda i: words_of(opened, i),
         split=split,
@@ -123,6 +128,7 @@ def _of_folder(folder: Path, prompts: Path | None, title: str) -> PictureSet:
         sha256=digest([names, [file_hash(path) for path in paths]]),
         count=len(paths),
         read=lambda i: _of_file(paths[i]),
+        shape=lambda i: _header(paths[i]),
         name=names.__getitem__,
         caption=None if captions is None else lambda i: captions[names[i]],
     )
@@ -132,6 +138,14 @@ def _of_file(path: Path) -> Picture:
     try:
         return np.asarray(to_rgb(open_picture(path.read_bytes())))
     except UnreadablePicture as error:
+        raise DataError(f"{path}: {error}. Make it again; a figure over the rest would hide it.") from error
+
+
+def _header(path: Path) -> tuple[int, int]:
+    """The shape of a picture without decoding it."""
+    try:
+        return header(path.read_bytes())
+    except ValueError as error:
         raise DataError(f"{path}: {error}. Make it again; a figure over the rest would hide it.") from error
 
 

@@ -1,0 +1,141 @@
+"""Two reports side by side: what has changed, what has changed beyond chance, and what cannot be compared."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from scipy import stats
+
+from eval.blocks import Better
+from eval.definitions import define
+from eval.report import SCHEMA
+
+LEVEL = 0.05
+Verdict = Literal["better", "worse", "changed", "", "no interval"]
+
+
+class CompareError(ValueError):
+    """Reports that cannot be compared; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A figure of both reports. change is second - first with its 95 % interval [low, high], NaN without intervals.
+
+    p: of no difference, corrected by Holm over all figures with intervals. verdict: better or worse where p < 0.05 and
+    the figure has a direction, changed where it has none.
+    """
+
+    name: str
+    first: float
+    second: float
+    change: float
+    low: float
+    high: float
+    p: float
+    better: Better | None
+    verdict: Verdict = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Figures of both reports, and those that stand in one alone."""
+
+    differences: tuple[Difference, ...]
+    only_first: tuple[str, ...]
+    only_second: tuple[str, ...]
+
+    @property
+    def regressions(self) -> tuple[Difference, ...]:
+        """What has become worse beyond chance."""
+        return tuple(one for one in self.differences if one.verdict == "worse")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read a report.json, or that of a run's folder. Raises CompareError for anything else."""
+    found = next((p for p in (path, path / "report.json", path / "eval" / "report.json") if p.is_file()), None)
+    if found is None:
+        raise CompareError(f"There is no report at {path}: give a report.json, or a folder that holds one.")
+    try:
+        content = json.loads(found.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CompareError(f"{found} is no JSON ({error}): make the report again.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("figures"), dict):
+        raise CompareError(f"{found} is no report: it has no figures.")
+    if content.get("schema") != SCHEMA:
+        raise CompareError(
+            f"{found} has schema {content.get('schema')!r}, expected {SCHEMA}: make it again with this version."
+        )
+    return content
+
+
+def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
+    """Compare the figures of equal names; what is in brackets is a part of the name.
+
+    The standard error of a difference is that of independent figures, from the widths of both intervals. Where both
+    were measured on the same pictures it is too large: such a test misses small changes, it does not invent any.
+    Raises CompareError where the reports judge by different data, or have no figure in common.
+    """
+    data = [report.get("provenance", {}).get("data", {}).get("hash") for report in (first, second)]
+    if data[0] != data[1]:
+        raise CompareError(
+            f"The reports were made on different data ({data[0]} and {data[1]}): judge both against the same."
+        )
+    a, b = first["figures"], second["figures"]
+    common = [name for name in a if name in b and _value(a[name]) is not None and _value(b[name]) is not None]
+    if not common:
+        hint = "; a name holds the embedder's hash, the resize and the sizes, which must agree" if a and b else ""
+        raise CompareError(f"The reports have no figure in common{hint}.")
+    raw = [_difference(name, a[name], b[name]) for name in common]
+    return Comparison(
+        _judged(raw), tuple(name for name in a if name not in b), tuple(name for name in b if name not in a)
+    )
+
+
+def _judged(raw: list[Difference]) -> tuple[Difference, ...]:
+    """Correct the p values over all figures that have one (Holm 1979), and say what they mean."""
+    order = sorted((i for i, one in enumerate(raw) if not math.isnan(one.p)), key=lambda i: raw[i].p)
+    found, highest = list(raw), 0.0
+    for rank, i in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * raw[i].p))
+        found[i] = replace(raw[i], p=highest, verdict=_verdict(raw[i], highest))
+    return tuple(found)
+
+
+def _verdict(one: Difference, p: float) -> Verdict:
+    if p >= LEVEL:
+        return ""
+    if one.better is None:
+        return "changed"
+    return "better" if (one.change > 0) == (one.better == "higher") else "worse"
+
+
+def _difference(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
+    first, second = float(a["value"]), float(b["value"])
+    errors = [_error(one) for one in (a, b)]
+    change, error = second - first, math.hypot(*errors)
+    if math.isnan(error):
+        p, verdict = math.nan, "no interval"
+    else:
+        p = float(2 * stats.norm.sf(abs(change) / error)) if error else float(change == 0)
+        verdict = ""
+    half = float(stats.norm.ppf(0.975)) * error
+    return Difference(name, first, second, change, change - half, change + half, p, define(name).better, verdict)
+
+
+def _value(figure: Any) -> float | None:
+    value = figure.get("value") if isinstance(figure, dict) else None
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _error(figure: Mapping[str, Any]) -> float:
+    """Standard error that an interval tells of; NaN where there is none."""
+    low, high = figure.get("low"), figure.get("high")
+    if low is None or high is None:
+        return math.nan
+    return float(high - low) / (2 * float(stats.norm.ppf(0.975)))

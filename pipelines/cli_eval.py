@@ -1,0 +1,117 @@
+"""The verbs `palimpsest eval` and `palimpsest compare`."""
+
+from __future__ import annotations
+
+import math
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from pipelines.errors import PalimpsestError
+
+Recipe = Annotated[Path | None, tyro.conf.Positional]
+Report = Annotated[Path, tyro.conf.Positional]
+Data = Annotated[str | None, tyro.conf.arg(metavar="DIR|URL")]
+Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
+Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND[=PATH] ...")]
+
+
+def evaluate(
+    recipe: Recipe = None, out: Path = Path("runs"), data: Data = None, set_: Overrides = (), generated: Folders = (),
+    reference: str = "", embedders: Names = (), prompts: Path | None = None, split: str = "train",
+    count: int | None = None, reference_count: int | None = None, as_they_are: bool = False, seed: int = 0,
+) -> None:  # fmt: skip
+    """Judge the models of a recipe, or pictures from anywhere, and write report.html and report.json.
+
+    palimpsest eval recipes/scenes.toml: all figures of a run.
+
+    palimpsest eval --generated DIR ... --reference DIR: folders of pictures, whoever made them, against another one.
+
+    Args:
+        recipe: a TOML file with a stage of kind eval, or text_eval.
+        out: where runs are kept; of pictures from anywhere, the folder of the report and of the features.
+        data: folder of shards, or its address.
+        set_: recipe values to change.
+        generated: folders of pictures, or of shards; several stand side by side.
+        reference: a folder of pictures or shards, its address, or an .npz of statistics (mu and sigma).
+        embedders: inception=FILE, inception-torchvision=FILE, openclip=FOLDER, dinov2=FOLDER, judge=FOLDER,
+            random-conv, pixels-pca; the last two without any weights where none is named.
+        prompts: a .csv or .jsonl of file and caption; captions are also found beside the pictures.
+        split: of shards: train, test or unseen.
+        count: pictures of each generated set at most.
+        reference_count: pictures of the reference at most.
+        as_they_are: leave the reference at its own size, where else it is brought to that of what was generated.
+        seed: of what is drawn.
+    """
+    if generated:
+        if recipe is not None or not reference:
+            raise PalimpsestError("--generated takes --reference beside it, and no recipe.")
+        from pipelines.scoring.score import Asked, score
+
+        asked = Asked(
+            generated=generated, reference=reference, out=Path("scores") if out == Path("runs") else out,
+            embedders=embedders, prompts=prompts, split=split, count=count, reference_count=reference_count,
+            as_they_are=as_they_are, seed=seed,
+        )  # fmt: skip
+        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]))
+        print(f"{page}\n{figures}")
+        return
+    if recipe is None:
+        raise PalimpsestError("Name a recipe, or --generated DIR and --reference DIR.")
+    run_kind(("eval", "text_eval"), recipe, out, data, set_)
+
+
+def run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...]) -> None:
+    """Run the stages of some kinds, once more where they are done."""
+    from pipelines.runs import open_run
+    from pipelines.stages import run_stage
+
+    opened = open_run(recipe, out=out, data=data, overrides=overrides)
+    names = [name for name, stage in opened.recipe.stage.items() if stage.kind in kinds]
+    if not names:
+        kind = kinds[0]
+        raise PalimpsestError(
+            f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
+        )
+    for name in names:
+        run_stage(opened, name, again=True)
+
+
+def compare(
+    first: Annotated[Path, tyro.conf.Positional],
+    second: Annotated[Path, tyro.conf.Positional],
+    everything: bool = False,
+) -> None:
+    """Print what differs between two reports; the exit code is 1 where a figure has become worse beyond chance.
+
+    Only figures of equal names are compared, with embedder, resize and sizes; the reports must be made on the same
+    data. p is corrected for the number of figures (Holm).
+
+    Args:
+        first: a report.json, or a folder that holds one: what was before.
+        second: another one: what is now.
+        everything: also print what does not differ.
+    """
+    from eval.compare import compare as held_against
+    from eval.compare import read_report
+    from eval.display import number
+
+    found = held_against(read_report(first), read_report(second))
+    told = [one for one in found.differences if everything or one.verdict not in ("", "no interval")]
+    for one in told:
+        half = "" if math.isnan(one.p) else f"  [{number(one.low)}, {number(one.high)}]  p = {one.p:.2g}"
+        values = f"{number(one.first)} -> {number(one.second)}  ({number(one.change)}{half})"
+        print(f"{one.verdict or 'same':<12}{one.name}  {values}")
+    judged = sum(not math.isnan(one.p) for one in found.differences)
+    print(
+        f"{len(found.differences)} figures in both, {judged} with intervals: {len(found.regressions)} worse, "
+        f"{sum(one.verdict == 'better' for one in found.differences)} better, "
+        f"{sum(one.verdict == 'changed' for one in found.differences)} changed. "
+        f"{len(found.only_first)} only in the first, {len(found.only_second)} only in the second."
+    )
+    if found.regressions:
+        sys.exit(1)

@@ -1,0 +1,112 @@
+"""All distances between two sets of features: each a figure with its honest name, its count and its interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.blocks import Better, Column, Figure, Known, Unit, missing
+from eval.features import Embedder, feature_key
+from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
+from eval.frechet_infinity import frechet_infinity
+from eval.interval import Interval
+from eval.kernel import cmmd, kid_interval
+from eval.prdc import prdc
+from eval.sliced import mind
+from eval.towers import is_fid
+from pipelines.scoring.reference import Statistics
+
+NEIGHBOURS = 5
+SHARES = ("precision", "recall", "density", "coverage")
+HEADS = {"fd": "Fréchet", "fid": "FID", "fd-infinity": "Fréchet, infinite n", "fid-infinity": "FID, infinite n",
+         "kd": "kernel", "mind": "MIND", "cmmd": "CMMD"}  # fmt: skip
+Features = NDArray[np.float32]  # (n, d)
+
+
+@dataclass(frozen=True)
+class Distance:
+    """A figure with the name of its metric (fd, kd, ...) and its key, the embedder and both sizes included."""
+
+    metric: str
+    key: str
+    figure: Known
+
+    @property
+    def column(self) -> Column:
+        """The column of a table in which it stands."""
+        name = self.metric.partition("-k")[0]
+        unit, better = _reads(name)
+        return Column(HEADS.get(name, name), unit, better)
+
+
+def distances(
+    found: Features, against: Features | Statistics, embedder: Embedder, split: str, *, seed: int = 0
+) -> list[Distance]:
+    """All distances of features found, (n, d), to a reference; split: what the reference is a part of.
+
+    Of statistics only the Fréchet distance can be had, without an interval. What cannot be measured is missing with
+    its reason. Where there are fewer pictures than dimensions the Fréchet distance says so, and the kernel distance
+    beside it is the one to read.
+    """
+    n, frechet = len(found), "fid" if is_fid(embedder.name, embedder.sha256, embedder.resize) else "fd"
+
+    def one(metric: str, source: str, measure: Callable[[], Interval], n: int, m: int) -> Distance:
+        key = str(feature_key(metric, embedder, generated=n, reference=m, split=split))
+        return Distance(metric, key, _known(measure, source))
+
+    if isinstance(against, Statistics):
+        reference, source = against.moments, f"against {against.title}, of unknown size: no interval"
+        return [one(frechet, source, lambda: _alone(frechet_distance(moments(found), reference), n), n, 0)]
+    m, rank = len(against), rank_note(n, len(against), found.shape[1])
+
+    def infinity() -> Interval:
+        line = frechet_infinity(found, against, seed=seed)
+        return Interval(line.value, line.value - 1.96 * line.se, line.value + 1.96 * line.se, n)
+
+    made = [
+        one(frechet, rank or "jackknife over blocks; biased upwards by about c / n",
+            lambda: frechet_interval(found, against), n, m),
+        one(f"{frechet}-infinity", rank or "line over 1 / n of both sides; the interval is the fit's", infinity, n, m),
+        one("kd", "jackknife over blocks", lambda: kid_interval(found, against), n, m),
+        one("mind", "1000 directions; no interval", lambda: _alone(mind(found, against), n), n, m),
+    ]  # fmt: skip
+    if embedder.name.startswith(("openclip", "indomain-openclip")):
+        made.append(one("cmmd", "biased, as published; no interval", lambda: _alone(cmmd(found, against), n), n, m))
+    return made + list(_balls(found, against, one))
+
+
+def _balls(found: Features, against: Features, one: Callable[..., Distance]) -> Iterator[Distance]:
+    """Precision, recall, density and coverage, of equal sizes of both sets: they depend on them."""
+    same = min(len(found), len(against))
+    try:
+        measured = prdc(real=against[:same], fake=found[:same], k=NEIGHBOURS)
+        values = {part: getattr(measured, part) for part in SHARES}
+    except ValueError as error:
+        reason = str(error)
+        yield from (one(f"{part}-k{NEIGHBOURS}", reason, lambda: _refused(reason), same, same) for part in SHARES)
+        return
+    source = f"balls of {NEIGHBOURS} neighbours, equal sizes of both sets; no interval"
+    for part in SHARES:
+        yield one(f"{part}-k{NEIGHBOURS}", source, lambda part=part: _alone(values[part], same), same, same)
+
+
+def _known(measure: Callable[[], Interval], source: str) -> Known:
+    try:
+        return Figure.of(measure(), source)
+    except ValueError as error:
+        return missing(str(error))
+
+
+def _refused(reason: str) -> Interval:
+    raise ValueError(reason)
+
+
+def _alone(value: float, n: int) -> Interval:
+    return Interval(float(value), -np.inf, np.inf, n)
+
+
+def _reads(name: str) -> tuple[Unit, Better]:
+    return ("share" if name != "density" else "plain", "higher") if name in SHARES else ("plain", "lower")

@@ -1,0 +1,225 @@
+"""`palimpsest eval --generated`: pictures of any system, held against a reference by any embedders, in one report."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from eval.blocks import Column, Figure, Gallery, Known, Report, Row, RowKind, Section, Table, missing
+from eval.clip_score import clip_score, shuffled_floor
+from eval.features import NOTE, Embedder
+from eval.report import write_report
+from eval.towers import is_fid
+from pipelines.artefact import digest
+from pipelines.errors import PalimpsestError
+from pipelines.provenance import made_by
+from pipelines.scoring.cached import FeatureCache, Features
+from pipelines.scoring.distances import Distance, distances
+from pipelines.scoring.embedders import Opened, open_embedders
+from pipelines.scoring.reference import Reference, Statistics, open_reference
+from pipelines.scoring.sets import PictureSet, open_set
+
+SHOWN = 48  # pictures of each set in the report
+TAKEN = {"reference", "real", "shuffled", "chance"}  # names that figures have for other things
+log = logging.getLogger("palimpsest")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be scored against what.
+
+    generated: folders of pictures, or shards, side by side; reference: a folder, shards or an .npz of statistics;
+    embedders: as in pipelines.scoring.embedders; prompts: captions of the generated pictures; split: of shards;
+    count, reference_count: pictures of each at most; as_they_are: leave the reference at its own size, where else it
+    is brought to that of what was generated.
+    """
+
+    generated: tuple[str, ...]
+    reference: str
+    out: Path
+    embedders: tuple[str, ...] = ()
+    prompts: Path | None = None
+    split: str = "train"
+    count: int | None = None
+    reference_count: int | None = None
+    as_they_are: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that judge nothing."""
+        for name, value in (("count", self.count), ("reference_count", self.reference_count)):
+            if value is not None and value < 2:
+                raise PalimpsestError(f"--{name.replace('_', '-')} is {value}, expected at least 2 pictures.")
+
+
+@dataclass
+class Scoring:
+    """One scoring while it is being made."""
+
+    asked: Asked
+    sets: list[PictureSet]
+    reference: Reference
+    embedders: list[Opened]
+    cache: FeatureCache
+    figures: dict[str, Known] = field(default_factory=dict)
+    sections: list[Section] = field(default_factory=list)
+
+
+def score(asked: Asked, command: str) -> tuple[Path, Path]:
+    """Score what is asked; returns the paths of report.html and report.json in `asked.out`.
+
+    Raises PalimpsestError for sets, captions and embedders that cannot be used.
+    """
+    began = time.monotonic()
+    sets = _sets(asked)
+    reference = _reference(asked, sets)
+    embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
+    work = Scoring(asked, sets, reference, embedders, FeatureCache(asked.out / "features"))
+    agreement: list[Table] = []
+    for opened in embedders:
+        features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
+        work.sections.append(_distances(work, opened.embedder, features))
+        agreement += _agreement(work, opened, features)
+    if agreement:
+        work.sections.append(Section("Agreement with captions", agreement))
+    work.sections.append(Section("Pictures", [_gallery(one) for one in sets]))
+    return write_report(_report(work, command, time.monotonic() - began), asked.out)
+
+
+def _sets(asked: Asked) -> list[PictureSet]:
+    """The generated sets, cut to one size: distances depend on it."""
+    names = [Path(path).name or path for path in asked.generated]
+    titles = [path if names.count(name) > 1 else name for path, name in zip(asked.generated, names, strict=True)]
+    if len(set(titles)) < len(titles):
+        raise PalimpsestError(f"--generated names a set twice ({', '.join(titles)}): name each once.")
+    if taken := sorted(TAKEN & set(titles)):
+        raise PalimpsestError(f"A generated set is called {taken[0]!r}, as something else in the report is: rename it.")
+    opened = [
+        open_set(path, split=asked.split, prompts=asked.prompts, title=title)
+        for path, title in zip(asked.generated, titles, strict=True)
+    ]
+    n = min(len(one) for one in opened) if asked.count is None else min(asked.count, *map(len, opened))
+    for one in opened:
+        if len(one) > n:
+            log.warning("%s: %d of %d pictures are judged, as many as of all sets.", one.title, n, len(one))
+    return [one.some(n, asked.seed) for one in opened]
+
+
+def _reference(asked: Asked, sets: Sequence[PictureSet]) -> Reference:
+    """The reference, at the size of what was generated where that is one."""
+    opened = open_reference(asked.reference, split=asked.split)
+    if isinstance(opened, Statistics):
+        return opened
+    taken = opened.some(asked.reference_count, asked.seed)
+    shapes = {one.one_shape() for one in sets}
+    shape = shapes.pop() if len(shapes) == 1 else None
+    return taken if asked.as_they_are or shape is None else taken.fitted(*shape)
+
+
+def _distances(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> Section:
+    """Distances of all sets by one embedder; the ceiling is a part of the reference against the rest of it."""
+    reference, seed = work.reference, work.asked.seed
+    rows: list[tuple[str, str, RowKind, list[Distance]]] = []
+    if isinstance(reference, PictureSet):
+        against: Features | Statistics = work.cache.of(embedder, reference)
+        split = reference.split
+        order = np.random.default_rng(seed).permutation(len(against))
+        n = min(len(against) // 2, *map(len, features.values()))
+        made = distances(against[order[:n]], against[order[n:]], embedder, split, seed=seed)
+        rows.append(("real", "a part of the reference against the rest", "ceiling", made))
+    else:
+        against, split = reference, reference.title
+    for title, found in features.items():
+        rows.append((title, title, "model", distances(found, against, embedder, split, seed=seed)))
+    for subject, _, _, made in rows:
+        work.figures |= {f"{subject}.{one.key}": one.figure for one in made}
+    table = Table(
+        f"{embedder.name}:{embedder.sha256[:8]}, resize {embedder.resize}",
+        ["pictures", *(one.column for one in rows[0][3])],
+        [Row([label, *(one.figure for one in made)], kind) for _, label, kind, made in rows],
+        warning="" if is_fid(embedder.name, embedder.sha256, embedder.resize) else f"No FID: {_why(embedder)}.",
+        note="Distances depend on the sizes of both sets; the keys in the appendix hold them.",
+    )
+    return Section(f"Distances by {embedder.name}", [table])
+
+
+def _why(embedder: Embedder) -> str:
+    """Say why a Fréchet distance of this embedder has no famous name."""
+    if embedder.name.startswith("inception-2015"):
+        return "these weights, or this resize, are not those of 2015-12-05"
+    return NOTE if embedder.name.startswith("indomain") else "only Inception-2015-12-05 makes one"
+
+
+def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) -> list[Table]:
+    """CLIP score of the sets that have captions, their floor with shuffled ones, how many captions were cut."""
+    if opened.text is None:
+        return []
+    embedder, rows = opened.embedder, []
+    for one in work.sets:
+        captions = one.captions()
+        if captions is None:
+            continue
+        encoded = opened.text.tokenizer.encode(captions)
+        texts = opened.text.embed_tokens(encoded).pooled.double().cpu().numpy()
+        key = f"clip_score[{embedder.name}:{embedder.sha256[:8]}|resize={embedder.resize}|n={len(one)}]"
+        cut = int(encoded.truncated.sum())
+        source = f"raw cosine, {cut} of {len(one)} captions cut at {opened.text.length} tokens"
+        measures = {one.title: clip_score, f"shuffled.{one.title}": shuffled_floor}
+        for subject, measure in measures.items():
+            try:
+                found = measure(features[one.title], texts, captions, seed=work.asked.seed)
+                work.figures[f"{subject}.{key}"] = Figure.of(found, source)
+            except ValueError as error:
+                work.figures[f"{subject}.{key}"] = missing(str(error))
+        rows.append(Row([one.title, work.figures[f"{one.title}.{key}"], cut]))
+        rows.append(Row([f"{one.title}, captions shuffled", work.figures[f"shuffled.{one.title}.{key}"], cut], "floor"))
+    title = f"CLIP score by {embedder.name}:{embedder.sha256[:8]}"
+    columns = ["pictures", Column("cosine", "plain", "higher"), "captions cut"]
+    note = "The raw cosine, neither scaled nor clamped: x 100 and x 2.5 are other people's scales."
+    return [Table(title, columns, rows, note=note)] if rows else []
+
+
+def _gallery(one: PictureSet) -> Gallery:
+    count, captions = min(SHOWN, len(one)), one.captions()
+    items = [(Image.fromarray(one.read(i)), captions[i] if captions else one.name(i)) for i in range(count)]
+    return Gallery(one.title, items, note=f"The first {count} of {len(one)}, none picked.")
+
+
+def _highlights(work: Scoring) -> list[str]:
+    """What stands on top, where there is one set: of several, a tile would not say which it is of."""
+    alone = work.sets[0].title if len(work.sets) == 1 else ""
+    return [name for name in work.figures if alone and name.startswith(f"{alone}.")][:8]
+
+
+def _report(work: Scoring, command: str, seconds: float) -> Report:
+    asked, reference = work.asked, work.reference
+    hashes = {one.title: one.sha256[:16] for one in work.sets}
+    resolved = {
+        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(asked).items()
+    }
+    size = "" if isinstance(reference, Statistics) else f"{len(reference)} pictures of "
+    provenance = made_by(
+        recipe="pictures from anywhere",
+        recipe_hash=digest([hashes, reference.sha256])[:16],
+        command=command,
+        resolved=resolved,
+        seeds={"scoring": asked.seed},
+        artefacts={one.embedder.name: one.embedder.sha256[:16] for one in work.embedders},
+        data={"hash": reference.sha256[:16], "reference": asked.reference, **hashes},
+        wall_time={"scoring": seconds},
+    )
+    return Report(
+        title="Palimpsest: " + ", ".join(one.title for one in work.sets),
+        summary=f"{len(work.sets[0])} pictures of each set against {size}{asked.reference}",
+        provenance=provenance,
+        sections=work.sections,
+        figures=work.figures,
+        highlights=_highlights(work),
+    )

@@ -1,0 +1,83 @@
+"""Two reports side by side: significance against closed forms, and what must not be compared."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.compare import CompareError, compare, read_report
+from eval.report import SCHEMA
+
+
+def report(data="d", **figures):
+    return {"schema": SCHEMA, "figures": figures, "provenance": {"data": {"hash": data}}}
+
+
+def figure(value, half=None, n=100):
+    ends = {"low": None, "high": None} if half is None else {"low": value - half, "high": value + half}
+    return {"value": value, "n": n, **ends, "source": ""}
+
+
+def test_one_difference_has_the_p_value_of_the_normal_law():
+    (found,) = compare(report(**{"vae.psnr": figure(20, 1.96)}), report(**{"vae.psnr": figure(23, 1.96)})).differences
+    z = 3 / (math.sqrt(2) * 1.96 / stats.norm.ppf(0.975))
+    assert found.p == pytest.approx(2 * stats.norm.sf(z), rel=1e-9)
+    assert (found.change, found.verdict, found.better) == (3, "better", "higher")
+    assert found.low == pytest.approx(3 - math.sqrt(2) * 1.96) and found.high == pytest.approx(3 + math.sqrt(2) * 1.96)
+
+
+def test_directions_decide_what_is_worse():
+    before = report(**{"vae.psnr": figure(20, 0.1), "x.fd[a]": figure(2.0, 0.1), "text.entropy": figure(1.0, 0.01)})
+    after = report(**{"vae.psnr": figure(19, 0.1), "x.fd[a]": figure(1.0, 0.1), "text.entropy": figure(2.0, 0.01)})
+    found = compare(before, after)
+    assert [one.verdict for one in found.differences] == ["worse", "better", "changed"]
+    assert [one.name for one in found.regressions] == ["vae.psnr"]
+
+
+def test_many_figures_are_corrected_for():
+    rng = np.random.default_rng(0)
+    names = [f"m{i}.psnr" for i in range(40)]
+    false = 0
+    for _ in range(200):
+        first, second = (
+            report(**{n: figure(v, 1.96) for n, v in zip(names, rng.normal(20, 1, 40), strict=True)}) for _ in "ab"
+        )
+        false += bool(compare(first, second).regressions)
+    assert false <= stats.binom.ppf(0.999, 200, 0.05)  # of whole reports, not of figures
+
+
+def test_figures_without_intervals_are_shown_and_not_judged():
+    (found,) = compare(report(**{"x.fd[a]": figure(1.0)}), report(**{"x.fd[a]": figure(9.0)})).differences
+    assert found.verdict == "no interval" and math.isnan(found.p) and found.change == 8
+
+
+def test_unlike_keys_and_data_are_refused():
+    a, b = report(**{"x.fd[i:1|n=5/9]": figure(1, 0.1)}), report(**{"x.fd[i:1|n=6/9]": figure(1, 0.1)})
+    with pytest.raises(CompareError, match="no figure in common; a name holds the embedder's hash"):
+        compare(a, b)
+    with pytest.raises(CompareError, match=r"different data \(d and e\)"):
+        compare(a, report("e", **a["figures"]))
+    both = compare(a, report(**a["figures"], **b["figures"]))
+    assert both.only_second == ("x.fd[i:1|n=6/9]",) and both.only_first == ()
+    missing = {"x.psnr": {"value": None, "reason": "no"}, "y.psnr": figure(1, 0.1)}
+    assert [one.name for one in compare(report(**missing), report(**missing)).differences] == ["y.psnr"]
+
+
+def test_reports_are_found_in_folders_and_others_are_refused(tmp_path):
+    (tmp_path / "run" / "eval").mkdir(parents=True)
+    path = tmp_path / "run" / "eval" / "report.json"
+    path.write_text(json.dumps(report(**{"vae.psnr": figure(1, 1)})))
+    assert read_report(tmp_path / "run") == read_report(path) == read_report(path.parent)
+    with pytest.raises(CompareError, match="no report at"):
+        read_report(tmp_path / "other")
+    path.write_text("{")
+    with pytest.raises(CompareError, match="no JSON"):
+        read_report(path)
+    path.write_text(json.dumps({"schema": SCHEMA + 1, "figures": {}}))
+    with pytest.raises(CompareError, match="schema 2, expected 1"):
+        read_report(path)
+    path.write_text("[]")
+    with pytest.raises(CompareError, match="no report"):
+        read_report(path)

@@ -1,0 +1,173 @@
+"""Pictures from anywhere, judged: the whole way from folders to a report, and two reports side by side."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backbone import clip
+from eval.frechet import frechet_distance
+from pipelines import cli
+from pipelines.errors import PalimpsestError
+from pipelines.scoring.embedders import open_embedders
+from pipelines.scoring.score import Asked, score
+from pipelines.scoring.sets import open_set
+from tokenizer.text import BPE
+
+HOSTILE = '<script>alert("x")</script> \u202eشمس 🌞 <b>\'&'
+
+
+def draw(folder, count, shade, *, captions=False, side=16, seed=0):
+    """Noise around a shade of red."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir()
+    for i in range(count):
+        values = np.clip(rng.normal([shade, 100, 100], 40, (side, side, 3)), 0, 255).astype(np.uint8)
+        Image.fromarray(values).save(folder / f"{i:03d}.png")
+        if captions:
+            (folder / f"{i:03d}.txt").write_text(f"noise {i} {HOSTILE if i == 0 else ''}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    out = tmp_path_factory.mktemp("scoring")
+    draw(out / "reference", 60, 100)
+    draw(out / "near", 30, 105, captions=True, seed=1)
+    draw(out / "far", 24, 160, captions=True, seed=2)
+    bpe = BPE.train([f"noise {i}" for i in range(30)], vocab_size=300, length=12)
+    sizes = clip.ContrastiveConfig(
+        width=4, heads=4, text_width=16, embed_dim=24, vocab_size=bpe.vocab_size, context_length=bpe.length,
+        end_id=bpe.end_id, pad_id=bpe.pad_id,
+    )  # fmt: skip
+    clip.save_contrastive(out / "clip", sizes, sizes.build(seed=0))
+    bpe.save(out / "clip" / "bpe.json")
+    return out
+
+
+@pytest.fixture(scope="module")
+def report(folders):
+    asked = Asked(
+        generated=(str(folders / "near"), str(folders / "far")), reference=str(folders / "reference"),
+        out=folders / "score", embedders=("random-conv", "pixels-pca", f"openclip={folders / 'clip'}"),
+    )  # fmt: skip
+    page, figures = score(asked, "palimpsest eval ...")
+    return page.read_text(encoding="utf-8"), json.loads(figures.read_text(encoding="utf-8"))["figures"]
+
+
+def test_every_set_has_every_figure_of_every_embedder(report):
+    _, figures = report
+    for subject in ("real", "near", "far"):
+        for embedder in ("random-conv", "pixels-pca", "openclip"):
+            names = {name.removeprefix(f"{subject}.").split("[")[0] for name in figures if name.startswith(subject)
+                     and f"[{embedder}:" in name}  # fmt: skip
+            wanted = {"fd", "fd-infinity", "kd", "mind", "precision-k5", "recall-k5", "density-k5", "coverage-k5"}
+            wanted |= {"cmmd"} if embedder == "openclip" else set()
+            wanted |= {"clip_score"} if embedder == "openclip" and subject != "real" else set()
+            assert names == wanted
+    assert not [name for name in figures if ".fid" in name]
+
+
+def test_sizes_are_equal_and_in_the_keys_and_the_farther_set_is_farther(report):
+    _, figures = report
+    for metric in ("fd", "kd", "mind"):
+        found = {name.split(".")[0]: figure for name, figure in figures.items() if f".{metric}[pixels-pca" in name}
+        assert found["near"]["value"] < found["far"]["value"] and found["near"]["n"] == found["far"]["n"] == 24
+        assert all("n=24/" in name for name in figures if f".{metric}[pixels-pca" in name)
+
+
+def test_the_figures_are_those_of_the_features(folders, report):
+    _, figures = report
+    near, reference = (open_set(folders / name) for name in ("near", "reference"))
+    (conv,) = open_embedders(["random-conv"], None, 0)
+    features = [np.concatenate([conv.embedder.embed(p[None]) for p in one]) for one in (near.some(24, 0), reference)]
+    (name,) = (name for name in figures if name.startswith("near.fd[random-conv"))
+    assert figures[name]["value"] == pytest.approx(frechet_distance(*features), rel=1e-6)
+    assert "rank-deficient: 24 rows for 64 dimensions" in figures[name]["source"]
+
+
+def test_captions_are_text_in_the_page(report):
+    page, _ = report
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "🌞" in page
+
+
+def test_equal_requests_give_equal_figures_and_features_are_read_again(folders, report):
+    again = Asked(
+        generated=(str(folders / "near"), str(folders / "far")), reference=str(folders / "reference"),
+        out=folders / "score", embedders=("random-conv",),
+    )  # fmt: skip
+    before = {path: path.stat().st_mtime_ns for path in (folders / "score" / "features").iterdir()}
+    _, path = score(again, "")
+    figures = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    assert figures == {name: figure for name, figure in report[1].items() if "[random-conv" in name}
+    assert before == {path: path.stat().st_mtime_ns for path in (folders / "score" / "features").iterdir()}
+
+
+def test_the_reference_is_brought_to_the_size_of_what_was_generated(folders, tmp_path):
+    draw(tmp_path / "large", 30, 100, side=40)
+    asked = {"generated": (str(folders / "near"),), "reference": str(tmp_path / "large"), "count": 24}
+    embedders = ("random-conv",)
+    names = []
+    for as_they_are in (False, True):
+        _, path = score(Asked(**asked, out=tmp_path / "out", embedders=embedders, as_they_are=as_they_are), "")
+        found = json.loads(path.read_text(encoding="utf-8"))["figures"]
+        names.append(next(f["value"] for n, f in found.items() if n.startswith("near.fd[")))
+    assert names[0] != names[1]
+
+
+def test_statistics_serve_as_reference(folders, tmp_path):
+    (conv,) = open_embedders(["random-conv"], None, 0)
+    features = np.concatenate([conv.embedder.embed(p[None]) for p in open_set(folders / "reference")])
+    np.savez(tmp_path / "ref.npz", mu=features.mean(0), sigma=np.cov(features, rowvar=False))
+    asked = Asked(
+        generated=(str(folders / "near"),), reference=str(tmp_path / "ref.npz"), out=tmp_path / "out",
+        embedders=("random-conv",),
+    )  # fmt: skip
+    _, path = score(asked, "")
+    found = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    near = np.concatenate([conv.embedder.embed(p[None]) for p in open_set(folders / "near")])
+    (name,) = found
+    assert name.startswith("near.fd[random-conv") and "split=ref.npz" in name
+    assert found[name]["value"] == pytest.approx(frechet_distance(near, features), rel=1e-5)
+
+
+def test_bad_requests_are_refused(folders, tmp_path):
+    near = str(folders / "near")
+    asked = {"reference": str(folders / "reference"), "out": tmp_path}
+    with pytest.raises(PalimpsestError, match="names a set twice"):
+        score(Asked(generated=(near, near), **asked), "")
+    with pytest.raises(PalimpsestError, match="called 'reference'"):
+        score(Asked(generated=(asked["reference"],), **asked), "")
+    with pytest.raises(PalimpsestError, match="--count is 1, expected at least 2"):
+        Asked(generated=(near,), count=1, **asked)
+
+
+def command(monkeypatch, capsys, *words):
+    monkeypatch.setattr(sys, "argv", ["palimpsest", *map(str, words)])
+    code = cli._code()
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_command_scores_and_compares(folders, tmp_path, monkeypatch, capsys):
+    reports = []
+    for name in ("near", "far"):
+        made = tmp_path / name / "pictures"
+        made.parent.mkdir()
+        made.symlink_to(folders / name)
+        words = ("eval", "--generated", made, "--reference", folders / "reference", "--count", 24, "--out", made.parent)
+        code, out, _ = command(monkeypatch, capsys, *words, "--embedders", "pixels-pca")
+        assert code == 0 and out.splitlines() == [str(made.parent / "report.html"), str(made.parent / "report.json")]
+        reports.append(made.parent)
+    with pytest.raises(SystemExit) as ended:
+        command(monkeypatch, capsys, "compare", *reports)
+    out = capsys.readouterr().out
+    assert ended.value.code == 1 and out.startswith("worse") and "pictures.fd[pixels-pca" in out
+    code, out, _ = command(monkeypatch, capsys, "compare", *reversed(reports))
+    assert code == 0 and "better" in out
+    code, _, err = command(monkeypatch, capsys, "eval", "--generated", folders / "near")
+    assert code == 2 and "--generated takes --reference beside it" in err
+    code, _, err = command(monkeypatch, capsys, "eval")
+    assert code == 2 and "Name a recipe, or --generated DIR" in err
