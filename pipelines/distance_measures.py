@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
-
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Column, Known, Row, RowKind, Section, Table
+from eval.blocks import Column, Row, RowKind, Section, Table
 from eval.clip_score import clip_score, shuffled_floor
-from eval.features import NOTE, Tower, feature_key
-from eval.frechet import frechet_interval, rank_note
-from eval.interval import Interval
-from eval.kernel import kid_interval
-from eval.prdc import PRDC, prdc
+from eval.features import NOTE
 from pipelines.measures import Evaluation, Set, read_generated
+from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 
 REFERENCE = 2000  # training pictures that all sets are held against
-NEAREST = 5  # neighbours of the balls of precision, recall, density and coverage
-DISTANCES = (
-    Column("Frechet", "plain", "lower"),
-    Column("kernel", "plain", "lower"),
-    Column("precision", "share", "higher"),
-    Column("recall", "share", "higher"),
-    Column("density", "plain", "higher"),
-    Column("coverage", "share", "higher"),
-    Column("key", code=True),
-)
 
 
-def distances(e: Evaluation) -> None:
+def measure_distances(e: Evaluation) -> None:
     """Frechet and kernel distance, precision and recall, and CLIP score of real and generated pictures."""
     tower = e.judges.tower
     if tower is None:
@@ -41,52 +26,20 @@ def distances(e: Evaluation) -> None:
         sets[f"{made.stage} ({made.subject})"] = (made.subject, pictures, "model")
     n = min(len(shown) for _, shown, _ in sets.values())  # distances depend on n: all sets are cut to the smallest
     reference = e.judges.features(e.train.pictures[:REFERENCE])
-    rows, scores = [], []
+    rows, scores = list[SetRow](), list[Row]()
     for label, (subject, shown, kind) in sets.items():
         features = e.judges.features(shown.pictures[:n])
-        key, figures = _distances(e, tower, subject, features, reference)
-        rows.append(Row([label, *figures, key], kind))
+        rows.append(SetRow(subject, label, kind, distances(features, reference, tower, "train", seed=e.seed)))
         scores += _clip_rows(e, subject, label, features, shown.captions[:n])
-    warning = f"These numbers are {NOTE}."
-    title = "Distances on judge features, against training pictures"
+    e.figures |= figures_of(rows)
     tables = [
-        Table(title, ["pictures", *DISTANCES], rows, warning=warning),
-        Table("CLIP score of the judge", ["pictures", Column("cosine", "plain", "higher")], scores, warning=warning),
-    ]
-    e.sections.append(Section("Distances", tables))
-
-
-def _distances(
-    e: Evaluation, tower: Tower, subject: str, features: NDArray[np.float32], reference: NDArray[np.float32]
-) -> tuple[str, list[Known]]:
-    """Note the distances of one set; returns the key of the first and the figures for its row."""
-
-    n, same = len(features), min(len(features), len(reference))
-
-    def name(metric: str, generated: int = n, reference: int = len(reference)) -> str:
-        return str(feature_key(metric, tower, generated=generated, reference=reference, split="train"))
-
-    @cache
-    def overlap() -> PRDC:
-        return prdc(reference[:same], features[:same], k=NEAREST)
-
-    def measured(part: str) -> Interval:
-        return Interval(getattr(overlap(), part), -np.inf, np.inf, same)
-
-    fd = "jackknife over blocks, biased upwards by about c / n"
-    note = rank_note(n, len(reference), features.shape[1])
-    figures = [
-        e.guarded(
-            f"{subject}.{name('fd')}",
-            lambda: frechet_interval(features, reference),
-            "; ".join(filter(None, (fd, note))),
+        table_of("Distances on judge features, against training pictures", rows, tower),
+        Table(
+            "CLIP score of the judge", ["pictures", Column("cosine", "plain", "higher")], scores,
+            warning=f"These numbers are {NOTE}.",
         ),
-        e.guarded(f"{subject}.{name('kd')}", lambda: kid_interval(features, reference), "jackknife over blocks"),
-    ]
-    for part in ("precision", "recall", "density", "coverage"):
-        key = f"{subject}.{name(f'{part}-k{NEAREST}', same, same)}"
-        figures.append(e.guarded(key, partial(measured, part), "equal sizes of both sets"))
-    return name("fd"), figures
+    ]  # fmt: skip
+    e.sections.append(Section("Distances", tables))
 
 
 def _clip_rows(

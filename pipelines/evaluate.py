@@ -20,7 +20,7 @@ from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import autoencoders
 from pipelines.config import dump_recipe
 from pipelines.data.config import Sets
-from pipelines.distance_measures import distances
+from pipelines.distance_measures import measure_distances
 from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
 from pipelines.ledger import said
@@ -51,7 +51,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     judged_real(e)
     for made in e.generated():
         judged_generated(e, made)
-    distances(e)
+    measure_distances(e)
     words(e)
     prior_costs(e)
     sweeps(e)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Better, Column, Figure, Known, Unit, missing
-from eval.features import Embedder, feature_key
+from eval.blocks import Better, Column, Figure, Known, Row, RowKind, Table, Unit, missing
+from eval.features import NOTE, Embedder, feature_key
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
 from eval.frechet_infinity import frechet_infinity
 from eval.interval import Interval
@@ -42,6 +42,40 @@ class Distance:
         return Column(HEADS.get(name, name), unit, better)
 
 
+@dataclass(frozen=True)
+class SetRow:
+    """The distances of one set of pictures. subject: the first part of its figures' names; label: what a table says."""
+
+    subject: str
+    label: str
+    kind: RowKind
+    distances: list[Distance]
+
+
+def figures_of(rows: Sequence[SetRow]) -> dict[str, Known]:
+    """Figures by name."""
+    return {f"{row.subject}.{one.key}": one.figure for row in rows for one in row.distances}
+
+
+def table_of(title: str, rows: Sequence[SetRow], embedder: Embedder) -> Table:
+    """All sets, a distance a column; the warning says why a Fréchet distance is no FID."""
+    return Table(
+        title,
+        ["pictures", *(one.column for one in rows[0].distances)],
+        [Row([row.label, *(one.figure for one in row.distances)], row.kind) for row in rows],
+        warning="" if is_fid(embedder.name, embedder.sha256, embedder.resize) else f"No FID: {_why(embedder)}.",
+        note=f"By {embedder.name}:{embedder.sha256[:8]}, resize {embedder.resize}. Distances depend on the sizes of "
+        "both sets, which the keys in the appendix hold.",
+    )
+
+
+def _why(embedder: Embedder) -> str:
+    """Say why a Fréchet distance of this embedder has no famous name."""
+    if embedder.name.startswith("inception-2015"):
+        return "these weights, or this resize, are not those of 2015-12-05"
+    return f"this is {NOTE}" if embedder.name.startswith("indomain") else "only Inception-2015-12-05 makes one"
+
+
 def distances(
     found: Features, against: Features | Statistics, embedder: Embedder, split: str, *, seed: int = 0
 ) -> list[Distance]:
@@ -67,7 +101,7 @@ def distances(
         return Interval(line.value, line.value - 1.96 * line.se, line.value + 1.96 * line.se, n)
 
     made = [
-        one(frechet, rank or "jackknife over blocks; biased upwards by about c / n",
+        one(frechet, "; ".join(filter(None, ("jackknife over blocks, biased upwards by about c / n", rank))),
             lambda: frechet_interval(found, against), n, m),
         one(f"{frechet}-infinity", rank or "line over 1 / n of both sides; the interval is the fit's", infinity, n, m),
         one("kd", "jackknife over blocks", lambda: kid_interval(found, against), n, m),

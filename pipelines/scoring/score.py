@@ -12,16 +12,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from eval.blocks import Column, Figure, Gallery, Known, Report, Row, RowKind, Section, Table, missing
+from eval.blocks import Column, Figure, Gallery, Known, Report, Row, Section, Table, missing
 from eval.clip_score import clip_score, shuffled_floor
-from eval.features import NOTE, Embedder
+from eval.features import Embedder
 from eval.report import write_report
-from eval.towers import is_fid
 from pipelines.artefact import digest
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.scoring.cached import FeatureCache, Features
-from pipelines.scoring.distances import Distance, distances
+from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 from pipelines.scoring.embedders import Opened, open_embedders
 from pipelines.scoring.reference import Reference, Statistics, open_reference
 from pipelines.scoring.sets import PictureSet, open_set
@@ -126,35 +125,20 @@ def _reference(asked: Asked, sets: Sequence[PictureSet]) -> Reference:
 def _distances(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> Section:
     """Distances of all sets by one embedder; the ceiling is a part of the reference against the rest of it."""
     reference, seed = work.reference, work.asked.seed
-    rows: list[tuple[str, str, RowKind, list[Distance]]] = []
+    rows = list[SetRow]()
     if isinstance(reference, PictureSet):
         against: Features | Statistics = work.cache.of(embedder, reference)
         split = reference.split
         order = np.random.default_rng(seed).permutation(len(against))
         n = min(len(against) // 2, *map(len, features.values()))
         made = distances(against[order[:n]], against[order[n:]], embedder, split, seed=seed)
-        rows.append(("real", "a part of the reference against the rest", "ceiling", made))
+        rows.append(SetRow("real", "a part of the reference against the rest", "ceiling", made))
     else:
         against, split = reference, reference.title
     for title, found in features.items():
-        rows.append((title, title, "model", distances(found, against, embedder, split, seed=seed)))
-    for subject, _, _, made in rows:
-        work.figures |= {f"{subject}.{one.key}": one.figure for one in made}
-    table = Table(
-        f"{embedder.name}:{embedder.sha256[:8]}, resize {embedder.resize}",
-        ["pictures", *(one.column for one in rows[0][3])],
-        [Row([label, *(one.figure for one in made)], kind) for _, label, kind, made in rows],
-        warning="" if is_fid(embedder.name, embedder.sha256, embedder.resize) else f"No FID: {_why(embedder)}.",
-        note="Distances depend on the sizes of both sets; the keys in the appendix hold them.",
-    )
-    return Section(f"Distances by {embedder.name}", [table])
-
-
-def _why(embedder: Embedder) -> str:
-    """Say why a Fréchet distance of this embedder has no famous name."""
-    if embedder.name.startswith("inception-2015"):
-        return "these weights, or this resize, are not those of 2015-12-05"
-    return NOTE if embedder.name.startswith("indomain") else "only Inception-2015-12-05 makes one"
+        rows.append(SetRow(title, title, "model", distances(found, against, embedder, split, seed=seed)))
+    work.figures |= figures_of(rows)
+    return Section(f"Distances by {embedder.name}", [table_of(f"Against {work.asked.reference}", rows, embedder)])
 
 
 def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) -> list[Table]:
