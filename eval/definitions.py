@@ -176,6 +176,12 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
      "Unbiased squared maximum mean discrepancy with the cubic kernel on the embedder's features; it may be "
      "slightly negative."),
+    (r"card\..*\.rising", "validity of the embedder", "share", "higher",
+     "Share of the steps of damage (blur, noise, JPEG, lost kinds; four each) that make the Fréchet distance to "
+     "untouched pictures larger. An embedder that misses them cannot judge a model by them."),
+    (r"card\..*\.rank\[.*\]", "validity of the embedder", "plain", "higher",
+     "Kendall's rank correlation of the Fréchet distance with the strength of the damage in the brackets: 1 where it "
+     "rises with every step."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
      "Cosine between the embedder's embeddings of picture and caption, unscaled; mean within prompts, then over "
      "prompts."),

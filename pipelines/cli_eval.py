@@ -23,7 +23,8 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND[=PATH] ...")]
 def evaluate(
     recipe: Recipe = None, out: Path = Path("runs"), data: Data = None, set_: Overrides = (), generated: Folders = (),
     reference: str = "", embedders: Names = (), prompts: Path | None = None, split: str = "train",
-    count: int | None = None, reference_count: int | None = None, as_they_are: bool = False, seed: int = 0,
+    count: int | None = None, reference_count: int | None = None, as_they_are: bool = False,
+    card: bool = False, seed: int = 0,
 ) -> None:  # fmt: skip
     """Judge the models of a recipe, or pictures from anywhere, and write report.html and report.json.
 
@@ -45,6 +46,7 @@ def evaluate(
         count: pictures of each generated set at most.
         reference_count: pictures of the reference at most.
         as_they_are: leave the reference at its own size, where else it is brought to that of what was generated.
+        card: measure whether each embedder sees damage: blur, noise, JPEG, kinds of pictures that are lost.
         seed: of what is drawn.
     """
     if generated:
@@ -55,7 +57,7 @@ def evaluate(
         asked = Asked(
             generated=generated, reference=reference, out=Path("scores") if out == Path("runs") else out,
             embedders=embedders, prompts=prompts, split=split, count=count, reference_count=reference_count,
-            as_they_are=as_they_are, seed=seed,
+            as_they_are=as_they_are, card=card, seed=seed,
         )  # fmt: skip
         page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]))
         print(f"{page}\n{figures}")

@@ -20,6 +20,7 @@ from pipelines.artefact import digest
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.scoring.cached import FeatureCache, Features
+from pipelines.scoring.card import card
 from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 from pipelines.scoring.embedders import Opened, open_embedders
 from pipelines.scoring.reference import Reference, Statistics, open_reference
@@ -49,6 +50,7 @@ class Asked:
     count: int | None = None
     reference_count: int | None = None
     as_they_are: bool = False
+    card: bool = False  # measure, on damaged pictures of the reference, whether the embedders see what people see
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -86,6 +88,8 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
         features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
         work.sections.append(_distances(work, opened.embedder, features))
         agreement += _agreement(work, opened, features)
+        if asked.card and isinstance(reference, PictureSet):
+            work.sections.append(card(opened.embedder, reference, work.figures, asked.seed))
     if agreement:
         work.sections.append(Section("Agreement with captions", agreement))
     work.sections.append(Section("Pictures", [_gallery(one) for one in sets]))

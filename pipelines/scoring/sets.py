@@ -41,6 +41,18 @@ class PictureSet:
     caption: Callable[[int], str] | None = None
     split: str = "all"
 
+    @classmethod
+    def of(cls, pictures: Sequence[Picture], title: str) -> PictureSet:
+        """Pictures in memory, for which no features are kept."""
+        return cls(
+            title=title,
+            sha256="",
+            count=len(pictures),
+            read=pictures.__getitem__,
+            shape=lambda i: pictures[i].shape[:2],
+            name=str,
+        )
+
     def __len__(self) -> int:
         return self.count
 

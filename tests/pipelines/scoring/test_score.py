@@ -133,6 +133,21 @@ def test_statistics_serve_as_reference(folders, tmp_path):
     assert found[name]["value"] == pytest.approx(frechet_distance(near, features), rel=1e-5)
 
 
+def test_a_card_says_what_each_embedder_sees(folders, tmp_path):
+    asked = Asked(
+        generated=(str(folders / "near"),), reference=str(folders / "reference"), out=tmp_path, card=True,
+        embedders=("random-conv", "pixels-pca"),
+    )  # fmt: skip
+    page, path = score(asked, "")
+    found = json.loads(path.read_text(encoding="utf-8"))["figures"]
+    cards = {name: figure["value"] for name, figure in found.items() if name.startswith("card.")}
+    assert len(cards) == 2 * 5 and all(-1 <= value <= 1 for value in cards.values())
+    assert [v for n, v in cards.items() if n.startswith("card.random-conv") and "rank[noise]" in n] == [
+        pytest.approx(1)
+    ]
+    assert "Validity of random-conv" in page.read_text(encoding="utf-8")
+
+
 def test_bad_requests_are_refused(folders, tmp_path):
     near = str(folders / "near")
     asked = {"reference": str(folders / "reference"), "out": tmp_path}
