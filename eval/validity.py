@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,7 +68,8 @@ class Dose:
     @property
     def rank(self) -> float:
         """Kendall's tau of distances and strengths."""
-        return float(stats.kendalltau(self.strengths, self.distances)[0])
+        found: Any = stats.kendalltau(self.strengths, self.distances)
+        return float(found.statistic)
 
 
 def doses(pictures: Sequence[Picture], embed: Embed, *, seed: int = 0) -> list[Dose]:

@@ -1,4 +1,4 @@
-"""The verbs about a finished autoencoder alone: `palimpsest export` and `palimpsest reconstruct`."""
+"""The verbs about what a finished stage has made: `palimpsest export` and `palimpsest reconstruct`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ def export(
     stage: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="STAGE")],
     folder: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="FOLDER")],
 ) -> None:
-    """Write a trained autoencoder (networks of kind pyramid) as a folder that diffusers reads.
+    """Write a trained autoencoder as a folder that diffusers reads, or generated pictures as GenEval's tools read them.
 
     Args:
         run: folder of a finished run, such as runs/scenes.
-        stage: one of kind vae or vqvae.
+        stage: one of kind vae or vqvae (networks of kind pyramid), or one of kind generate.
         folder: where to; must not exist yet, or be empty.
     """
     from pipelines.exchange import export as export_stage

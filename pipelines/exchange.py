@@ -6,8 +6,10 @@ from pathlib import Path
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import seeded
+from pipelines.judged_config import GenerateStage
 from pipelines.models import load_vae, load_vqvae, no_autoencoder
 from pipelines.runs import Run, stage_of
+from pipelines.scoring.geneval import export_pictures
 from pipelines.stage_one_config import VAEStage, VQVAEStage
 from tokenizer.exchange import Scaling, read_vae, read_vqvae, write_vae, write_vqvae
 from tokenizer.vae import VAE
@@ -30,7 +32,10 @@ def start_vqvae(stage: VQVAEStage) -> VQVAE | None:
 
 
 def export(run: Run, name: str, folder: Path) -> str:
-    """Write a finished autoencoder in the layout of diffusers; returns what was written, in words."""
+    """Write a finished autoencoder in the layout of diffusers, or generated pictures in GenEval's.
+
+    Returns what was written, in words.
+    """
     if folder.exists() and any(folder.iterdir()):
         raise PalimpsestError(f"{folder} is not empty: give a new folder, or empty this one.")
     stage, manifest = stage_of(run, name), run.manifest(name)
@@ -42,6 +47,8 @@ def export(run: Run, name: str, folder: Path) -> str:
         case VQVAEStage():
             write_vqvae(load_vqvae(run, name), folder, run.recipe.size)
             kind = "VQModel"
+        case GenerateStage():
+            return export_pictures(run, name, folder)
         case _:
             raise no_autoencoder(run, name)
     return f"{folder}: {name} as diffusers.{kind}; read it with {kind}.from_pretrained({str(folder)!r})"

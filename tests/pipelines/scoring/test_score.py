@@ -14,6 +14,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.scoring.embedders import open_embedders
 from pipelines.scoring.score import Asked, score
 from pipelines.scoring.sets import open_set
+from tests.conftest import finish
 from tokenizer.text import BPE
 
 HOSTILE = '<script>alert("x")</script> \u202eشمس 🌞 <b>\'&'
@@ -142,10 +143,19 @@ def test_a_card_says_what_each_embedder_sees(folders, tmp_path):
     found = json.loads(path.read_text(encoding="utf-8"))["figures"]
     cards = {name: figure["value"] for name, figure in found.items() if name.startswith("card.")}
     assert len(cards) == 2 * 5 and all(-1 <= value <= 1 for value in cards.values())
-    assert [v for n, v in cards.items() if n.startswith("card.random-conv") and "rank[noise]" in n] == [
-        pytest.approx(1)
-    ]
+    noise = next(v for n, v in cards.items() if n.startswith("card.random-conv") and "[noise]" in n)
+    assert noise == pytest.approx(1)
     assert "Validity of random-conv" in page.read_text(encoding="utf-8")
+
+
+def test_exported_pictures_are_read_again_with_their_prompts(smoke, tmp_path):
+    said = finish("export", smoke, "latent_pictures", tmp_path / "geneval")
+    assert "pictures for" in said and "in GenEval's layout" in said
+    exported, ours = open_set(tmp_path / "geneval"), open_set(smoke / "latent_pictures" / "test")
+    assert sorted(exported.captions()) == sorted(ours.captions())
+    i = ours.captions().index(exported.captions()[-1])
+    assert np.array_equal(exported.read(len(exported) - 1), ours.read(i))
+    assert "is not empty" in finish("export", smoke, "latent_pictures", tmp_path / "geneval", code=2)
 
 
 def test_bad_requests_are_refused(folders, tmp_path):
