@@ -176,6 +176,13 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
      "Unbiased squared maximum mean discrepancy with the cubic kernel on the embedder's features; it may be "
      "slightly negative."),
+    (r".*\.nearest(\[.*\])?", "memorisation", "share", "lower",
+     "Share of generated pictures whose features lie nearer to some picture of the reference than 95 % of held-out "
+     "real pictures do: 5 % where nothing is memorised."),
+    (r".*\.copies(\[.*\])?", "copies", "share", "lower",
+     "Share of generated pictures whose features equal those of a picture of the reference."),
+    (r".*\.repeats(\[.*\])?", "repeats", "share", "lower",
+     "Share of generated pictures whose features equal those of an earlier generated one."),
     (r"card\..*\.rising", "validity of the embedder", "share", "higher",
      "Share of the steps of damage (blur, noise, JPEG, lost kinds; four each) that make the Fréchet distance to "
      "untouched pictures larger. An embedder that misses them cannot judge a model by them."),

@@ -23,6 +23,7 @@ Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND[=PATH] ...")]
 def evaluate(
     recipe: Recipe = None, out: Path = Path("runs"), data: Data = None, set_: Overrides = (), generated: Folders = (),
     reference: str = "", embedders: Names = (), prompts: Path | None = None, split: str = "train",
+    held_out: str = "",
     count: int | None = None, reference_count: int | None = None, as_they_are: bool = False,
     card: bool = False, seed: int = 0,
 ) -> None:  # fmt: skip
@@ -42,6 +43,8 @@ def evaluate(
         embedders: inception=FILE, inception-torchvision=FILE, openclip=FOLDER, dinov2=FOLDER, judge=FOLDER,
             random-conv, pixels-pca; the last two without any weights where none is named.
         prompts: a .csv or .jsonl of file and caption; captions are also found beside the pictures.
+        held_out: real pictures that no model has seen, beside which copies of the reference show; of shards the test
+            split, where none is named.
         split: of shards: train, test or unseen.
         count: pictures of each generated set at most.
         reference_count: pictures of the reference at most.
@@ -56,8 +59,8 @@ def evaluate(
 
         asked = Asked(
             generated=generated, reference=reference, out=Path("scores") if out == Path("runs") else out,
-            embedders=embedders, prompts=prompts, split=split, count=count, reference_count=reference_count,
-            as_they_are=as_they_are, card=card, seed=seed,
+            embedders=embedders, prompts=prompts, held_out=held_out, split=split, count=count,
+            reference_count=reference_count, as_they_are=as_they_are, card=card, seed=seed,
         )  # fmt: skip
         page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]))
         print(f"{page}\n{figures}")

@@ -21,10 +21,11 @@ from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.scoring.cached import FeatureCache, Features
 from pipelines.scoring.card import card
+from pipelines.scoring.copies import copies
 from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 from pipelines.scoring.embedders import Opened, open_embedders
 from pipelines.scoring.reference import Reference, Statistics, open_reference
-from pipelines.scoring.sets import PictureSet, open_set
+from pipelines.scoring.sets import PictureSet, open_set, splits_there
 
 SHOWN = 48  # pictures of each set in the report
 TAKEN = {"reference", "real", "shuffled", "chance"}  # names that figures have for other things
@@ -46,6 +47,7 @@ class Asked:
     out: Path
     embedders: tuple[str, ...] = ()
     prompts: Path | None = None
+    held_out: str = ""  # real pictures that no model has seen; of shards their test split, where this names none
     split: str = "train"
     count: int | None = None
     reference_count: int | None = None
@@ -83,15 +85,22 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
     reference = _reference(asked, sets)
     embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
     work = Scoring(asked, sets, reference, embedders, FeatureCache(asked.out / "features"))
+    held_out, nearest = _held_out(asked, reference), None
     agreement: list[Table] = []
     for opened in embedders:
         features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
         work.sections.append(_distances(work, opened.embedder, features))
         agreement += _agreement(work, opened, features)
+        if held_out is not None and isinstance(reference, PictureSet):
+            found = {one.title: (one, features[one.title]) for one in sets}
+            real, unseen = (work.cache.of(opened.embedder, one) for one in (reference, held_out))
+            nearest = copies(found, unseen, reference, real, opened.embedder, work.figures, seed=asked.seed)
+            held_out = None  # one embedder is enough: the first that is named
         if asked.card and isinstance(reference, PictureSet):
             work.sections.append(card(opened.embedder, reference, work.figures, asked.seed))
     if agreement:
         work.sections.append(Section("Agreement with captions", agreement))
+    work.sections += [nearest] if nearest else []
     work.sections.append(Section("Pictures", [_gallery(one) for one in sets]))
     return write_report(_report(work, command, time.monotonic() - began), asked.out)
 
@@ -124,6 +133,18 @@ def _reference(asked: Asked, sets: Sequence[PictureSet]) -> Reference:
     shapes = {one.one_shape() for one in sets}
     shape = shapes.pop() if len(shapes) == 1 else None
     return taken if asked.as_they_are or shape is None else taken.fitted(*shape)
+
+
+def _held_out(asked: Asked, reference: Reference) -> PictureSet | None:
+    """Real pictures that are not in the reference, at its size, where there are any."""
+    if not isinstance(reference, PictureSet):
+        return None
+    where, split = asked.held_out or asked.reference, "test"
+    if not asked.held_out and (reference.split != "train" or "test" not in splits_there(where)):
+        return None
+    found = open_set(where, split=split, title="held-out")
+    shape = None if asked.as_they_are else reference.one_size
+    return found if shape is None else found.fitted(*shape)
 
 
 def _distances(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> Section:

@@ -13,7 +13,7 @@ from PIL import Image
 from pipelines.artefact import digest, file_hash
 from pipelines.data.decode import BrokenSample, caption, picture
 from pipelines.data.picture import EXTENSIONS, UnreadablePicture, fit, open_picture, to_rgb
-from pipelines.data.place import place_of
+from pipelines.data.place import SPLITS, of_split, place_of
 from pipelines.data.shapes import header
 from pipelines.data.shards import Split, open_split
 from pipelines.data.sources import inside
@@ -40,6 +40,7 @@ class PictureSet:
     name: Callable[[int], str]
     caption: Callable[[int], str] | None = None
     split: str = "all"
+    one_size: tuple[int, int] | None = None  # height and width that all were brought to
 
     @classmethod
     def of(cls, pictures: Sequence[Picture], title: str) -> PictureSet:
@@ -90,6 +91,7 @@ class PictureSet:
             sha256=digest([self.sha256, "fit", height, width]),
             read=lambda i: np.asarray(fit(Image.fromarray(read(i)), height, width)),
             shape=lambda i: (height, width),
+            one_size=(height, width),
         )
 
     def one_shape(self) -> tuple[int, int] | None:
@@ -121,6 +123,15 @@ def open_set(path: str | Path, *, split: str = "train", prompts: Path | None = N
         caption=lambda i: words_of(opened, i),
         split=split,
     )
+
+
+def splits_there(path: str | Path) -> list[str]:
+    """The splits of shards; none of a folder of pictures."""
+    folder = Path(path)
+    if folder.is_dir() and not list(folder.glob("*.tar")):
+        return []
+    names = place_of(path).names()
+    return [split for split in SPLITS if of_split(names, split)]
 
 
 def _of_folder(folder: Path, prompts: Path | None, title: str) -> PictureSet:

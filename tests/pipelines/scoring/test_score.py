@@ -1,6 +1,7 @@
 """Pictures from anywhere, judged: the whole way from folders to a report, and two reports side by side."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -132,6 +133,24 @@ def test_statistics_serve_as_reference(folders, tmp_path):
     (name,) = found
     assert name.startswith("near.fd[random-conv") and "split=ref.npz" in name
     assert found[name]["value"] == pytest.approx(frechet_distance(near, features), rel=1e-5)
+
+
+def test_copies_of_the_reference_are_found_beside_held_out_pictures(folders, tmp_path):
+    draw(tmp_path / "held", 40, 100, seed=5)
+    (tmp_path / "made").mkdir()
+    for i, path in enumerate(sorted((folders / "reference").glob("*.png"))[:12]):
+        shutil.copyfile(path, tmp_path / "made" / f"copy{i:02d}.png")
+    for path in sorted((folders / "near").glob("*.png"))[:12]:
+        shutil.copyfile(path, tmp_path / "made" / path.name)
+    asked = Asked(
+        generated=(str(tmp_path / "made"),), reference=str(folders / "reference"), out=tmp_path / "out",
+        embedders=("random-conv",), held_out=str(tmp_path / "held"),
+    )  # fmt: skip
+    page, path = score(asked, "")
+    found = {name.split("[")[0]: f for name, f in json.loads(path.read_text(encoding="utf-8"))["figures"].items()}
+    assert found["made.copies"]["value"] == 0.5 and found["made.repeats"]["value"] == 0
+    assert 0.5 <= found["made.nearest"]["value"] <= 0.75
+    assert "copy00.png, distance 0;" in page.read_text(encoding="utf-8")
 
 
 def test_a_card_says_what_each_embedder_sees(folders, tmp_path):

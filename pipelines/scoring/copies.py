@@ -1,0 +1,69 @@
+"""Whether generated pictures repeat those of the reference, taken for what a model was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from PIL import Image
+
+from eval.blocks import Block, Column, Figure, Gallery, Known, Row, Section, Table, missing
+from eval.features import Embedder, feature_key
+from eval.interval import Interval
+from eval.memorisation import Memorisation, memorisation
+from pipelines.scoring.cached import Features
+from pipelines.scoring.sets import PictureSet
+
+SHOWN = 8  # pairs of each set
+LEAD = (
+    "Each generated picture beside the picture of the reference that its features are nearest to. Held-out pictures "
+    "lie near the reference by chance alone; 5 % of them lie nearer than the threshold, and so would 5 % of the "
+    "pictures of a model that repeats nothing."
+)
+COLUMNS = (
+    "pictures",
+    Column("nearer than 5 % of held-out pictures are", "share", "lower"),
+    Column("equal to one of the reference", "share", "lower"),
+    Column("equal to an earlier one", "share", "lower"),
+)
+
+
+def copies(
+    sets: Mapping[str, tuple[PictureSet, Features]], held_out: Features, reference: PictureSet, real: Features,
+    embedder: Embedder, figures: dict[str, Known], *, seed: int,
+) -> Section:  # fmt: skip
+    """Note how near each set lies to the reference beside held-out pictures, and show the nearest pairs."""
+    rows, galleries = list[Row](), list[Block]()
+    for title, (pictures, features) in sets.items():
+        key = feature_key("nearest", embedder, generated=len(features), reference=len(real), split=reference.split)
+        try:
+            found = memorisation(features, held_out, real, seed=seed)
+        except ValueError as error:
+            figures[f"{title}.{key}"] = missing(str(error))
+            continue
+        source = f"beside {len(held_out)} held-out pictures"
+        same = Interval(found.duplicates, -np.inf, np.inf, len(features))
+        known = {
+            f"{title}.{key}": Figure.of(found.closer, source),
+            f"{title}.{key}".replace("nearest[", "copies["): Figure.of(found.copies, "equal features"),
+            f"{title}.{key}".replace("nearest[", "repeats["): Figure.of(same, "equal features; no interval"),
+        }
+        figures |= known
+        rows.append(Row([title, *known.values()]))
+        galleries.append(_nearest(title, pictures, reference, found))
+    note = f"By {embedder.name}:{embedder.sha256[:8]}. It finds what is the same to the embedder, moved or not."
+    table = Table("How near the generated pictures lie to the reference", list(COLUMNS), rows, note=note)
+    return Section("Memorisation", [table, *galleries] if rows else [], lead=LEAD)
+
+
+def _nearest(title: str, pictures: PictureSet, reference: PictureSet, found: Memorisation) -> Gallery:
+    order = np.argsort(found.generated, kind="stable")[:SHOWN].tolist()
+    items = [
+        (
+            [Image.fromarray(pictures.read(i)), Image.fromarray(reference.read(int(found.neighbours[i])))],
+            f"{pictures.name(i)}, distance {found.generated[i]:.3g}; threshold {found.threshold:.3g}",
+        )
+        for i in order
+    ]
+    note = "The nearest of all, not a fair sample."
+    return Gallery(f"{title}: nearest to the reference", items, columns=4, note=note, labels=("generated", "reference"))
