@@ -153,11 +153,6 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "1000 times the squared maximum mean discrepancy of unit features with a Gaussian kernel of width 10, biased as "
      "published (arXiv:2401.09603). It sees little but a shift of the mean. Published figures are of CLIP ViT-L/14 at "
      "336 pixels."),
-    (r".*\.density-k\d+(\[.*\])?", "density", "plain", "higher",
-     "Mean number of real pictures' balls of k nearest neighbours around a generated picture, over k (Naeem 2020); it "
-     "may exceed 1, and one outlier among the real ones does not raise it."),
-    (r".*\.coverage-k\d+(\[.*\])?", "coverage", "share", "higher",
-     "Share of real pictures whose ball of k nearest neighbours holds a generated picture (Naeem 2020)."),
     (r".*\.fd(\[.*\])?", "Fréchet distance", "plain", "lower",
      "Squared distance between two Gaussians fitted to features of generated (or reconstructed) and of real pictures. "
      "The embedder in the brackets is not the one of FID, so the number is not FID: compare with equal keys only."),
