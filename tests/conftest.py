@@ -17,7 +17,7 @@ cure_torchvision()  # oracles import torchvision
 
 @pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares costly fixtures in one process where several run: a file, and all files that read a smoke run."""
+    """Keep what shares costly fixtures in one process where several run: a file, all files that read a smoke run."""
     smoky = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
     for item in items:
         item.add_marker(pytest.mark.xdist_group("smoke" if item.path in smoky else str(item.path)))
