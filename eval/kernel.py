@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from eval.interval import Interval, jackknife
 from eval.rows import check_pair, unit_rows
 
-ROWS = 2048  # rows and columns of the kernel matrix held in memory at once
+ROWS = 1024  # rows and columns of the kernel matrix held in memory at once: 8 MB, which allocators keep
 BANDWIDTH = 10.0  # sigma of CMMD
 SCALE = 1000.0  # what CMMD is multiplied by
 

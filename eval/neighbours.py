@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-ROWS = 2048  # rows and columns of the distance matrix held in memory at once
-SPARE = 8  # candidates beyond the k nearest whose distances are computed exactly
+ROWS = 1024  # rows and columns of the distance matrix held in memory at once: 8 MB, which allocators keep
+SPARE = 2  # candidates beyond the k nearest whose distances are computed exactly
 ROUNDING = 4 * np.finfo(np.float64).eps  # per dimension, of a product's distance relative to |x|^2 + |y|^2
 PAIRS = 2_000_000  # numbers of exact differences held in memory at once
 
@@ -41,11 +41,12 @@ def nearest(x: NDArray, y: NDArray | None = None, *, k: int = 1) -> Neighbours:
         for columns in blocks(len(others)):
             if y is None and columns.start < rows.start:
                 continue  # known from the other side
-            least = side.squared(Centred.of(others[columns], centre), error=-1)
-            if y is None and columns == rows:
+            itself = y is None and columns == rows
+            least = side.squared(side if itself else Centred.of(others[columns], centre), error=-1)
+            if itself:
                 np.fill_diagonal(least, np.inf)
             found.offer(rows, columns, least)
-            if y is None and columns != rows:
+            if y is None and not itself:
                 found.offer(columns, rows, least.T)
     return _settled(x, others, found, k, own=y is None)
 
