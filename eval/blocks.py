@@ -239,7 +239,10 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """All that `eval.report.write_report` needs. `highlights` names the tiles at the top, where they were measured."""
+    """All that `eval.report.write_report` needs. `highlights` names the tiles at the top, where they were measured.
+
+    about: what it reports on, which also names the file with the figures beside the page.
+    """
 
     title: str
     summary: str
@@ -256,3 +259,9 @@ class Report:
         "caption.scene.colour",
         "text.nats_per_token",
     )
+    about: Literal["recipe", "study"] = "recipe"
+
+    @property
+    def twin(self) -> str:
+        """The file with the figures beside the page."""
+        return "study.json" if self.about == "study" else "report.json"

@@ -22,6 +22,7 @@ SUBJECTS = {
 }
 SLICES = {"": "all", "one": "one object", "two": "two objects", "three": "three objects", "unseen": "unseen pairs"}
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
+STUDY = re.compile(r"study\.(?P<criterion>[^.\[]+)\.[a-z_]+(?:\[(?P<who>.*)\])?")
 SCENE = re.compile(
     r"(?P<subject>.+)\.scene\.(?P<attribute>[a-z_]+?)(?:\.(?P<slice>one|two|three|unseen))?",
 )
@@ -38,6 +39,21 @@ class Definition:
 
 
 RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
+    (r"study\..*\.win_rate\[.*\]", "win rate", "share", None,
+     "Share of votes for the first model of the pair, a tie counting half to each. Prompts are resampled, since votes "
+     "on one prompt are not independent. 50 % is no preference."),
+    (r"study\..*\.points\[.*\]", "strength in points", "plain", "higher",
+     "Bradley-Terry strength above the anchor on the scale of 400 / ln 10: 400 points are odds of ten to one. One fit "
+     "over all votes, ties half; no rating that depends on the order of votes."),
+    (r"study\..*\.grade\[.*\]", "mean grade", "plain", "higher",
+     "Mean of the grades 1 to 5 that raters gave, whose meanings were written beside the question."),
+    (r"study\..*\.alpha", "Krippendorff's alpha", "plain", None,
+     "Agreement of raters beyond chance: 1 is perfect, 0 what chance gives. Tastes differ: low values are normal for "
+     "preferences. The interval resamples the pairs or pictures that were judged."),
+    (r"study\.consistency", "repeats answered alike", "share", "higher",
+     "Share of repeated pairs that a rater answered as the first time, with the sides swapped."),
+    (r"study\.left", "answers for the left picture", "share", None,
+     "Share of answers for the left picture among those that were no tie; 50 % without a bias for a side."),
     (r".*\.image_nats_per_token", "cost of a code", "plain", "lower",
      "Exact -ln p of a held-out picture's codes given its caption under an autoregressive model, per code. It compares "
      "over models of one tokenizer's codes only."),
@@ -237,6 +253,8 @@ def define(name: str) -> Definition:
 
 
 def _label(name: str, label: str) -> str:
+    if asked := STUDY.fullmatch(name):
+        return f"{asked['criterion']}: {asked['who'] + ', ' if asked['who'] else ''}{label}"
     found = SCENE.fullmatch(name)
     if found:
         part = f", {SLICES[found['slice']]}" if found["slice"] else ""

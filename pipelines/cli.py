@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from tyro.extras import SubcommandApp
 
 from pipelines.cli_codec import export, reconstruct
-from pipelines.cli_data import data_check, data_import, data_scenes, study_export, study_import
+from pipelines.cli_data import data_check, data_import, data_scenes
 from pipelines.cli_ema import ema
 from pipelines.cli_eval import compare, evaluate, run_kind
 from pipelines.cli_sample import (
@@ -34,6 +34,7 @@ from pipelines.cli_sample import (
     sample_prior,
     sample_text,
 )
+from pipelines.cli_study import study_export, study_import, study_plan, study_report, study_simulate
 from pipelines.errors import Interrupted, PalimpsestError, said
 from pipelines.stopping import STOPPED
 
@@ -159,7 +160,16 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
         "Render the built-in scenes, import your own pictures, check shards.",
         {"scenes": data_scenes, "import": data_import, "check": data_check},
     ),
-    "study": ("Blinded comparison of pictures by people.", {"export": study_export, "import": study_import}),
+    "study": (
+        "Blinded comparison of pictures by people: plan, export, import, report, and a trial on synthetic raters.",
+        {
+            "plan": study_plan,
+            "export": study_export,
+            "import": study_import,
+            "report": study_report,
+            "simulate": study_simulate,
+        },
+    ),
 }
 
 

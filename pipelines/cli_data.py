@@ -1,4 +1,4 @@
-"""The verbs of `palimpsest data` and `palimpsest study`."""
+"""The verbs of `palimpsest data`."""
 
 from __future__ import annotations
 
@@ -66,38 +66,3 @@ def data_check(folder: Annotated[str, tyro.conf.Positional]) -> None:
     print(report.summary())
     if not report.ok:
         sys.exit(1)
-
-
-def study_export(
-    run: Path, first: str, second: str, out: Path = Path("study"), prompts: int = 50, seed: int = 0,
-) -> None:  # fmt: skip
-    """Write a blinded page on which people compare two sets of pictures for the same prompts.
-
-    Args:
-        run: folder of a finished run.
-        first: a stage of kind generate.
-        second: another one: another model, or another guidance scale.
-        out: folder for bundle/study.html, and for key.sealed.json, which raters must not see.
-        prompts: how many prompts.
-        seed: of order and sides.
-    """
-    from pipelines.study import export_study
-
-    print(export_study(run, first, second, out, prompts=prompts, seed=seed))
-
-
-def study_import(
-    votes: Annotated[tuple[Path, ...], tyro.conf.Positional],
-    key: Path = Path("study/key.sealed.json"),
-    out: Path = Path("study"),
-) -> None:
-    """Turn downloaded votes into win rates with intervals.
-
-    Args:
-        votes: the votes.json files of the raters.
-        key: the sealed key of the study.
-        out: folder for votes.csv and study.json.
-    """
-    from pipelines.study import import_study
-
-    print(import_study(votes, key, out))

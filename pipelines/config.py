@@ -32,13 +32,14 @@ Config = TypeVar("Config")
 Place = tuple[str, ...]  # keys from the outermost table to a value
 
 
-def checked(kind: type[Config], plain: Any) -> Config:
+def checked(kind: type[Config], plain: Any, root: type[Any] = Recipe) -> Config:
     """Build a configuration from plain values; unknown keys are refused at every level.
 
     In a union of tables with a `kind`, that alone says which of them a table is held to. Without one it is that of the
-    field's default, unless the union is marked with pydantic's discriminator, which asks for it. Raises _Refused.
+    field's default, unless the union is marked with pydantic's discriminator, which asks for it. root: what the whole
+    file is, from whose keys a misspelt one is guessed. Raises _Refused.
     """
-    reading = _Reading()
+    reading = _Reading(root)
     value = reading.build(kind, plain, ()) if _is_config(kind) else reading.prepare(kind, plain, ())
     if reading.problems:
         raise _Refused(reading.problems)
@@ -56,7 +57,8 @@ class _Refused(Exception):
 class _Reading:
     """One way through plain values along their types, and what is wrong on it."""
 
-    def __init__(self) -> None:
+    def __init__(self, root: type[Any]) -> None:
+        self.root = root
         self.problems: list[str] = []
         self.failed: list[Place] = []  # tables of unions with a problem, which is said where it lies and not again
 
@@ -70,7 +72,7 @@ class _Reading:
                 at = (*place, *(str(part) for part in detail["loc"][1:]))
                 if not any(at[: len(other)] == other for other in self.failed):
                     held = inner.get("kind") if at[:-1] == place and isinstance(inner, dict) else None
-                    self.problems.append(_explain(detail, at, held))
+                    self.problems.append(_explain(detail, at, held, self.root))
         return plain
 
     def prepare(self, kind: Any, plain: Any, place: Place, usual: Any = None) -> Any:
@@ -151,8 +153,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse_recipe(raw: Any, origin: str) -> Recipe:
     """Check plain values against the recipe's types."""
+    return parse(Recipe, raw, origin)
+
+
+def parse(kind: type[Config], raw: Any, origin: str) -> Config:
+    """Check the plain values of a whole file against the types of what it describes."""
     try:
-        return checked(Recipe, raw)
+        return checked(kind, raw, kind)
     except _Refused as error:
         raise RecipeError(f"{origin} cannot be used:\n" + "\n".join(f"  {one}" for one in error.problems)) from error
 
@@ -197,15 +204,15 @@ def _entry(tables: list[Any], place: str) -> Any:
     return tables[int(place)] if place.isdecimal() and int(place) < len(tables) else None
 
 
-def _explain(detail: ErrorDetails, place: Place, kind: str | None) -> str:
+def _explain(detail: ErrorDetails, place: Place, kind: str | None, root: type[Any]) -> str:
     """Put one validation error into words; kind: that of the table around it, where it has one."""
     where = ".".join(place)
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        names = _field_names()
+        names = _field_names(root)
         hint = "" if place[-1] in names else nearest(place[-1], sorted(names))  # it belongs to another table
         return f"unknown key {where}{f' in a table of kind {kind!r}' if kind else ''}{hint}"
     value = "" if isinstance(detail["input"], dict) else f" (given {detail['input']!r})"
-    return f"{where or 'recipe'}: {detail['msg'].removeprefix('Value error, ')}{value}"
+    return f"{where or root.__name__.lower()}: {detail['msg'].removeprefix('Value error, ')}{value}"
 
 
 def _is_config(kind: Any) -> TypeGuard[type[Any]]:
@@ -218,9 +225,9 @@ def _kinds(config: type) -> tuple[str, ...]:
     return typing.get_args(typing.get_type_hints(config).get("kind"))
 
 
-def _field_names() -> set[str]:
-    """Return the names of all keys that a recipe can hold."""
-    return {field.name for config in _configs(Recipe, set()) for field in dataclasses.fields(config)}
+def _field_names(root: type[Any]) -> set[str]:
+    """Return the names of all keys that a file can hold."""
+    return {field.name for config in _configs(root, set()) for field in dataclasses.fields(config)}
 
 
 def _configs(kind: Any, seen: set[Any]) -> set[type[Any]]:

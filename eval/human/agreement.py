@@ -30,12 +30,12 @@ def krippendorff_alpha(ratings: Ratings, level: Level = "nominal") -> float:
     return float(_alpha(together.sum(0)[None], values, level)[0])
 
 
-def alpha_interval(ratings: Ratings, level: Level = "nominal", *, seed: int = 0) -> Interval:
+def alpha_interval(ratings: Ratings, level: Level = "nominal", *, seed: int = 0, draws: int = RESAMPLES) -> Interval:
     """Alpha with the 95 % percentile interval over resampled items; n counts the items with two values or more."""
     together, values = _coincidences(ratings, level)
     items = len(together)
-    draws = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), RESAMPLES)
-    drawn = _alpha(np.tensordot(draws.astype(np.float64), together, 1), values, level)
+    weights = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws)
+    drawn = _alpha(np.tensordot(weights.astype(np.float64), together, 1), values, level)
     value = float(_alpha(together.sum(0)[None], values, level)[0])
     if not np.isfinite(drawn).any():
         return Interval(value, -np.inf, np.inf, items)

@@ -14,6 +14,8 @@ from PIL import Image
 
 import pipelines
 from eval.definitions import define
+from eval.human.key import read_key
+from eval.human.simulate import Truth, answer_pages
 from pipelines.artefact import ArtefactError
 from pipelines.config import dump_recipe, load_recipe, parse_recipe
 from pipelines.evaluate import VAE_FIGURES, VQVAE_FIGURES
@@ -292,23 +294,29 @@ def test_a_manifest_that_names_another_layout_is_refused(smoke, tmp_path):
 
 
 def test_a_study_of_two_stages_goes_out_blinded_and_comes_back(smoke, tmp_path):
-    output = finish(
-        "study", "export", "--run", smoke, "--first", "latent_pictures", "--second", "ddpm_pictures",
-        "--out", tmp_path, "--prompts", "6",
-    )  # fmt: skip
-    assert "keep sealed" in output
-    page = (tmp_path / "bundle" / "study.html").read_text()
-    assert "latent_pictures" not in page and "ddpm" not in page
-    key = json.loads((tmp_path / "key.sealed.json").read_text())
-    assert set(key["models"]) == {"latent_pictures", "ddpm_pictures"}
-    other = ("--first", "latent_pictures", "--second", "mdlm_pictures", "--out", tmp_path)
-    assert "belongs to another study" in finish("study", "export", "--run", smoke, *other, code=2)
-    votes = [{"item": name, "criterion": criterion, "choice": "left" if item["first_left"] else "right", "rt_ms": 900}
-             for name, item in key["items"].items() for criterion in key["criteria"]]  # fmt: skip
-    content = {"schema": 1, "study": key["study"], "rater": "ann", "votes": votes}
-    (tmp_path / "votes.json").write_text(json.dumps(content))
-    told = finish("study", "import", tmp_path / "votes.json", "--key", tmp_path / "key.sealed.json", "--out", tmp_path)
-    assert "latent_pictures against ddpm_pictures: 100.0%" in told
+    file, out = tmp_path / "guidance.toml", tmp_path / "out"
+    stages = {"flow": "latent_pictures", "ddpm": "ddpm_pictures"}
+    tables = "".join(f'[model.{name}]\nrun = "{smoke}"\nstage = "{stage}"\n' for name, stage in stages.items())
+    head = "raters = 2\nblock = 12\n[prompts]\ncount = 6\nextra = 'leave'\n"
+    file.write_text(head + tables)
+    told = finish("study", "export", file, "--out", out)
+    assert "keep sealed" in told and "no controls" not in told
+    page = (out / "bundle" / "pages" / "block-01.html").read_text()
+    assert not re.search(r"latent_pictures|ddpm|\bflow\b", page)
+    key = read_key(out / "key.sealed.json")
+    assert set(key.models) == set(stages) and any(item.first == "gold:right" for item in key.items.values())
+    file.write_text(head.replace("raters = 2", "raters = 4") + tables)
+    assert "belongs to another study" in finish("study", "export", file, "--out", out, code=2)
+    truth = Truth(strengths=(2.0, -2.0), noise=0)
+    files = []
+    for made in answer_pages(key, truth, np.random.default_rng(0)):
+        files.append(tmp_path / f"{made['rater']}.json")
+        files[-1].write_text(json.dumps(made))
+    assert "raters from 2 files" in finish("study", "import", *files, "--study", out)
+    told = finish("study", "report", out, "--figures", smoke / "eval" / "report.json")
+    assert "preference   flow over ddpm" in told and (out / "report.html").exists()
+    metrics = json.loads((out / "study.json").read_text())["metrics"]
+    assert {fit["metric"] for fit in metrics} >= {"scene.colour", "scene.shape"}
 
 
 def test_a_setting_that_is_newer_than_a_run_counts_as_its_default(smoke):
