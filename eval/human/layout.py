@@ -123,9 +123,13 @@ def _sides(units: Sequence[Unit], rng: np.random.Generator) -> list[bool]:
 
 
 def _deal(units: Sequence[Unit], size: int, rng: np.random.Generator) -> list[list[int]]:
-    """Cut one set into blocks of at most `size`, pairs of one prompt apart as far as possible; each block shuffled."""
+    """Cut one set into blocks of at most `size`, pairs of one prompt apart as far as possible; each block shuffled.
+
+    Which pair of a prompt goes to which block is drawn, else a rater would see the same models throughout.
+    """
     rank = rng.permutation(max(unit.prompt for unit in units) + 1)
-    order = sorted(range(len(units)), key=lambda i: (rank[units[i].prompt], units[i].first, units[i].second or 0))
+    drawn = rng.permutation(len(units))
+    order = sorted(range(len(units)), key=lambda i: (rank[units[i].prompt], drawn[i]))
     count = -(-len(units) // size)
     return [[int(i) for i in rng.permutation(order[start::count])] for start in range(count)]
 

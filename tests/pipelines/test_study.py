@@ -12,6 +12,7 @@ from pipelines.config import RecipeError
 from pipelines.errors import PalimpsestError
 from pipelines.study import export_study, import_study, plan_study, registered, report_study, simulate_study
 from pipelines.study_file import gather, load_study
+from tests.conftest import ROOT
 
 WORDS = [f"a blue ring, number {i}" for i in range(8)]
 
@@ -115,6 +116,13 @@ def test_a_missing_study_file_and_a_study_of_one_model_are_refused(two):
         load_study(two / "none.toml")
     with pytest.raises(RecipeError, match="needs at least 2 models"):
         load_study(file(two, names=("zqflow",)))
+
+
+def test_the_file_of_the_guide_is_a_study(tmp_path):
+    guide = (ROOT / "docs" / "human-study.md").read_text(encoding="utf-8")
+    (tmp_path / "study.toml").write_text(guide.split("```toml\n")[1].split("```")[0], encoding="utf-8")
+    study = load_study(tmp_path / "study.toml")
+    assert study.models == ("flow", "masked", "ours") and study.anchor == "flow" and study.prompts.extra == "leave"
 
 
 def answered(out, truth=(2.0, -2.0)):

@@ -203,6 +203,16 @@ def test_sides_change_by_chance_from_item_to_item(made):
     assert stats.binomtest(changes, len(main) - 1).pvalue > 0.001
 
 
+def test_every_rater_sees_every_pair_of_models():
+    """Four pairs a prompt over four blocks: dealt in order, a block would show one pair alone."""
+    blocks = lay_out(study(4, block=40, gold=0, repeats=0), 40, np.random.default_rng(0), truth=False)
+    assert len(blocks) == 16
+    for block in blocks:
+        met = Counter((place.unit.first, place.unit.second) for place in block.places)
+        assert len(met) == 6 and max(met.values()) <= 15
+        assert len({place.unit.prompt for place in block.places}) == 40, "pairs of one prompt go to different blocks"
+
+
 @pytest.mark.parametrize("models", [4, 5])
 def test_many_models_meet_in_a_balanced_incomplete_design(models):
     asked = study(models, raters=2, gold=0, repeats=0)
