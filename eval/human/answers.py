@@ -86,7 +86,7 @@ def _page(path: Path, data: dict[str, Any], key: Key) -> Answers:
 
 
 def _label_studio(path: Path, tasks: list[Any], key: Key) -> Answers:
-    """Label Studio's JSON export: annotations per task; the lead time is shared by the questions."""
+    """Label Studio's JSON export: annotations per task."""
     made, left = Answers(), []
     for task in _dicts(path, tasks):
         data, annotations = task.get("data"), task.get("annotations")
@@ -96,26 +96,33 @@ def _label_studio(path: Path, tasks: list[Any], key: Key) -> Answers:
         for annotation in _dicts(path, annotations):
             if annotation.get("was_cancelled"):
                 left.append(data.get("item"))
-                continue
-            by = annotation.get("completed_by")
-            rater = by.get("email") or by.get("id") if isinstance(by, dict) else by
-            results = _dicts(path, annotation.get("result") or [])
-            asked = sum(1 for one in results if not str(one.get("from_name")).startswith("tags_"))
-            lead = annotation.get("lead_time")
-            per = None if lead is None else _time(path, data.get("item"), lead * 1000 / max(asked, 1))
-            ts = moment(path, data.get("item"), annotation.get("created_at"))
-            for one in results:
-                name, value = str(one.get("from_name")), one.get("value") or {}
-                chosen = value.get("choices") or [value.get("rating")]
-                tagged = name.startswith("tags_")
-                said = "|".join(map(str, chosen)) if tagged else chosen[0] if len(chosen) == 1 else chosen
-                made.found.append(
-                    Answer(path, data.get("item"), str(rater), TAGGED if tagged else name, said,
-                           None if tagged else per, ts, "", name.removeprefix("tags_") if tagged else "")
-                )  # fmt: skip
+            else:
+                made.found += _annotated(path, data.get("item"), annotation)
     if left:
         made.notes.append(f"{path}: {len(left)} annotations were skipped by the rater (items {named(left)})")
     return made
+
+
+def _annotated(path: Path, item: object, annotation: dict[str, Any]) -> list[Answer]:
+    """The answers of one annotation; its lead time is shared by the questions."""
+    by = annotation.get("completed_by")
+    rater = by.get("email") or by.get("id") if isinstance(by, dict) else by
+    results = _dicts(path, annotation.get("result") or [])
+    asked = sum(1 for one in results if not str(one.get("from_name")).startswith("tags_"))
+    time = _time(path, item, _shared(path, item, annotation.get("lead_time"), asked))
+    ts = moment(path, item, annotation.get("created_at"))
+    found = []
+    for one in results:
+        name, value = str(one.get("from_name")), one.get("value")
+        value = value if isinstance(value, dict) else {}
+        chosen = value.get("choices") or [value.get("rating")]
+        who = None if rater is None else str(rater)
+        if name.startswith("tags_"):
+            tags = "|".join(map(str, chosen))
+            found.append(Answer(path, item, who, TAGGED, tags, None, ts, "", name.removeprefix("tags_")))
+        else:
+            found.append(Answer(path, item, who, name, chosen[0] if len(chosen) == 1 else chosen, time, ts))
+    return found
 
 
 @dataclass(frozen=True)
@@ -174,15 +181,19 @@ def _given(row: Mapping[str, Any], prefix: str, key: Key) -> dict[str, str]:
 def _seconds(path: Path, item: object, row: Mapping[str, Any], form: _Form, ts: str, asked: int) -> float | None:
     """Milliseconds for one question: the time of the whole line, shared."""
     if form.seconds:
-        value = row.get(form.seconds)
-        try:
-            return float(value) * 1000 / asked if value else None
-        except ValueError as error:
-            raise VotesError(f"{path}, item {item}: {form.seconds} is {value!r}, expected seconds") from error
+        return _shared(path, item, row.get(form.seconds), asked)
     began = moment(path, item, row.get(form.began))
     if not (began and ts):
         return None
     return (datetime.fromisoformat(ts) - datetime.fromisoformat(began)).total_seconds() * 1000 / asked
+
+
+def _shared(path: Path, item: object, seconds: Any, asked: int) -> float | None:
+    """Milliseconds for one of the questions that together took so many seconds."""
+    try:
+        return None if seconds in (None, "") else float(seconds) * 1000 / max(asked, 1)
+    except (TypeError, ValueError) as error:
+        raise VotesError(f"{path}, item {item}: it took {seconds!r} seconds, expected a number") from error
 
 
 def moment(path: Path, item: object, value: object) -> str:

@@ -67,20 +67,25 @@ def instructions(study: Study) -> str:
     """What raters are told, criterion by criterion."""
     lines = [f"# {study.title}", ""]
     if study.mode == "pairwise":
+        neither = ", or *both bad* where neither will do." if study.both_bad else "."
         lines += [
-            "You see two pictures, A (left) and B (right), and the description that both were made from. For each",
-            "question choose A or B, or a tie where you see no difference"
-            + (", or *both bad* where neither will do." if study.both_bad else "."),
+            "You see two pictures, A (left) and B (right), and the description that both were made from. For each "
+            f"question choose A or B, or a tie where you see no difference{neither}"
         ]
     else:
         lines += ["You see a picture and the description that it was made from. Grade it from 1 to 5 on each question."]
-    lines += ["", "Go by your first clear impression. Some pictures come more than once. Now and then one picture is",
-              "plainly wrong, to see whether people look; answer what you see.", ""]  # fmt: skip
+    lines += [
+        "",
+        "Go by your first clear impression. Some pictures come more than once. Now and then one picture is plainly "
+        "wrong, to see whether people look; answer what you see.",
+        "",
+    ]
     for name in study.criteria:
         one = CRITERIA[name]
         lines += [f"## {name.capitalize()}", "", one.pair if study.mode == "pairwise" else one.grade, "", one.about, ""]
-        if study.mode == "likert":
-            lines += [*(f"{grade}. {words}" for grade, words in enumerate(one.anchors, 1)), ""]
+        if study.mode == "pairwise":
+            lines += ["From worst to best:", ""]
+        lines += [*(f"{grade}. {words}" for grade, words in enumerate(one.anchors, 1)), ""]
     if study.tags and "defects" in study.criteria:
         lines += ["## Kinds of defects", "", "Name what is broken in a picture, where something is: "
                   + ", ".join(study.tags) + ".", ""]  # fmt: skip

@@ -35,6 +35,9 @@ def import_votes(files: Iterable[Path], key: Key, *, names: bool = False) -> Imp
     notes = [note for one in read for note in one.notes]
     answers = [answer for one in read for answer in one.found]
     votes = to_votes(answers, key)
+    if strange := [vote for vote in votes if vote.client_sha not in ("", key.page)]:
+        who = named(sorted({vote.rater_id for vote in strange}))
+        notes.append(f"{len(strange)} answers come from a page with another script than was exported (raters {who})")
     notes += _unanswered(votes, key)
     return Imported(votes if names else hide_raters(votes, key), notes)
 

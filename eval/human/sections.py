@@ -9,7 +9,7 @@ import numpy as np
 from eval.blocks import Bars, Block, Cell, Column, Dots, Figure, Known, Missing, Section, Table, Texts
 from eval.human.analysis import Results, View
 from eval.human.audit import Rater
-from eval.human.bundle import instructions
+from eval.human.criteria import CRITERIA
 from eval.human.metrics import Fit
 from eval.human.outcomes import Outcome, Standing
 from eval.human.power import design_effect, sign_test_power, votes_needed
@@ -151,7 +151,9 @@ def design_section(study: Study, registered: Mapping[str, Any]) -> Section:
         ["win rate found with 80 % power (one vote a prompt)", NONE if least is None else f"{0.5 + least:.1%}"],
         ["power of the exact sign test at a win rate of 60 %", f"{sign_test_power(prompts, 0.6):.0%}"],
     ]
-    told = Texts("What raters were told", [instructions(study)])
+    asked = [CRITERIA[name] for name in study.criteria]
+    words = [(one.name, f"{one.pair if study.mode == 'pairwise' else one.grade} {one.about}") for one in asked]
+    told = Texts("What raters were asked", words)
     return Section("What was registered", [Table("Design", ["what", "value"], rows), told])
 
 

@@ -167,6 +167,8 @@ def test_raters_are_hidden_by_the_secret_unless_their_names_are_asked_for(key, t
 
 def test_what_is_left_out_is_said(key, tmp_path):
     items = [item for item in key.items.values() if item.block == 1]
+    other = import_votes([saved(tmp_path, page(key, page="f" * 16))], key).notes
+    assert any("26 answers come from a page with another script" in note for note in other)
     skipped = label_studio(key, items)
     skipped[0]["annotations"][0]["was_cancelled"] = True
     notes = import_votes([saved(tmp_path, skipped)], key).notes
@@ -225,12 +227,16 @@ def test_bad_tables_are_refused(key, tmp_path):
 
     refused("no table of answers", "a,b\n1,2\n", "x.csv")
     refused("no table of answers", "", "empty.csv")
-    refused("WorkTimeInSeconds is 'soon'", table(mturk(key, items, WorkTimeInSeconds="soon")), "t.csv")
+    refused("it took 'soon' seconds", table(mturk(key, items, WorkTimeInSeconds="soon")), "t.csv")
     refused(
         "answers none of relevance", table(mturk(key, items, **{"Answer.relevance": "", "Answer.defects": ""})), "n.csv"
     )
     refused("votes of study 'other'", table(toloka(key, items, **{"INPUT:study": "other"}), "\t"), "o.tsv")
     refused("is none of left", table(toloka(key, items, **{"OUTPUT:defects": "C"}), "\t"), "c.tsv")
+    refused("rater None is no name", json.dumps(label_studio(key, items, rater=None)), "nobody.json")
+    slow = label_studio(key, items)
+    slow[0]["annotations"][0]["lead_time"] = "12s"
+    refused("it took '12s' seconds", json.dumps(slow), "slow.json")
     with pytest.raises(VotesError, match="does not exist"):
         import_votes([tmp_path / "none.json"], key)
     path = saved(tmp_path, page(key))
