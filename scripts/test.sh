@@ -4,5 +4,5 @@
 source "$(dirname "$0")/environment.sh"
 prepare test '.[test]'
 export OMP_NUM_THREADS=1
-[ $# -gt 0 ] || set -- -n auto --maxprocesses 8 --dist loadgroup
+[ $# -gt 0 ] || set -- -n auto --maxprocesses 8 --dist loadfile
 exec .venv/bin/python -m pytest "$@"

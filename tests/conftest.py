@@ -1,11 +1,13 @@
 """What many tests share: where real data lies, and one smoke run that is killed in the middle and resumed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,12 +17,24 @@ ROOT = Path(__file__).resolve().parent.parent
 cure_torchvision()  # oracles import torchvision
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep what shares costly fixtures in one process where several run: a file, all files that read a smoke run."""
-    smoky = {item.path for item in items if "smoke" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("smoke" if item.path in smoky else str(item.path)))
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where several processes run, keep a file in one of them, and all files that read the smoke run in one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    smoky = {path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("test_*.py") if reads_smoke(path)}
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "smoke" if file in smoky else file
+
+    return Scheduling(config, log)
+
+
+def reads_smoke(path: Path) -> bool:
+    """Whether a file asks for the fixture of that name."""
+    return re.search(r"^def \w+\([^)]*\bsmoke\b", path.read_text(encoding="utf-8"), re.MULTILINE) is not None
 
 
 def command(*words: str | Path) -> list[str]:
