@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.data.config import Sets
 from pipelines.data.ratios import Shape
+from pipelines.judged_config import GenerateStage, SweepStage
 from pipelines.stage_config import ClassifierStage, DistillStage, EncodeStage, LatentStage, VAEStage, VQVAEStage
 from tokenizer.exchange import vae_config
 
@@ -19,6 +20,12 @@ def check_read(recipe: Recipe) -> None:
     if not isinstance(recipe.data, Sets) or recipe.data.buckets is None:
         return
     stages = recipe.stage.values()
+    draws = [name for name, one in recipe.stage.items() if isinstance(one, GenerateStage | SweepStage)]
+    if draws and Shape(recipe.size, recipe.size) not in recipe.buckets:
+        raise ValueError(
+            f"data.buckets has no {recipe.size}x{recipe.size}, which stage.{draws[0]} draws and judges: add the "
+            "square of data.size to the sizes"
+        )
     trained = (isinstance(one, VAEStage | VQVAEStage) and one.training for one in stages)
     if not any(isinstance(one, EncodeStage) for one in stages) and not any(trained):
         raise ValueError(

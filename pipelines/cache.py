@@ -88,7 +88,7 @@ class Cache:
     def _order(self, samples: AnySplit, batch: int, seed: int) -> Order:
         if not self.buckets:
             return samples.order(seed, self.block)
-        return BucketOrder(Cells(samples, self.buckets), batch, seed, self.block)
+        return BucketOrder(Cells(samples, self.buckets), batch, seed, self.block, mixed=False)
 
     def batch(self, split: str, count: int) -> dict[str, Any]:
         """Return the first `count` items of a split as one batch."""

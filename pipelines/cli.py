@@ -207,16 +207,26 @@ def end_with(work: Callable[[], object]) -> None:
         sys.exit(code)
 
 
+def _nobody_reads() -> bool:
+    """Whether whoever read the output has gone, as `head` does."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
 def _code(work: Callable[[], object]) -> int:
     """Do some work and return the exit code; say what went wrong."""
     try:
         work()
-    except BrokenPipeError:
-        sys.stderr.close()
     except Interrupted as stopped:
         print(f"palimpsest: {stopped}", file=sys.stderr)
         return STOPPED
     except (PalimpsestError, ValueError, OSError, SafetensorError) as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.stderr.close()
+            return 0
         full = (isinstance(error, OSError) and error.errno == errno.ENOSPC) or "os error 28" in str(error).lower()
         remedy = ". Free some space and run the same command again; what was saved before is intact." if full else ""
         print(f"palimpsest: {said(error)}{remedy}", file=sys.stderr)

@@ -185,7 +185,10 @@ class Loop:
     def _stop_with(self, error: Exception | None) -> NoReturn:
         """Save, and end with what one rank has met; it is no mistake of the others."""
         said = [words for words in gather_object([str(error) or repr(error) if error else ""]) if words]
-        self._save(wait=True)
+        try:
+            self._save(wait=True)
+        except ArtefactError as also:
+            raise DataError(f"{said[0]} {also}") from error
         self.accelerator.wait_for_everyone()
         if error is not None and not isinstance(error, PalimpsestError):
             raise error
@@ -256,7 +259,7 @@ class Loop:
             more = {"figures": self.views.figures, "ledger": rows, "world": self.accelerator.num_processes}
             self._settle(wait=True)
             self.checkpoints.begin({**self.state.facts(), **more}, self.state.tensors())
-            self.saved, self.last_save = self.state.step, time.monotonic()
+        self.saved, self.last_save = self.state.step, time.monotonic()  # on all ranks, who must agree on what is left
         if wait:
             with together():
                 self.checkpoints.settle()

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 
 from pipelines.artefact import PLAN
 from pipelines.descent import micro_batches
-from pipelines.errors import PalimpsestError
-from pipelines.hardware import autocast, device_of, from_main, step_generator, to_device
+from pipelines.hardware import autocast, device_of, step_generator, to_device
 from pipelines.optimizer import players_optimizers, set_rate
 from pipelines.plan import RESERVE, Plan
 from pipelines.supply import AGREE, Supply
 from pipelines.task import Batch, Task, Training
+from pipelines.together import together
 from tokenizer.ranks import alone
 
 LEAST = (8, 8.0)  # steps and seconds, at least, that are timed
@@ -29,14 +29,10 @@ def planned(task: Task, training: Training, folder: Path, accelerator: Accelerat
 
     Raises on all processes what that one has met: data that cannot be read, or that it was asked to stop.
     """
-    path, met = folder / PLAN, None
-    if accelerator.is_main_process and not path.exists():
-        try:
+    path = folder / PLAN
+    with together():
+        if accelerator.is_main_process and not path.exists():
             _plan(task, training, path, accelerator).save()
-        except PalimpsestError as error:
-            met = error
-    if (met := from_main(met)) is not None:
-        raise met
     return Plan.load(path)
 
 

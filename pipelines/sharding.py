@@ -84,7 +84,9 @@ class Sharding:
 
 def processes_of_a_node() -> int:
     """Return how many processes of the run a node has, whoever started them; all of them must call it."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 0)) or side_by_side(gather_object([socket.gethostname()]))
+    heard = gather_object([(socket.gethostname(), int(os.environ.get("LOCAL_WORLD_SIZE", 0)))])
+    said = [count for _, count in heard if count > 1]  # a launcher that starts each process alone says 1
+    return math.gcd(*said) if said else side_by_side([host for host, _ in heard])
 
 
 def side_by_side(hosts: Sequence[str]) -> int:

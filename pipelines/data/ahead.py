@@ -38,14 +38,15 @@ def made_ahead(make: Callable[[int], Item], numbers: Iterator[int], workers: int
     the caller is asked to end.
     """
     with ExitStack() as stack:
-        ring = [_Worker(make) for _ in range(workers)]
-        for worker in ring:
-            stack.callback(worker.end)
+        ring = list[_Worker[Item]]()
+        for _ in range(workers):
+            ring.append(_Worker(make))
+            stack.callback(ring[-1].end)
         for worker in ring * EACH:
-            worker.line.send(next(numbers))
+            worker.ask(next(numbers))
         for worker in cycle(ring):
             yield worker.take()
-            worker.line.send(next(numbers))
+            worker.ask(next(numbers))
 
 
 class _Worker(Generic[Item]):
@@ -56,27 +57,42 @@ class _Worker(Generic[Item]):
         context.set_forkserver_preload(["pipelines.data.stream"])
         self.line, theirs = context.Pipe()
         self.process = context.Process(target=_work, args=(make, theirs), daemon=True)
-        with _unasked():  # which signals are blocked is inherited
-            self.process.start()
+        try:
+            with _unasked():  # which signals are blocked is inherited
+                self.process.start()
+        except (OSError, EOFError) as error:
+            raise DataError(f"A process that reads ahead could not be started ({error}): {REMEDY}") from error
         theirs.close()
+
+    def ask(self, number: int) -> None:
+        """Ask for an item behind those that were asked for."""
+        with self._alive():
+            self.line.send(number)
 
     def take(self) -> Item:
         """What was asked for first."""
         while not self.line.poll(POLL):
             check_asked()
-        try:
+        with self._alive():
             found, error = self.line.recv()
-        except (EOFError, OSError) as gone:
-            self.process.join(LOOK)
-            if (code := self.process.exitcode) is None:
-                raise
-            how = f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
-            raise DataError(
-                f"A process that reads ahead ended {how}, as when memory or shared memory runs out: {REMEDY}"
-            ) from gone
         if error is not None:
             raise error
         return found
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Say how the process has ended, where it is not there to be talked to."""
+        try:
+            yield
+        except (EOFError, OSError) as gone:
+            self.process.join(LOOK)
+            code = self.process.exitcode
+            how = (
+                "without a word" if code is None else f"by {signal.Signals(-code).name}" if code < 0 else f"with {code}"
+            )
+            raise DataError(
+                f"A process that reads ahead ended {how}, as when memory or shared memory runs out: {REMEDY}"
+            ) from gone
 
     def end(self) -> None:
         """End the process at once: it only reads."""
@@ -117,8 +133,8 @@ def _answer(make: Callable[[int], Any], number: int) -> Any:
 def _sendable(error: Exception) -> Exception:
     if isinstance(error, PalimpsestError):
         return error
-    if "shared memory" in str(error):
-        return DataError(f"A process that reads ahead found no shared memory for a batch: {REMEDY}")
+    if isinstance(error, MemoryError) or "shared memory" in str(error):
+        return DataError(f"A process that reads ahead found no memory, or no shared memory, for a batch: {REMEDY}")
     return RuntimeError(f"In a process that reads ahead:\n{''.join(traceback.format_exception(error))}")
 
 

@@ -128,8 +128,9 @@ class BucketOrder(Order):
     is shown once in each epoch of its set and bucket, and none is left out.
     """
 
-    def __init__(self, cells: Cells, batch: int, seed: int, block: int) -> None:
-        self.batch, self.seed, self.buckets = batch, seed, cells.buckets
+    def __init__(self, cells: Cells, batch: int, seed: int, block: int, *, mixed: bool = True) -> None:
+        """mixed: samples of other buckets may stand in for broken ones, since they can be brought to the shape."""
+        self.batch, self.seed, self.buckets, self.mixed = batch, seed, cells.buckets, mixed
         self._turns, self._starts = cells.turns, cells.starts
         self._counts = [[int(n) for n in counts.sum(0)] for counts in cells.counts]  # of each set in each bucket
         lengths = [sum(counts) for counts in self._counts]
@@ -178,9 +179,9 @@ class BucketOrder(Order):
         return [shard for cell, cursor in cells if cell for shard in cell.shards(cursor)], (number + 1) * self.batch
 
     def stand_ins(self, position: int) -> Iterator[int]:
-        """Those of the same set and bucket, and then all others of the set, brought to the bucket's shape."""
+        """Those of the same set and bucket, and then, where they may, all others of the set."""
         cell, cursor, which = self._find(position)
-        return chain(cell.stand_ins(cursor), range(*self._starts[which : which + 2]))
+        return chain(cell.stand_ins(cursor), range(*self._starts[which : which + 2]) if self.mixed else ())
 
     def _find(self, position: int) -> tuple[Cell, int, int]:
         """The cell of a position, its cursor there, and its set."""
