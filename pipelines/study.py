@@ -138,7 +138,7 @@ def simulate_study(truth: Truth, *, prompts: int, raters: int, seed: int, studie
     careless = sum(rater.excluded != () for rater in results.raters)
     lines = [f"{len(key.items)} items, {len(results.raters)} raters, {careless} excluded by the rules."]
     lines += [f"{'':<42}{'true':>8}{'found':>8}  95 % interval"]
-    for one in recovered(results.main, study.models, truth):
+    for one in recovered(results.main.outcomes, results.main.standings, study.models, truth):
         mark = "" if one.covered else "  misses"
         lines.append(f"{one.what:<42}{one.true:>8.3f}{one.value:>8.3f}  [{one.low:.3f}, {one.high:.3f}]{mark}")
     if studies > 1:
@@ -170,7 +170,8 @@ def _coverage(study: Study, truth: Truth, prompts: int, seed: int, studies: int)
     hits: dict[str, int] = {}
     for trial in range(studies):
         votes = synthetic_votes(study, prompts, truth, np.random.default_rng((seed, trial)))
-        for one in recovered(analyse(votes, study, "synthetic", draws=500).main, study.models, truth):
+        shown = analyse(votes, study, "synthetic", draws=500).main
+        for one in recovered(shown.outcomes, shown.standings, study.models, truth):
             hits[one.what] = hits.get(one.what, 0) + one.covered
     return [f"Over {studies} studies the 95 % intervals hold the truth in:",
             *(f"  {what:<40}{count / studies:>8.1%}" for what, count in hits.items())]  # fmt: skip

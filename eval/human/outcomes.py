@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from eval.human.bradley_terry import SCALE, bradley_terry, cycles, fit, groups, separated
-from eval.human.comparisons import Comparisons, Resample, rate_interval
+from eval.human.comparisons import Comparisons, Resample, ends, rate_interval
 from eval.human.votes import Vote
 from eval.interval import RESAMPLES, Interval, mean_interval
 
@@ -193,5 +193,4 @@ def _graded_pair(criterion: str, a: str, b: str, gaps: list[float]) -> Outcome:
 def _over(value: float, drawn: np.ndarray, n: int) -> Interval:
     if not len(drawn):
         return Interval(float(value), -np.inf, np.inf, n)
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return Interval(float(value), float(low), float(high), n)
+    return Interval(float(value), *ends(drawn, n), n)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.human.analysis import View
 from eval.human.answers import Answer
 from eval.human.bradley_terry import bradley_terry
 from eval.human.errors import StudyError
@@ -24,6 +23,7 @@ from eval.human.gold import ANSWERS, GOLD, has_answer
 from eval.human.importing import to_votes
 from eval.human.key import SCHEMA, Item, Key, item_of, make_key
 from eval.human.layout import lay_out
+from eval.human.outcomes import Outcome, Standing
 from eval.human.study import Study
 from eval.human.votes import Vote
 
@@ -134,17 +134,19 @@ class Recovered:
         return self.low <= self.true <= self.high
 
 
-def recovered(shown: View, models: Sequence[str], truth: Truth) -> list[Recovered]:
+def recovered(
+    outcomes: Sequence[Outcome], standings: Sequence[Standing], models: Sequence[str], truth: Truth
+) -> list[Recovered]:
     """Win rates and strengths beside the truth."""
     place = {model: at for at, model in enumerate(models)}
     theta = truth.theta()
     found = []
-    for one in shown.outcomes:
+    for one in outcomes:
         true = truth.win_rate(place[one.model_a], place[one.model_b])
         rate = one.win_rate
         name = f"{one.criterion}: {one.model_a} over {one.model_b}"
         found.append(Recovered(name, true, rate.value, rate.low, rate.high))
-    for standing in shown.standings:
+    for standing in standings:
         for row in standing.strengths:
             name = f"{standing.criterion}: strength of {row.model}"
             true = float(theta[place[row.model]])
