@@ -6,8 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.blocks import Column, Row, RowKind, Section, Table
-from eval.clip_score import clip_score, shuffled_floor
+from eval.clip_score import clip_score, cosines, shuffled_floor
 from eval.features import NOTE
+from eval.interval import Interval
 from pipelines.measures import Evaluation, Set, read_generated
 from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 
@@ -52,11 +53,12 @@ def _clip_rows(
     cut = e.judges.cut(captions)
     long = f"; of {cut} prompts the judge reads only the beginning" if cut else ""
     embedder = f"clip_score[{tower.name}:{tower.sha256[:8]}]"
-    found = e.guarded(
-        f"{subject}.{embedder}",
-        lambda: clip_score(features, texts, captions, seed=e.seed),
-        f"raw cosine, {label}{long}",
-    )
+
+    def measured() -> Interval:
+        e.note_each(embedder, subject, captions, cosines(features, texts).tolist())
+        return clip_score(features, texts, captions, seed=e.seed)
+
+    found = e.guarded(f"{subject}.{embedder}", measured, f"raw cosine, {label}{long}")
     rows = [Row([label, found], "ceiling" if subject == "real" else "model")]
     if subject == "real":
         floor = e.guarded(

@@ -16,6 +16,7 @@ from eval.blocks import (
     missing,
 )
 from eval.report import headline, write_report
+from pipelines.artefact import write_json
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import autoencoders
 from pipelines.config import dump_recipe
@@ -24,7 +25,7 @@ from pipelines.distance_measures import measure_distances
 from pipelines.judged_config import EvalStage
 from pipelines.judging import Judges
 from pipelines.ledger import said
-from pipelines.measures import Evaluation, read_set
+from pipelines.measures import PER_PROMPT, Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
 from pipelines.provenance import made_by
@@ -60,6 +61,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     _name_missing(e)
     credit = credits_of(run.recipe.data)
     summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
+    write_json(run.stage_folder(name) / PER_PROMPT, e.per_prompt)
     page, figures = write_report(report_of(run, name, e.figures, sections, summary), run.stage_folder(name))
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
 

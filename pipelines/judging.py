@@ -93,9 +93,12 @@ def scene_figures(
     judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]], *, seed: int
 ) -> dict[str, Interval]:
     """Shares of pictures as asked, by attribute and number of objects; labels are what was asked for."""
-    return scored(
-        [score(found, label) for found, label in zip(judges.verdicts(pictures), labels, strict=True)], labels, seed=seed
-    )
+    return scored(scene_scores(judges, pictures, labels), labels, seed=seed)
+
+
+def scene_scores(judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]]) -> list[Scores]:
+    """Verdicts on every picture, by attribute."""
+    return [score(found, label) for found, label in zip(judges.verdicts(pictures), labels, strict=True)]
 
 
 def scored(scores: Sequence[Scores], labels: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Interval]:

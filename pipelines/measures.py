@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.judging import Judges, Pictures
 from pipelines.runs import Run
 from pipelines.sampling_options import AUTOREGRESSIVE
+
+PER_PROMPT = "per_prompt.json"  # beside report.json: {metric: {subject: {caption: value}}}, higher is better
 
 
 @dataclass
@@ -75,6 +77,7 @@ class Evaluation:
     train: Set
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
+    per_prompt: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # metric, subject, caption
 
     @property
     def seed(self) -> int:
@@ -84,6 +87,12 @@ class Evaluation:
     def note(self, name: str, interval: Interval, source: str) -> None:
         """Keep a figure."""
         self.figures[name] = Figure.of(interval, source)
+
+    def note_each(self, metric: str, subject: str, captions: Sequence[str], values: Sequence[float]) -> None:
+        """Keep what a metric says of every picture, for a comparison with people; of equal captions the first."""
+        kept = self.per_prompt.setdefault(metric, {}).setdefault(subject, {})
+        for caption, value in zip(captions, values, strict=True):
+            kept.setdefault(caption, float(value))
 
     @property
     def where(self) -> str:

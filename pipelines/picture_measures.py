@@ -6,7 +6,7 @@ from PIL import Image
 
 from eval.blocks import Figure, Gallery, Section
 from eval.scene import chance
-from pipelines.judging import scene_figures
+from pipelines.judging import scene_scores, scored
 from pipelines.measures import Evaluation, Generated, Set, read_generated, read_set
 
 
@@ -27,7 +27,10 @@ def judged_real(e: Evaluation) -> None:
 
 def note_scenes(e: Evaluation, subject: str, shown: Set, source: str, *, unseen: bool = False) -> None:
     """Note how many attributes are as asked; unseen compositions go by one slice of their own."""
-    for attribute, interval in scene_figures(e.judges, shown.pictures, shown.labels, seed=e.seed).items():
+    scores = scene_scores(e.judges, shown.pictures, shown.labels)
+    right = [[verdict for verdicts in one.values() for verdict in verdicts] for one in scores]
+    e.note_each("scene", subject, shown.captions, [sum(one) / len(one) for one in right])
+    for attribute, interval in scored(scores, shown.labels, seed=e.seed).items():
         if not unseen:
             e.note(f"{subject}.scene.{attribute}", interval, source)
         elif "." not in attribute:

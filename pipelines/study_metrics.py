@@ -15,8 +15,7 @@ from eval.human.study import Study, prompt_id
 from eval.human.votes import Vote
 from pipelines.artefact import read_json
 from pipelines.errors import PalimpsestError
-
-PER_PROMPT = "per_prompt.json"  # beside report.json: {metric: {subject: {prompt: value}}}
+from pipelines.measures import PER_PROMPT
 
 
 def agreements(

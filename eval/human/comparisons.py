@@ -101,7 +101,8 @@ def rate_interval(value: float, drawn: NDArray[np.float64], n: int) -> Interval:
 def ends(drawn: NDArray[np.float64], n: int) -> tuple[float, float]:
     """Both ends of a 95 % interval from resamples of n prompts: percentiles, expanded as Student's t is.
 
-    Plain percentiles are too narrow by sqrt((n - 1) / n) and by the ratio of z to t (Hesterberg 2015, The American Statistician 69, 371).
+    Plain percentiles are too narrow by sqrt((n - 1) / n) and by the ratio of z to t (Hesterberg 2015, The American
+    Statistician 69, 371).
     """
     if n < 2:
         return -np.inf, np.inf
