@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.definitions import define
+from eval.definitions import SCENE, define
 from eval.human.analysis import Results
 from eval.human.criteria import TAGGED
 from eval.human.metrics import Fit, over_models, over_prompts
@@ -45,7 +45,10 @@ def agreements(
 
 
 def _values(figures: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str, dict[str, float]]:
-    """Every metric that has a better direction, of the models that it is known of, turned so that higher is better."""
+    """Every metric that has a better direction, of the models that it is known of, turned so that higher is better.
+
+    Slices of scenes and sweeps are left out: they are not what the study showed.
+    """
     found: dict[str, dict[str, float]] = {}
     for model, subject in subjects.items():
         for name, figure in figures.items():
@@ -53,7 +56,9 @@ def _values(figures: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
             better = define(name).better
             if not name.startswith(subject + ".") or better is None or not isinstance(value, int | float):
                 continue
-            if math.isfinite(value) and ".sweep." not in name:
+            scene = SCENE.fullmatch(name)
+            sliced = ".sweep." in name or (scene is not None and scene["slice"] is not None)
+            if math.isfinite(value) and not sliced:
                 metric = name.removeprefix(subject + ".")
                 found.setdefault(metric, {})[model] = float(value) if better == "higher" else -float(value)
     return {metric: given for metric, given in found.items() if len(given) > 1}

@@ -52,7 +52,8 @@ def over_models(votes: Sequence[Vote], models: Sequence[str], criterion: str, va
         draws = _ordered(x, drawn[np.isfinite(drawn).all(1)][:, known])
         pairs = len(known) * (len(known) - 1) // 2
         tau = _tau(x, theta[known])
-        low, high = np.quantile(draws, [0.025, 0.975]) if len(draws) else (0.0, 1.0)
+        enough = len(known) > 2 and len(draws) > 0  # one pair of models alone is right or wrong, without a spread
+        low, high = np.quantile(draws, [0.025, 0.975]) if enough else (-np.inf, np.inf)
         whole = Interval(float(accuracy), float(low), float(high), pairs)
         found.append(Fit(criterion, metric, "models", whole, tau))
     return found
