@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,9 @@ from eval.definitions import define
 from eval.report import SCHEMA
 
 LEVEL = 0.05
+ASIDE = re.compile(r"(real|shuffled|chance|card)\.")  # figures of no model
+JUDGED = re.compile(r"\.(scene|sweep)\.")
+JUDGES = ("judge", "scene_judge")
 Verdict = Literal["better", "worse", "changed", "", "no interval"]
 
 
@@ -44,11 +48,13 @@ class Difference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Figures of both reports, and those that stand in one alone."""
+    """Figures of both reports, and those that cannot be compared."""
 
     differences: tuple[Difference, ...]
     only_first: tuple[str, ...]
     only_second: tuple[str, ...]
+    lost: tuple[str, ...]  # measured in the first report; in the second it could not be
+    unlike: tuple[str, ...]  # read by judges that are not the same in both
 
     @property
     def regressions(self) -> tuple[Difference, ...]:
@@ -79,7 +85,8 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
 
     The standard error of a difference is that of independent figures, from the widths of both intervals. Where both
     were measured on the same pictures it is too large: such a test misses small changes, it does not invent any.
-    Raises CompareError where the reports judge by different data, or have no figure in common.
+    Figures that a judge of scenes reads say nothing of it in their names: where the judges differ they are left out.
+    Raises CompareError where the reports judge by different data, or have no figure of a model in common.
     """
     data = [report.get("provenance", {}).get("data", {}).get("hash") for report in (first, second)]
     if data[0] != data[1]:
@@ -87,14 +94,31 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
             f"The reports were made on different data ({data[0]} and {data[1]}): judge both against the same."
         )
     a, b = first["figures"], second["figures"]
-    common = [name for name in a if name in b and _value(a[name]) is not None and _value(b[name]) is not None]
-    if not common:
-        hint = "; a name holds the embedder's hash, the resize and the sizes, which must agree" if a and b else ""
-        raise CompareError(f"The reports have no figure in common{hint}.")
-    raw = [_difference(name, a[name], b[name]) for name in common]
+    both = [name for name in a if name in b and _value(a[name]) is not None]
+    other = _judges(first) != _judges(second)
+    unlike = tuple(name for name in both if other and JUDGED.search(name))
+    lost = tuple(name for name in both if _value(b[name]) is None and not ASIDE.match(name))
+    common = [name for name in both if _value(b[name]) is not None and name not in unlike]
+    if not lost and all(ASIDE.match(name) for name in common):
+        raise CompareError(
+            "The reports have no figure of a model in common: a name holds the folder or stage, the embedder's hash, "
+            "the resize and the sizes, which must agree."
+        )
     return Comparison(
-        _judged(raw), tuple(name for name in a if name not in b), tuple(name for name in b if name not in a)
+        differences=_judged([_difference(name, a[name], b[name]) for name in common]),
+        only_first=tuple(name for name in a if name not in b),
+        only_second=tuple(name for name in b if name not in a),
+        lost=lost,
+        unlike=unlike,
     )
+
+
+def _judges(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The hashes of the stages that judge."""
+    made = report.get("provenance", {})
+    stages = made.get("resolved", {}).get("stage", {})
+    kinds = {name: stage.get("kind") for name, stage in stages.items() if isinstance(stage, dict)}
+    return {name: found for name, found in made.get("artefacts", {}).items() if kinds.get(name) in JUDGES}
 
 
 def _judged(raw: list[Difference]) -> tuple[Difference, ...]:
@@ -119,13 +143,14 @@ def _difference(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Differ
     first, second = float(a["value"]), float(b["value"])
     errors = [_error(one) for one in (a, b)]
     change, error = second - first, math.hypot(*errors)
-    if math.isnan(error):
+    if math.isnan(error) or (not error and change):  # intervals without width come from samples that are all alike
         p, verdict = math.nan, "no interval"
     else:
         p = float(2 * stats.norm.sf(abs(change) / error)) if error else float(change == 0)
         verdict = ""
     half = float(stats.norm.ppf(0.975)) * error
-    return Difference(name, first, second, change, change - half, change + half, p, define(name).better, verdict)
+    better = None if ASIDE.match(name) else define(name).better  # a floor that falls is no loss
+    return Difference(name, first, second, change, change - half, change + half, p, better, verdict)
 
 
 def _value(figure: Any) -> float | None:

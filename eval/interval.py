@@ -88,13 +88,16 @@ def cluster_bootstrap(
 ) -> Interval:
     """Percentile interval of sum(values) / sum(weights) over RESAMPLES draws of whole clusters; weights default to 1.
 
-    With weights this is a ratio, such as total nats over total characters. values, weights: (n,).
+    With weights this is a ratio, such as total nats over total characters. values, weights: (n,). A single cluster has
+    no spread: its interval is [-inf, inf].
     """
     x, codes = _finite(values), _codes(clusters)
     w = np.ones_like(x) if weights is None else _finite(weights)
     if not len(x) == len(codes) == len(w):
         raise ValueError(f"{len(x)} values, {len(codes)} cluster ids and {len(w)} weights: the lengths must agree")
     sums, totals = np.bincount(codes, x), np.bincount(codes, w)  # (k,) each
+    if len(sums) == 1:
+        return Interval(float(x.sum() / w.sum()), -np.inf, np.inf, 1)
     draws = _resample(sums, totals, np.random.default_rng(seed))
     low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
     return Interval(float(x.sum() / w.sum()), float(low), float(high), len(sums))

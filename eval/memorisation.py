@@ -37,8 +37,8 @@ def memorisation(
 
     Pictures may stay uint8: distances are read a block at a time, exactly, in values of the type given. Pixels find
     copies, features also what was shifted or recoloured. The interval of `closer` is a bootstrap over generated and
-    held-out samples, the training set being fixed. Raises ValueError for shapes that differ, NaN, or fewer held-out
-    samples than the quantile needs.
+    held-out samples, the training set being fixed. Raises ValueError for shapes that differ, NaN, fewer held-out
+    samples than the quantile needs, or as many of them in the training set.
     """
     made, real, known = (
         _flat(x, name) for x, name in ((generated, "generated"), (held_out, "held_out"), (train, "train"))
@@ -55,12 +55,18 @@ def memorisation(
         )
     to_train = nearest(made, known)
     distance, mark = (np.sqrt(found[:, 0]) for found in (to_train.squared, nearest(real, known).squared))
+    threshold = float(np.quantile(mark, quantile))
+    if threshold == 0:
+        raise ValueError(
+            f"{int((mark == 0).sum())} of {len(mark)} held-out samples equal training samples, so that none can be "
+            "nearer: pass held-out samples that are not in the training set"
+        )
     return Memorisation(
         generated=distance,
         neighbours=to_train.rows[:, 0],
         real=mark,
         quantile=quantile,
-        threshold=float(np.quantile(mark, quantile)),
+        threshold=threshold,
         closer=share_closer(distance, mark, quantile, seed=seed),
         copies=wilson(int((distance == 0).sum()), len(distance)),
         duplicates=repeats(made),

@@ -91,7 +91,8 @@ def compare(
     second: Annotated[Path, tyro.conf.Positional],
     everything: bool = False,
 ) -> None:
-    """Print what differs between two reports; the exit code is 1 where a figure has become worse beyond chance.
+    """Print what differs between two reports; the exit code is 1 where a figure has become worse beyond
+    chance, or is no longer measured.
 
     Only figures of equal names are compared, with embedder, resize and sizes; the reports must be made on the same
     data. p is corrected for the number of figures (Holm).
@@ -118,5 +119,9 @@ def compare(
         f"{sum(one.verdict == 'changed' for one in found.differences)} changed. "
         f"{len(found.only_first)} only in the first, {len(found.only_second)} only in the second."
     )
-    if found.regressions:
+    for name in found.lost:
+        print(f"{'lost':<12}{name}  was measured and is no more")
+    if found.unlike:
+        print(f"{len(found.unlike)} figures are left out: the judges that read them are not the same.")
+    if found.regressions or found.lost:
         sys.exit(1)

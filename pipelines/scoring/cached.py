@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from eval.features import BATCH, Embedder
@@ -37,6 +38,7 @@ class FeatureCache:
             "embedder": embedder.name,
             "weights": embedder.sha256,
             "resize": embedder.resize,
+            "made_by": [torch.__version__, str(getattr(embedder, "device", "cpu"))],
         }
         path = self.folder / f"{embedder.name}-{embedder.sha256[:8]}-{digest(made_of)[:16]}.npz"
         if (kept := _read(path, made_of)) is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from eval.blocks import Better, Column, Figure, Known, Row, RowKind, Table, Unit, missing
 from eval.features import NOTE, Embedder, feature_key
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
-from eval.frechet_infinity import frechet_infinity
+from eval.frechet_infinity import FrechetInfinity, frechet_infinity
 from eval.interval import Interval
 from eval.kernel import cmmd, kid_interval
 from eval.prdc import prdc
@@ -20,6 +20,7 @@ from eval.towers import is_fid
 from pipelines.scoring.reference import Statistics
 
 NEIGHBOURS = 5
+LARGER = 2  # pictures for each dimension, at least, before a line is laid through distances
 SHARES = ("precision", "recall", "density", "coverage")
 HEADS = {"fd": "Fréchet", "fid": "FID", "fd-infinity": "Fréchet, infinite n", "fid-infinity": "FID, infinite n",
          "kd": "kernel", "mind": "MIND", "cmmd": "CMMD"}  # fmt: skip
@@ -81,7 +82,8 @@ def distances(
 ) -> list[Distance]:
     """All distances of features found, (n, d), to a reference; split: what the reference is a part of.
 
-    Of statistics only the Fréchet distance can be had, without an interval. What cannot be measured is missing with
+    Of statistics only the Fréchet distance can be had, without an interval, and it is not called FID: nobody says by
+    which resize they were made. What cannot be measured is missing with
     its reason. Where there are fewer pictures than dimensions the Fréchet distance says so, and the kernel distance
     beside it is the one to read.
     """
@@ -92,19 +94,27 @@ def distances(
         return Distance(metric, key, _known(measure, source))
 
     if isinstance(against, Statistics):
-        reference, source = against.moments, f"against {against.title}, of unknown size: no interval"
-        return [one(frechet, source, lambda: _alone(frechet_distance(moments(found), reference), n), n, 0)]
-    m, rank = len(against), rank_note(n, len(against), found.shape[1])
+        reference, source = against.moments, f"against {against.title}, of unknown size and resize: no interval"
+        return [one("fd", source, lambda: _alone(frechet_distance(moments(found), reference), n), n, 0)]
+    rng = np.random.default_rng(seed)  # names in order may mean kinds in order
+    found, against = (features[rng.permutation(len(features))] for features in (found, against))
+    m, d = len(against), found.shape[1]
+    rank, blocks = rank_note(n, m, d), min(10, min(n, m) // 2)
+    line: list[FrechetInfinity] = []
 
     def infinity() -> Interval:
-        line = frechet_infinity(found, against, seed=seed)
-        return Interval(line.value, line.value - 1.96 * line.se, line.value + 1.96 * line.se, n)
+        if min(n, m) < LARGER * d:
+            raise ValueError(f"{min(n, m)} pictures for {d} dimensions: its law holds from {LARGER * d} pictures on")
+        return _alone(line[0].value, n)
 
+    if min(n, m) >= LARGER * d:
+        line.append(frechet_infinity(found, against, seed=seed))
+    fit = f"; the error of the fit is {line[0].se:.3g}, R2 {line[0].r2:.3f}" if line else ""
     made = [
         one(frechet, "; ".join(filter(None, ("jackknife over blocks, biased upwards by about c / n", rank))),
             lambda: frechet_interval(found, against), n, m),
-        one(f"{frechet}-infinity", rank or "line over 1 / n of both sides; the interval is the fit's", infinity, n, m),
-        one("kd", "jackknife over blocks", lambda: kid_interval(found, against), n, m),
+        one(f"{frechet}-infinity", f"line over 1 / n of both sides; no interval{fit}", infinity, n, m),
+        one("kd", "jackknife over blocks", lambda: kid_interval(found, against, blocks=blocks), n, m),
         one("mind", "1000 directions; no interval", lambda: _alone(mind(found, against), n), n, m),
     ]  # fmt: skip
     if embedder.name.startswith(("openclip", "indomain-openclip")):

@@ -41,7 +41,7 @@ def open_reference(path: str, *, split: str = "train") -> Reference:
     """Open a folder of pictures or shards, or an .npz of statistics. Raises DataError."""
     if path.endswith((".npz", ".pkl", ".pickle")):
         return read_statistics(Path(path))
-    return open_set(path, split=split, title="reference")
+    return open_set(path, split=split, title="reference", captions=False)
 
 
 def read_statistics(path: Path) -> Statistics:

@@ -17,6 +17,7 @@ from eval.clip_score import clip_score, shuffled_floor
 from eval.features import Embedder
 from eval.report import write_report
 from pipelines.artefact import digest
+from pipelines.data.remote.address import without_credentials
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.scoring.cached import FeatureCache, Features
@@ -71,6 +72,7 @@ class Scoring:
     reference: Reference
     embedders: list[Opened]
     cache: FeatureCache
+    held_out: PictureSet | None = None
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
 
@@ -84,8 +86,8 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
     sets = _sets(asked)
     reference = _reference(asked, sets)
     embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
-    work = Scoring(asked, sets, reference, embedders, FeatureCache(asked.out / "features"))
     held_out, nearest = _held_out(asked, reference), None
+    work = Scoring(asked, sets, reference, embedders, FeatureCache(asked.out / "features"), held_out)
     agreement: list[Table] = []
     for opened in embedders:
         features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
@@ -138,11 +140,15 @@ def _reference(asked: Asked, sets: Sequence[PictureSet]) -> Reference:
 def _held_out(asked: Asked, reference: Reference) -> PictureSet | None:
     """Real pictures that are not in the reference, at its size, where there are any."""
     if not isinstance(reference, PictureSet):
+        if asked.held_out or asked.card:
+            raise PalimpsestError("--held-out and --card need the pictures of the reference, not statistics of them.")
         return None
+    if asked.held_out and asked.held_out == asked.reference and reference.split != "train":
+        raise PalimpsestError(f"--held-out is the reference, {asked.held_out}: name pictures that are not in it.")
     where, split = asked.held_out or asked.reference, "test"
     if not asked.held_out and (reference.split != "train" or "test" not in splits_there(where)):
         return None
-    found = open_set(where, split=split, title="held-out")
+    found = open_set(where, split=split, title="held-out", captions=False)
     shape = None if asked.as_they_are else reference.one_size
     return found if shape is None else found.fitted(*shape)
 
@@ -153,17 +159,30 @@ def _distances(work: Scoring, embedder: Embedder, features: Mapping[str, Feature
     rows = list[SetRow]()
     if isinstance(reference, PictureSet):
         against: Features | Statistics = work.cache.of(embedder, reference)
-        split = reference.split
-        order = np.random.default_rng(seed).permutation(len(against))
-        n = min(len(against) // 2, *map(len, features.values()))
-        made = distances(against[order[:n]], against[order[n:]], embedder, split, seed=seed)
-        rows.append(SetRow("real", "a part of the reference against the rest", "ceiling", made))
+        split = f"{reference.split}-{reference.sha256[:8]}"
+        rows.append(_ceiling(work, embedder, against, split, min(map(len, features.values()))))
     else:
         against, split = reference, reference.title
     for title, found in features.items():
         rows.append(SetRow(title, title, "model", distances(found, against, embedder, split, seed=seed)))
     work.figures |= figures_of(rows)
-    return Section(f"Distances by {embedder.name}", [table_of(f"Against {work.asked.reference}", rows, embedder)])
+    return Section(
+        f"Distances by {embedder.name}",
+        [table_of(f"Against {without_credentials(work.asked.reference)}", rows, embedder)],
+    )
+
+
+def _ceiling(work: Scoring, embedder: Embedder, real: Features, split: str, n: int) -> SetRow:
+    """What real pictures score, n of them where there are so many: held-out ones, or a part of the reference."""
+    seed = work.asked.seed
+    if work.held_out is not None:
+        unseen = work.held_out.some(n, seed)
+        made = distances(work.cache.of(embedder, unseen), real, embedder, split, seed=seed)
+        return SetRow("real", f"{len(unseen)} held-out pictures", "ceiling", made)
+    order = np.random.default_rng(seed).permutation(len(real))
+    part = min(len(real) // 2, n)
+    made = distances(real[order[:part]], real[order[part:]], embedder, split, seed=seed)
+    return SetRow("real", f"{part} pictures of the reference against its other {len(real) - part}", "ceiling", made)
 
 
 def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) -> list[Table]:
@@ -196,8 +215,8 @@ def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) 
 
 
 def _gallery(one: PictureSet) -> Gallery:
-    count, captions = min(SHOWN, len(one)), one.captions()
-    items = [(Image.fromarray(one.read(i)), captions[i] if captions else one.name(i)) for i in range(count)]
+    count, said = min(SHOWN, len(one)), one.caption or one.name
+    items = [(Image.fromarray(one.read(i)), said(i)) for i in range(count)]
     return Gallery(one.title, items, note=f"The first {count} of {len(one)}, none picked.")
 
 
@@ -210,23 +229,23 @@ def _highlights(work: Scoring) -> list[str]:
 def _report(work: Scoring, command: str, seconds: float) -> Report:
     asked, reference = work.asked, work.reference
     hashes = {one.title: one.sha256[:16] for one in work.sets}
-    resolved = {
-        key: str(value) if isinstance(value, Path) else value for key, value in dataclasses.asdict(asked).items()
-    }
+    settings = dataclasses.asdict(asked).items()
+    resolved = {key: None if value is None else without_credentials(str(value)) for key, value in settings}
+    against = without_credentials(asked.reference)
     size = "" if isinstance(reference, Statistics) else f"{len(reference)} pictures of "
     provenance = made_by(
         recipe="pictures from anywhere",
         recipe_hash=digest([hashes, reference.sha256])[:16],
-        command=command,
+        command=without_credentials(command),
         resolved=resolved,
         seeds={"scoring": asked.seed},
         artefacts={one.embedder.name: one.embedder.sha256[:16] for one in work.embedders},
-        data={"hash": reference.sha256[:16], "reference": asked.reference, **hashes},
+        data={**hashes, "hash": reference.sha256[:16], "reference": against},
         wall_time={"scoring": seconds},
     )
     return Report(
         title="Palimpsest: " + ", ".join(one.title for one in work.sets),
-        summary=f"{len(work.sets[0])} pictures of each set against {size}{asked.reference}",
+        summary=f"{len(work.sets[0])} pictures of each set against {size}{against}",
         provenance=provenance,
         sections=work.sections,
         figures=work.figures,

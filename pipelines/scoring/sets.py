@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines.artefact import digest, file_hash
-from pipelines.data.decode import BrokenSample, caption, picture
+from pipelines.data.decode import BrokenSample, caption, picture, picture_bytes
 from pipelines.data.picture import EXTENSIONS, UnreadablePicture, fit, open_picture, to_rgb
 from pipelines.data.place import SPLITS, of_split, place_of
 from pipelines.data.shapes import header
@@ -61,8 +61,13 @@ class PictureSet:
         return map(self.read, range(self.count))
 
     def captions(self) -> list[str] | None:
-        """All captions."""
-        return None if self.caption is None else [self.caption(i) for i in range(self.count)]
+        """All captions; None where there are none. Raises DataError where only some pictures have one."""
+        found = [] if self.caption is None else [self.caption(i) for i in range(self.count)]
+        if not any(found):
+            return None
+        if empty := [self.name(i) for i, words in enumerate(found) if not words]:
+            raise DataError(f"{self.title}: {len(empty)} of {len(found)} pictures have no caption: {few(empty)}.")
+        return found
 
     def some(self, count: int | None, seed: int) -> PictureSet:
         """At most `count` of them, drawn by the seed, in their order."""
@@ -100,15 +105,18 @@ class PictureSet:
         return found.pop() if len(found) == 1 else None
 
 
-def open_set(path: str | Path, *, split: str = "train", prompts: Path | None = None, title: str = "") -> PictureSet:
+def open_set(
+    path: str | Path, *, split: str = "train", prompts: Path | None = None, title: str = "", captions: bool = True
+) -> PictureSet:
     """Open a folder of pictures, or a split of shards in a folder or at an address.
 
-    prompts: a list of captions of a folder's pictures; without one they are looked for beside them. Raises DataError
-    where there is nothing, where a file is no picture, and for pictures that are missing or too many for the list.
+    prompts: a list of captions of a folder's pictures; without one they are looked for beside them, unless nobody asks
+    for `captions`. Raises DataError where there is nothing, where a file is no picture, and for pictures that are
+    missing or too many for the list.
     """
     folder = Path(path)
     if folder.is_dir() and not list(folder.glob("*.tar")):
-        return _of_folder(folder, prompts, title or folder.name)
+        return _of_folder(folder, prompts, title or folder.name, captions)
     if prompts is not None:
         raise DataError(f"--prompts {prompts} names captions of files, but {path} holds shards, which have their own.")
     place = place_of(path)
@@ -118,7 +126,7 @@ def open_set(path: str | Path, *, split: str = "train", prompts: Path | None = N
         sha256=digest([place.manifest() or {}, named(place, opened.shards.names), split]),
         count=len(opened),
         read=lambda i: _of_sample(opened, i),
-        shape=lambda i: _of_sample(opened, i).shape[:2],
+        shape=lambda i: _shape(opened, i),
         name=opened.name_of,
         caption=lambda i: words_of(opened, i),
         split=split,
@@ -134,18 +142,20 @@ def splits_there(path: str | Path) -> list[str]:
     return [split for split in SPLITS if of_split(names, split)]
 
 
-def _of_folder(folder: Path, prompts: Path | None, title: str) -> PictureSet:
+def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) -> PictureSet:
     paths = sorted(
         path
         for path in folder.rglob("*")
-        if path.suffix.lower().lstrip(".") in EXTENSIONS and not path.name.startswith(".")
+        if path.suffix.lower().lstrip(".") in EXTENSIONS
+        and not path.name.startswith(".")
+        and not (path.name == "grid.png" and (path.parent / "samples").is_dir())  # GenEval's overview
     )
     if not paths:
         raise DataError(f"{folder} holds no pictures and no shards: expected files such as a.png, or *.tar.")
     names = [path.relative_to(folder).as_posix() for path in paths]
     if outside := [name for name in names if inside(folder, name) is None]:
         raise DataError(f"{few(outside)}: links that lead out of {folder}. Copy the files themselves.")
-    captions = captions_of(folder, names, prompts)
+    captions = captions_of(folder, names, prompts) if captioned else None
     return PictureSet(
         title=title,
         sha256=digest([names, [file_hash(path) for path in paths]]),
@@ -178,6 +188,13 @@ def words_of(opened: Split, number: int) -> str:
         return caption(opened[number], required=False)
     except BrokenSample as error:
         raise DataError(f"{opened.name_of(number)}: {error}.") from error
+
+
+def _shape(opened: Split, number: int) -> tuple[int, int]:
+    try:
+        return header(picture_bytes(opened[number]))
+    except (BrokenSample, ValueError) as error:
+        raise DataError(f"{opened.name_of(number)}: {error}. `palimpsest data check` names them all.") from error
 
 
 def _of_sample(opened: Split, number: int) -> Picture:

@@ -55,7 +55,7 @@ def test_figures_without_intervals_are_shown_and_not_judged():
 
 def test_unlike_keys_and_data_are_refused():
     a, b = report(**{"x.fd[i:1|n=5/9]": figure(1, 0.1)}), report(**{"x.fd[i:1|n=6/9]": figure(1, 0.1)})
-    with pytest.raises(CompareError, match="no figure in common; a name holds the embedder's hash"):
+    with pytest.raises(CompareError, match="no figure of a model in common"):
         compare(a, b)
     with pytest.raises(CompareError, match=r"different data \(d and e\)"):
         compare(a, report("e", **a["figures"]))
@@ -81,3 +81,38 @@ def test_reports_are_found_in_folders_and_others_are_refused(tmp_path):
     path.write_text("[]")
     with pytest.raises(CompareError, match="no report"):
         read_report(path)
+
+
+def test_floors_and_ceilings_are_no_regressions_and_do_not_stand_for_models():
+    before = report(**{"shuffled.a.clip_score[x]": figure(0.2, 0.01), "a.psnr": figure(1, 0.1)})
+    after = report(**{"shuffled.a.clip_score[x]": figure(0.1, 0.01), "a.psnr": figure(1, 0.1)})
+    found = compare(before, after)
+    assert found.differences[0].verdict == "changed" and not found.regressions
+    with pytest.raises(CompareError, match="no figure of a model in common"):
+        compare(report(**{"real.fd[x]": figure(1, 0.1), "v1.fd[x]": figure(1, 0.1)}),
+                report(**{"real.fd[x]": figure(1, 0.1), "v2.fd[x]": figure(9, 0.1)}))  # fmt: skip
+
+
+def test_what_is_no_longer_measured_is_lost():
+    gone = {"value": None, "reason": "NaN"}
+    found = compare(
+        report(**{"a.psnr": figure(1, 0.1), "real.x": figure(1)}), report(**{"a.psnr": gone, "real.x": gone})
+    )
+    assert found.lost == ("a.psnr",) and found.differences == ()
+
+
+def test_intervals_without_width_prove_nothing():
+    (found,) = compare(report(**{"a.psnr": figure(0.31, 0)}), report(**{"a.psnr": figure(0.30, 0)})).differences
+    assert found.verdict == "no interval" and math.isnan(found.p)
+
+
+def test_figures_that_other_judges_have_read_are_left_out():
+    def judged(mark, colour):
+        made = report(**{"a.scene.colour": figure(colour, 0.01), "vae.psnr": figure(20, 0.1)})
+        made["provenance"]["resolved"] = {"stage": {"eyes": {"kind": "scene_judge"}, "vae": {"kind": "vae"}}}
+        made["provenance"]["artefacts"] = {"eyes": mark, "vae": colour}
+        return made
+
+    assert compare(judged("j", 0.9), judged("j", 0.5)).regressions
+    found = compare(judged("j", 0.9), judged("k", 0.5))
+    assert found.unlike == ("a.scene.colour",) and [one.name for one in found.differences] == ["vae.psnr"]

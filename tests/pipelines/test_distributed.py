@@ -82,8 +82,9 @@ def test_two_processes_finish_a_stage_with_noise_and_averages(smoke, tmp_path):
     for stage in ("bpe", "vae", "vqvae", "clip", "encode", "cache", "recipe.json"):
         (folder / stage).symlink_to(smoke / stage)
     on_two_ranks("train", "latent", smoke / "recipe.json", "--out", tmp_path, "--data", reopen_run(smoke).data,
-                 "--set", "stage.latent.training.steps=10")  # fmt: skip
+                 "--set", "stage.latent.training.steps=10", "stage.latent.training.keep_every=5")  # fmt: skip
     manifest = json.loads((folder / "latent" / "manifest.json").read_text())
+    assert [path.name for path in sorted((folder / "latent" / "checkpoints").iterdir())] == ["000005", "000010"]
     assert manifest["steps"] == 10 and {"model.safetensors", "ema.safetensors"} <= manifest["files"].keys()
     assert all(v.isfinite().all() for v in load_file(folder / "latent" / "ema.safetensors").values())
 

@@ -124,3 +124,11 @@ def test_no_process_outlives_the_one_that_started_it(how):
 def descendants(pid):
     children = [child for path in Path(f"/proc/{pid}/task").glob("*/children") for child in path.read_text().split()]
     return children + [other for child in children for other in descendants(child)]
+
+
+def test_a_process_that_is_killed_between_two_items_is_said():
+    items = made_ahead(squared, count(), 1)
+    _, pid = next(items)
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(DataError, match="ended by SIGKILL"):
+        list(islice(items, 5))

@@ -119,6 +119,25 @@ def test_the_reference_is_brought_to_the_size_of_what_was_generated(folders, tmp
     assert names[0] != names[1]
 
 
+def test_kinds_in_the_order_of_names_do_not_bias_what_is_compared(tmp_path):
+    draw(tmp_path / "made", 40, 40)
+    for i, path in enumerate(sorted((tmp_path / "made").glob("*.png"))):
+        if i % 2:
+            path.unlink()
+    for shade, name in ((40, "a"), (220, "b")):
+        (tmp_path / "reference").mkdir(exist_ok=True)
+        draw(tmp_path / "reference" / name, 40, shade, seed=shade)
+    draw(tmp_path / "other", 20, 220, seed=9)
+    for path in (tmp_path / "other").glob("*.png"):
+        shutil.copyfile(path, tmp_path / "made" / f"z{path.name}")
+    asked = Asked(
+        generated=(str(tmp_path / "made"),), reference=str(tmp_path / "reference"), out=tmp_path / "out",
+        embedders=("random-conv",),
+    )  # fmt: skip
+    found = json.loads(score(asked, "")[1].read_text(encoding="utf-8"))["figures"]
+    assert next(f["value"] for name, f in found.items() if name.startswith("made.precision")) > 0.8
+
+
 def test_statistics_serve_as_reference(folders, tmp_path):
     (conv,) = open_embedders(["random-conv"], None, 0)
     features = np.concatenate([conv.embedder.embed(p[None]) for p in open_set(folders / "reference")])
@@ -190,7 +209,7 @@ def test_bad_requests_are_refused(folders, tmp_path):
 
 def command(monkeypatch, capsys, *words):
     monkeypatch.setattr(sys, "argv", ["palimpsest", *map(str, words)])
-    code = cli._code()
+    code = cli._code(lambda: cli.application().cli(prog="palimpsest"))
     said = capsys.readouterr()
     return code, said.out, said.err
 
