@@ -62,8 +62,10 @@ class Cache:
     @property
     def buckets(self) -> tuple[Shape, ...]:
         """The shapes of its latents, where they have several."""
+        if "buckets" not in self.manifest:
+            return ()
         factor = self.manifest["size"] // self.manifest["latent_size"]
-        return tuple(shape.over(factor) for shape in self.shapes) if "buckets" in self.manifest else ()
+        return tuple(shape.over(factor) for shape in self.shapes)
 
     @cached_property
     def layout(self) -> Layout:

@@ -82,6 +82,12 @@ class Skipped:
             for (source, size), one in all_of.items()
             if self._broken_of[source] + self._empty_of[source] >= size
         ]
+        if not found:  # of a part of a set, such as the pictures of one shape
+            last = next(reversed({**self.empty, **self.broken}.values()))
+            return DataError(
+                f"No usable sample of some shape in the {self.split.name} split: all are broken or have no caption, such "
+                f"as {last.name}. Run `palimpsest data check` on the folder."
+            )
         source, last = found[0]
         return DataError(
             f"No usable sample in {self._named(source)}: {self._broken_of[source]} are broken and "

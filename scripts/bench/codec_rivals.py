@@ -24,7 +24,7 @@ from pipelines.recipe import Recipe
 from pipelines.runs import Run
 from pipelines.stage_config import VAEStage, VQVAEStage
 from pipelines.stage_one import VAETask, VQVAETask
-from pipelines.task import Training
+from pipelines.task import Batch, Task, Training
 from tokenizer.loss import reconstruction_loss, vae_loss
 from tokenizer.posterior import Gaussian
 from tokenizer.quantize import VQConfig
@@ -84,6 +84,12 @@ class Place:
         return Run(recipe=recipe, folder=self.folder, data=self.folder)
 
 
+def read(task: Task, step: int, steps: int) -> list[Batch]:
+    """What a task asks for beside the batch of a step."""
+    wanted = task.beside(step, steps, steps)
+    return [] if wanted is None else list(wanted)
+
+
 def codec(kind: Kind, side: Side, shape: Shape, place: Place, training: Training, seed: int) -> Codec:
     """One side, its weights drawn by the seed."""
     vae, vqvae = configs(shape)
@@ -138,7 +144,7 @@ def _our_vae(task: VAETask) -> Codec:
     return Codec(
         network=network,
         loss=lambda x, generator: task.loss(network, {"image": x}, generator)[0],
-        before=lambda step, steps, generator: task.before(step, steps, steps, generator),
+        before=lambda step, steps, generator: task.before(step, steps, steps, generator, read(task, step, steps)),
         after=task.after,
         rebuild=lambda x: (network.decode(network.encode(x).mean), None),
     )
@@ -154,7 +160,7 @@ def _our_vqvae(task: VQVAETask) -> Codec:
     return Codec(
         network=network,
         loss=lambda x, generator: task.loss(network, {"image": x}, generator)[0],
-        before=lambda step, steps, generator: task.before(step, steps, steps, generator),
+        before=lambda step, steps, generator: task.before(step, steps, steps, generator, read(task, step, steps)),
         after=task.after,
         rebuild=rebuild,
     )

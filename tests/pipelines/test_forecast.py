@@ -97,7 +97,7 @@ def resident():
 
 training = Training(steps=1, bf16=False, batch=8)
 build = lambda: DiT(DiTConfig(dim=128, layers=4, heads=4, checkpointing=sys.argv[1] == "checkpointing"))
-run = _denoising(4, 48, {"text_length": 32, "text_width": 128, "pooled_width": 128})
+run = _denoising(4, (48, 48), {"text_length": 32, "text_width": 128, "pooled_width": 128})
 with torch.device("meta"):
     network = build()
 with without_values(network):
