@@ -85,8 +85,8 @@ class Skipped:
         if not found:  # of a part of a set, such as the pictures of one shape
             last = next(reversed({**self.empty, **self.broken}.values()))
             return DataError(
-                f"No usable sample of some shape in the {self.split.name} split: all are broken or have no caption, such "
-                f"as {last.name}. Run `palimpsest data check` on the folder."
+                f"No usable sample of some shape in the {self.split.name} split: all are broken or have no caption, "
+                f"such as {last.name}. Run `palimpsest data check` on the folder."
             )
         source, last = found[0]
         return DataError(
