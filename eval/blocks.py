@@ -1,7 +1,7 @@
 """What a report is made of: plain data without any knowledge of HTML. `eval.report` turns it into a page and JSON."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, TypeAlias
 
@@ -55,6 +55,14 @@ def why_not_finite(figure: Figure) -> str:
 
 Known: TypeAlias = Figure | Missing
 Cell: TypeAlias = str | int | float | Figure | Missing | None
+
+
+def attempted(measure: Callable[[], Interval], source: str) -> Known:
+    """The figure of a measure, or why it cannot be had: a set that is too small must not cost the report."""
+    try:
+        return Figure.of(measure(), source)
+    except ValueError as error:
+        return missing(str(error))
 
 
 @dataclass(frozen=True)

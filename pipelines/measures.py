@@ -14,7 +14,7 @@ from eval.blocks import (
     Figure,
     Known,
     Section,
-    missing,
+    attempted,
 )
 from eval.features import quantise
 from eval.interval import Interval
@@ -113,11 +113,8 @@ class Evaluation:
         return found
 
     def guarded(self, name: str, measure: Callable[[], Interval], source: str) -> Known:
-        """Keep a figure, or why it cannot be had: a set that is too small must not cost the report."""
-        try:
-            self.figures[name] = Figure.of(measure(), source)
-        except ValueError as error:
-            self.figures[name] = missing(str(error))
+        """Keep a figure, or why it cannot be had."""
+        self.figures[name] = attempted(measure, source)
         return self.figures[name]
 
 

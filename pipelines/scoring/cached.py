@@ -51,7 +51,7 @@ class FeatureCache:
 def embed(embedder: Embedder, pictures: PictureSet) -> Features:
     """Features of pictures of any sizes, (n, dim), in their order."""
     rows = []
-    with meter(f"{embedder.name}", len(pictures)) as shown:
+    with meter(embedder.name, len(pictures)) as shown:
         for group in _alike(pictures, getattr(embedder, "batch", BATCH)):
             rows.append(embedder.embed(np.stack(group)))
             shown.advance(len(group))

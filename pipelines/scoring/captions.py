@@ -6,10 +6,10 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from eval.human.errors import named as few
 from pipelines.data.sources import inside, rows_of
 from pipelines.errors import DataError
 
-NAMED = 5  # pictures that an error names
 Captions = Mapping[str, str]  # name of a picture -> caption
 
 
@@ -35,12 +35,6 @@ def captions_of(folder: Path, names: Sequence[str], prompts: Path | None) -> Cap
             _all_there(names, found, str(folder))
             return found
     return None
-
-
-def few(names: Sequence[str]) -> str:
-    """Name the first ones, and say how many more there are."""
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return ", ".join(names[:NAMED]) + more
 
 
 def _of_list(path: Path, names: Sequence[str]) -> Captions:

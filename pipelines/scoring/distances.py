@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Better, Column, Figure, Known, Row, RowKind, Table, Unit, missing
+from eval.blocks import Better, Column, Known, Row, RowKind, Table, Unit, attempted
 from eval.features import NOTE, Embedder, feature_key
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
-from eval.frechet_infinity import FrechetInfinity, frechet_infinity
+from eval.frechet_infinity import frechet_infinity
 from eval.interval import Interval
 from eval.kernel import cmmd, kid_interval
 from eval.prdc import prdc
@@ -83,15 +84,14 @@ def distances(
     """All distances of features found, (n, d), to a reference; split: what the reference is a part of.
 
     Of statistics only the Fréchet distance can be had, without an interval, and it is not called FID: nobody says by
-    which resize they were made. What cannot be measured is missing with
-    its reason. Where there are fewer pictures than dimensions the Fréchet distance says so, and the kernel distance
-    beside it is the one to read.
+    which resize they were made. What cannot be measured is missing with its reason. Where there are fewer pictures than
+    dimensions the Fréchet distance says so, and the kernel distance beside it is the one to read.
     """
     n, frechet = len(found), "fid" if is_fid(embedder.name, embedder.sha256, embedder.resize) else "fd"
 
     def one(metric: str, source: str, measure: Callable[[], Interval], n: int, m: int) -> Distance:
         key = str(feature_key(metric, embedder, generated=n, reference=m, split=split))
-        return Distance(metric, key, _known(measure, source))
+        return Distance(metric, key, attempted(measure, source))
 
     if isinstance(against, Statistics):
         reference, source = against.moments, f"against {against.title}, of unknown size and resize: no interval"
@@ -100,20 +100,11 @@ def distances(
     found, against = (features[rng.permutation(len(features))] for features in (found, against))
     m, d = len(against), found.shape[1]
     rank, blocks = rank_note(n, m, d), min(10, min(n, m) // 2)
-    line: list[FrechetInfinity] = []
-
-    def infinity() -> Interval:
-        if min(n, m) < LARGER * d:
-            raise ValueError(f"{min(n, m)} pictures for {d} dimensions: its law holds from {LARGER * d} pictures on")
-        return _alone(line[0].value, n)
-
-    if min(n, m) >= LARGER * d:
-        line.append(frechet_infinity(found, against, seed=seed))
-    fit = f"; the error of the fit is {line[0].se:.3g}, R2 {line[0].r2:.3f}" if line else ""
+    infinite, fit = _infinite(found, against, seed)
     made = [
         one(frechet, "; ".join(filter(None, ("jackknife over blocks, biased upwards by about c / n", rank))),
             lambda: frechet_interval(found, against), n, m),
-        one(f"{frechet}-infinity", f"line over 1 / n of both sides; no interval{fit}", infinity, n, m),
+        one(f"{frechet}-infinity", f"line over 1 / n of both sides; no interval{fit}", infinite, n, m),
         one("kd", "jackknife over blocks", lambda: kid_interval(found, against, blocks=blocks), n, m),
         one("mind", "1000 directions; no interval", lambda: _alone(mind(found, against), n), n, m),
     ]  # fmt: skip
@@ -122,26 +113,23 @@ def distances(
     return made + list(_balls(found, against, one))
 
 
+def _infinite(found: Features, against: Features, seed: int) -> tuple[Callable[[], Interval], str]:
+    """The measure of the Fréchet distance of infinitely many pictures, and what is said of the line that gives it."""
+    few, wanted = min(len(found), len(against)), LARGER * found.shape[1]
+    if few < wanted:
+        reason = f"{few} pictures for {found.shape[1]} dimensions: its law holds from {wanted} pictures on"
+        return partial(_refused, reason), ""
+    line = frechet_infinity(found, against, seed=seed)
+    return partial(_alone, line.value, len(found)), f"; the error of the fit is {line.se:.3g}, R2 {line.r2:.3f}"
+
+
 def _balls(found: Features, against: Features, one: Callable[..., Distance]) -> Iterator[Distance]:
     """Precision, recall, density and coverage, of equal sizes of both sets: they depend on them."""
     same = min(len(found), len(against))
-    try:
-        measured = prdc(real=against[:same], fake=found[:same], k=NEIGHBOURS)
-        values = {part: getattr(measured, part) for part in SHARES}
-    except ValueError as error:
-        reason = str(error)
-        yield from (one(f"{part}-k{NEIGHBOURS}", reason, lambda: _refused(reason), same, same) for part in SHARES)
-        return
+    overlap = cache(lambda: prdc(against[:same], found[:same], NEIGHBOURS))
     source = f"balls of {NEIGHBOURS} neighbours, equal sizes of both sets; no interval"
     for part in SHARES:
-        yield one(f"{part}-k{NEIGHBOURS}", source, lambda part=part: _alone(values[part], same), same, same)
-
-
-def _known(measure: Callable[[], Interval], source: str) -> Known:
-    try:
-        return Figure.of(measure(), source)
-    except ValueError as error:
-        return missing(str(error))
+        yield one(f"{part}-k{NEIGHBOURS}", source, lambda part=part: _alone(getattr(overlap(), part), same), same, same)
 
 
 def _refused(reason: str) -> Interval:

@@ -12,7 +12,8 @@ from pipelines.runs import Run
 
 def export_pictures(run: Run, name: str, folder: Path) -> str:
     """Copy the held-out pictures of a generate stage, one folder for each prompt; returns what to say."""
-    made = [read_json(path) | {"picture": path.with_suffix(".png")} for path in sidecars(run, name)]
+    source = run.stage_folder(name) / run.held_out_name()
+    made = [read_json(path) | {"picture": path.with_suffix(".png")} for path in sorted(source.glob("*.json"))]
     prompts: dict[str, list[Path]] = {}
     for one in made:
         prompts.setdefault(one["prompt"], []).append(one["picture"])
@@ -24,8 +25,3 @@ def export_pictures(run: Run, name: str, folder: Path) -> str:
         line = json.dumps({"prompt": prompt}, ensure_ascii=False)
         (samples.parent / "metadata.jsonl").write_text(line + "\n", encoding="utf-8")
     return f"{folder}: {len(made)} pictures for {len(prompts)} prompts in GenEval's layout"
-
-
-def sidecars(run: Run, name: str) -> list[Path]:
-    """What is said of each held-out picture of a generate stage, in order."""
-    return sorted((run.stage_folder(name) / run.held_out_name()).glob("*.json"))

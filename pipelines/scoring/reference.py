@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.frechet import Moments
-from eval.towers import file_sha256
+from pipelines.artefact import file_hash
 from pipelines.errors import DataError
 from pipelines.scoring.sets import PictureSet, open_set
 
@@ -69,4 +69,4 @@ def read_statistics(path: Path) -> Statistics:
         raise DataError(f"{path} holds values that are not finite: make it again.")
     if not np.allclose(cov, cov.T, rtol=1e-5, atol=1e-8 * float(np.abs(cov).max())):
         raise DataError(f"{path}: sigma is not symmetric, so it is no covariance.")
-    return Statistics(path.name, file_sha256(path), mean, (cov + cov.T) / 2)
+    return Statistics(path.name, file_hash(path), mean, (cov + cov.T) / 2)

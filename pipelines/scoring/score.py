@@ -7,12 +7,13 @@ import logging
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from eval.blocks import Column, Figure, Gallery, Known, Report, Row, Section, Table, missing
+from eval.blocks import Column, Gallery, Known, Report, Row, Section, Table, attempted
 from eval.clip_score import clip_score, shuffled_floor
 from eval.features import Embedder
 from eval.report import write_report
@@ -86,23 +87,20 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
     sets = _sets(asked)
     reference = _reference(asked, sets)
     embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
-    held_out, nearest = _held_out(asked, reference), None
-    work = Scoring(asked, sets, reference, embedders, FeatureCache(asked.out / "features"), held_out)
-    agreement: list[Table] = []
+    cache = FeatureCache(asked.out / "features")
+    work = Scoring(asked, sets, reference, embedders, cache, _held_out(asked, reference))
+    agreement, nearest = list[Table](), list[Section]()
     for opened in embedders:
         features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
         work.sections.append(_distances(work, opened.embedder, features))
         agreement += _agreement(work, opened, features)
-        if held_out is not None and isinstance(reference, PictureSet):
-            found = {one.title: (one, features[one.title]) for one in sets}
-            real, unseen = (work.cache.of(opened.embedder, one) for one in (reference, held_out))
-            nearest = copies(found, unseen, reference, real, opened.embedder, work.figures, seed=asked.seed)
-            held_out = None  # one embedder is enough: the first that is named
+        if opened is embedders[0]:  # one is enough
+            nearest = _nearest(work, opened.embedder, features)
         if asked.card and isinstance(reference, PictureSet):
             work.sections.append(card(opened.embedder, reference, work.figures, asked.seed))
     if agreement:
         work.sections.append(Section("Agreement with captions", agreement))
-    work.sections += [nearest] if nearest else []
+    work.sections += nearest
     work.sections.append(Section("Pictures", [_gallery(one) for one in sets]))
     return write_report(_report(work, command, time.monotonic() - began), asked.out)
 
@@ -185,6 +183,15 @@ def _ceiling(work: Scoring, embedder: Embedder, real: Features, split: str, n: i
     return SetRow("real", f"{part} pictures of the reference against its other {len(real) - part}", "ceiling", made)
 
 
+def _nearest(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> list[Section]:
+    """How near the sets lie to the reference, where there are held-out pictures to hold them against."""
+    if work.held_out is None or not isinstance(work.reference, PictureSet):
+        return []
+    found = {one.title: (one, features[one.title]) for one in work.sets}
+    real, unseen = (work.cache.of(embedder, one) for one in (work.reference, work.held_out))
+    return [copies(found, unseen, work.reference, real, embedder, work.figures, seed=work.asked.seed)]
+
+
 def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) -> list[Table]:
     """CLIP score of the sets that have captions, their floor with shuffled ones, how many captions were cut."""
     if opened.text is None:
@@ -201,11 +208,8 @@ def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) 
         source = f"raw cosine, {cut} of {len(one)} captions cut at {opened.text.length} tokens"
         measures = {one.title: clip_score, f"shuffled.{one.title}": shuffled_floor}
         for subject, measure in measures.items():
-            try:
-                found = measure(features[one.title], texts, captions, seed=work.asked.seed)
-                work.figures[f"{subject}.{key}"] = Figure.of(found, source)
-            except ValueError as error:
-                work.figures[f"{subject}.{key}"] = missing(str(error))
+            found = partial(measure, features[one.title], texts, captions, seed=work.asked.seed)
+            work.figures[f"{subject}.{key}"] = attempted(found, source)
         rows.append(Row([one.title, work.figures[f"{one.title}.{key}"], cut]))
         rows.append(Row([f"{one.title}, captions shuffled", work.figures[f"shuffled.{one.title}.{key}"], cut], "floor"))
     title = f"CLIP score by {embedder.name}:{embedder.sha256[:8]}"

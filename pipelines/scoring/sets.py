@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from eval.human.errors import named as few
 from pipelines.artefact import digest, file_hash
-from pipelines.data.decode import BrokenSample, caption, picture, picture_bytes
-from pipelines.data.picture import EXTENSIONS, UnreadablePicture, fit, open_picture, to_rgb
-from pipelines.data.place import SPLITS, of_split, place_of
+from pipelines.data.decode import caption, picture, picture_bytes
+from pipelines.data.picture import EXTENSIONS, fit, open_picture, to_rgb
+from pipelines.data.place import place_of
 from pipelines.data.shapes import header
 from pipelines.data.shards import Split, open_split
 from pipelines.data.sources import inside
 from pipelines.errors import DataError
-from pipelines.scoring.captions import captions_of, few
-from pipelines.sets import named
+from pipelines.scoring.captions import captions_of
+from pipelines.sets import Source, named, splits_of
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
+REMAKE = "Make it again; a figure over the rest would hide it."
+CHECK = "`palimpsest data check` names all such samples."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +119,8 @@ def open_set(
     for `captions`. Raises DataError where there is nothing, where a file is no picture, and for pictures that are
     missing or too many for the list.
     """
-    folder = Path(path)
-    if folder.is_dir() and not list(folder.glob("*.tar")):
-        return _of_folder(folder, prompts, title or folder.name, captions)
+    if _is_of_files(path):
+        return _of_folder(Path(path), prompts, title or Path(path).name, captions)
     if prompts is not None:
         raise DataError(f"--prompts {prompts} names captions of files, but {path} holds shards, which have their own.")
     place = place_of(path)
@@ -128,18 +132,19 @@ def open_set(
         read=lambda i: _of_sample(opened, i),
         shape=lambda i: _shape(opened, i),
         name=opened.name_of,
-        caption=lambda i: words_of(opened, i),
+        caption=lambda i: _words(opened, i),
         split=split,
     )
 
 
 def splits_there(path: str | Path) -> list[str]:
     """The splits of shards; none of a folder of pictures."""
-    folder = Path(path)
-    if folder.is_dir() and not list(folder.glob("*.tar")):
-        return []
-    names = place_of(path).names()
-    return [split for split in SPLITS if of_split(names, split)]
+    return [] if _is_of_files(path) else splits_of([Source("", place_of(path), 1.0)])
+
+
+def _is_of_files(path: str | Path) -> bool:
+    """Whether a path is a folder of files, not of shards."""
+    return Path(path).is_dir() and not list(Path(path).glob("*.tar"))
 
 
 def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) -> PictureSet:
@@ -168,39 +173,36 @@ def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) 
 
 
 def _of_file(path: Path) -> Picture:
-    try:
+    with _said(lambda: path, REMAKE):
         return np.asarray(to_rgb(open_picture(path.read_bytes())))
-    except UnreadablePicture as error:
-        raise DataError(f"{path}: {error}. Make it again; a figure over the rest would hide it.") from error
 
 
 def _header(path: Path) -> tuple[int, int]:
     """The shape of a picture without decoding it."""
-    try:
+    with _said(lambda: path, REMAKE):
         return header(path.read_bytes())
-    except ValueError as error:
-        raise DataError(f"{path}: {error}. Make it again; a figure over the rest would hide it.") from error
-
-
-def words_of(opened: Split, number: int) -> str:
-    """The caption of a sample, empty where it has none."""
-    try:
-        return caption(opened[number], required=False)
-    except BrokenSample as error:
-        raise DataError(f"{opened.name_of(number)}: {error}.") from error
-
-
-def _shape(opened: Split, number: int) -> tuple[int, int]:
-    try:
-        return header(picture_bytes(opened[number]))
-    except (BrokenSample, ValueError) as error:
-        raise DataError(f"{opened.name_of(number)}: {error}. `palimpsest data check` names them all.") from error
 
 
 def _of_sample(opened: Split, number: int) -> Picture:
-    try:
+    with _said(partial(opened.name_of, number), CHECK):
         return np.asarray(picture(opened[number]))
-    except BrokenSample as error:
-        raise DataError(
-            f"{opened.name_of(number)}: {error}. `palimpsest data check` names all such samples."
-        ) from error
+
+
+def _shape(opened: Split, number: int) -> tuple[int, int]:
+    with _said(partial(opened.name_of, number), CHECK):
+        return header(picture_bytes(opened[number]))
+
+
+def _words(opened: Split, number: int) -> str:
+    """The caption of a sample, empty where it has none."""
+    with _said(partial(opened.name_of, number), CHECK):
+        return caption(opened[number], required=False)
+
+
+@contextmanager
+def _said(name: Callable[[], object], remedy: str) -> Iterator[None]:
+    """Name what cannot be read, and say what to do."""
+    try:
+        yield
+    except ValueError as error:  # of a broken sample, an unreadable picture, a header
+        raise DataError(f"{name()}: {error}. {remedy}") from error
