@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eval.interval import Interval, jackknife
 from eval.rows import check_pair, unit_rows
+from eval.threads import spread
 
 ROWS = 1024  # rows and columns of the kernel matrix held in memory at once: 8 MB, which allocators keep
 BANDWIDTH = 10.0  # sigma of CMMD
@@ -25,8 +26,7 @@ def kid(a: ArrayLike, b: ArrayLike) -> float:
     a: (n, d), b: (m, d); every pair counts. Unbiased, so small sets compare with large ones; of sets alike it is as
     often below zero, and of a set with itself always. Raises ValueError for bad features or fewer than two rows.
     """
-    x, y = check_pair(a, b)
-    return _Sums.of([x], [y], cubic).unbiased(np.ones(1, dtype=bool))
+    return _kid(*check_pair(a, b))
 
 
 def kid_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interval:
@@ -63,8 +63,8 @@ def kid_subsets(
             "smaller set: lower subset_size, or use kid, which takes all rows"
         )
     rng = np.random.RandomState(seed)
-    drawn = ([rows[rng.choice(len(rows), subset_size, replace=False)] for rows in (x, y)] for _ in range(subsets))
-    return np.array([kid(*pair) for pair in drawn])
+    drawn = [[rng.choice(len(rows), subset_size, replace=False) for rows in (x, y)] for _ in range(subsets)]
+    return np.array(list(spread(lambda pair: _kid(x[pair[0]], y[pair[1]]), drawn)))
 
 
 def cmmd(a: ArrayLike, b: ArrayLike) -> float:
@@ -77,6 +77,10 @@ def cmmd(a: ArrayLike, b: ArrayLike) -> float:
     """
     x, y = (unit_rows(rows) for rows in check_pair(a, b))
     return SCALE * _Sums.of([x], [y], gaussian, diagonal=True).biased()
+
+
+def _kid(x: Array, y: Array) -> float:
+    return _Sums.of([x], [y], cubic).unbiased(np.ones(1, dtype=bool))
 
 
 def cubic(x: Array, y: Array) -> Array:
@@ -105,9 +109,8 @@ class _Sums:
 
     @classmethod
     def of(cls, x: list[Array], y: list[Array], kernel: Kernel, *, diagonal: bool = False) -> "_Sums":
-        between = np.array([[_sum(p, q, kernel) for q in y] for p in x])
         rows = np.array([len(part) for part in x]), np.array([len(part) for part in y])
-        return cls(_within(x, kernel, diagonal), _within(y, kernel, diagonal), between, rows)
+        return cls(_within(x, kernel, diagonal), _within(y, kernel, diagonal), _between(x, y, kernel), rows)
 
     def unbiased(self, kept: NDArray[np.bool_]) -> float:
         """The estimate without i = j over the kept parts (g,) of both sets."""
@@ -122,28 +125,36 @@ class _Sums:
         return float(self.within_x.sum() / n**2 + self.within_y.sum() / m**2 - 2 * self.between.sum() / (n * m))
 
 
-def _within(parts: list[Array], kernel: Kernel, diagonal: bool) -> Array:
-    """Sums between the parts of one set: a kernel is symmetric, so half of them is computed."""
-    found = np.zeros((len(parts), len(parts)))
-    for i, part in enumerate(parts):
-        found[i, i] = _sum_within(part, kernel, diagonal)
-        for j in range(i):
-            found[i, j] = found[j, i] = _sum(part, parts[j], kernel)
-    return found
+def _between(x: list[Array], y: list[Array], kernel: Kernel) -> Array:
+    """Sums between the parts of two sets, (g, h)."""
+    left, right = _blocks(x), _blocks(y)
+
+    def strip(p: int) -> Array:
+        sums = np.zeros((len(x), len(y)))
+        for part, block in right:
+            sums[left[p][0], part] += kernel(left[p][1], block).sum()
+        return sums
+
+    return sum(spread(strip, range(len(left))), np.zeros((len(x), len(y))))
 
 
-def _sum_within(x: Array, kernel: Kernel, diagonal: bool) -> float:
-    total, blocks = 0.0, _blocks(x)
-    for i, block in enumerate(blocks):
-        square = kernel(block, block)
-        total += square.sum() - (0.0 if diagonal else np.trace(square))
-        total += 2 * sum(kernel(block, other).sum() for other in blocks[:i])
-    return float(total)
+def _within(x: list[Array], kernel: Kernel, diagonal: bool) -> Array:
+    """Sums between the parts of one set, (g, g): a kernel is symmetric, so half of them is computed."""
+    blocks = _blocks(x)
+
+    def strip(p: int) -> Array:
+        part, block = blocks[p]
+        square, sums = kernel(block, block), np.zeros((len(x), len(x)))
+        sums[part, part] = square.sum() - (0.0 if diagonal else np.trace(square))
+        for other, earlier in blocks[:p]:
+            found = kernel(block, earlier).sum()
+            sums[part, other] += found
+            sums[other, part] += found
+        return sums
+
+    return sum(spread(strip, reversed(range(len(blocks)))), np.zeros((len(x), len(x))))  # the longest strips first
 
 
-def _sum(x: Array, y: Array, kernel: Kernel) -> float:
-    return float(sum(kernel(p, q).sum() for p in _blocks(x) for q in _blocks(y)))
-
-
-def _blocks(x: Array) -> list[Array]:
-    return [x[start : start + ROWS] for start in range(0, len(x), ROWS)]
+def _blocks(parts: list[Array]) -> list[tuple[int, Array]]:
+    """Blocks of at most ROWS rows, each with the number of its part."""
+    return [(i, part[start : start + ROWS]) for i, part in enumerate(parts) for start in range(0, len(part), ROWS)]

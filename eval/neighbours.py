@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from eval.threads import spread
+
 ROWS = 1024  # rows and columns of the distance matrix held in memory at once: 8 MB, which allocators keep
 SPARE = 2  # candidates beyond the k nearest whose distances are computed exactly
 ROUNDING = 4 * np.finfo(np.float64).eps  # per dimension, of a product's distance relative to |x|^2 + |y|^2
@@ -35,9 +37,12 @@ def nearest(x: NDArray, y: NDArray | None = None, *, k: int = 1) -> Neighbours:
     """
     others = x if y is None else y
     centre = others.mean(0, dtype=np.float64)
-    found = _Candidates.none(len(x), min(k + SPARE, len(others) - (y is None)))
-    for rows in blocks(len(x)):
-        side = Centred.of(x[rows], centre)
+    keep = min(k + SPARE, len(others) - (y is None))
+    found = _Candidates.none(len(x), keep)
+
+    def strip(rows: slice) -> list[tuple[slice, _Candidates]]:
+        """The candidates of these rows, and, without y, those among these rows of the rows that come later."""
+        side, own, theirs = Centred.of(x[rows], centre), _Candidates.none(rows.stop - rows.start, keep), []
         for columns in blocks(len(others)):
             if y is None and columns.start < rows.start:
                 continue  # known from the other side
@@ -45,9 +50,14 @@ def nearest(x: NDArray, y: NDArray | None = None, *, k: int = 1) -> Neighbours:
             least = side.squared(side if itself else Centred.of(others[columns], centre), error=-1)
             if itself:
                 np.fill_diagonal(least, np.inf)
-            found.offer(rows, columns, least)
+            own = own.joined(_Candidates.smallest(least, columns.start, keep))
             if y is None and not itself:
-                found.offer(columns, rows, least.T)
+                theirs.append((columns, _Candidates.smallest(least.T, rows.start, keep)))
+        return [(rows, own), *theirs]
+
+    for strips in spread(strip, blocks(len(x))):
+        for rows, candidates in strips:
+            found.put(rows, found.at(rows).joined(candidates))
     return _settled(x, others, found, k, own=y is None)
 
 
@@ -105,23 +115,39 @@ class _Candidates:
     def none(cls, rows: int, keep: int) -> "_Candidates":
         return cls(np.full((rows, keep), np.inf), np.zeros((rows, keep), np.int64))
 
-    def offer(self, rows: slice, columns: slice, least: Array) -> None:
-        """Take in the lower bounds (b, c) between these rows and columns."""
+    @classmethod
+    def smallest(cls, least: Array, start: int, keep: int) -> "_Candidates":
+        """The smallest of lower bounds (n, c) to rows that begin at `start`; all of them where there are no more."""
+        if least.shape[1] <= keep:
+            index = np.broadcast_to(np.arange(start, start + least.shape[1]), least.shape)
+            return cls(least, index)
+        place = np.argpartition(least, keep - 1, axis=1)[:, :keep]
+        return cls(np.take_along_axis(least, place, 1), place + start)
+
+    def joined(self, other: "_Candidates") -> "_Candidates":
+        """The smallest of both, as many as here."""
         keep = self.least.shape[1]
-        bounds = np.concatenate([self.least[rows], least], 1)
-        if bounds.shape[1] > keep:
-            place = np.argpartition(bounds, keep - 1, axis=1)[:, :keep]
-        else:
-            place = np.broadcast_to(np.arange(bounds.shape[1]), bounds.shape)
-        known = np.take_along_axis(self.index[rows], np.minimum(place, keep - 1), 1)
-        self.index[rows] = np.where(place < keep, known, place - keep + columns.start)
-        self.least[rows] = np.take_along_axis(bounds, place, 1)
+        both = np.concatenate([self.least, other.least], 1)
+        place = np.argpartition(both, keep - 1, axis=1)[:, :keep]
+        index = np.concatenate([self.index, other.index], 1)
+        return _Candidates(np.take_along_axis(both, place, 1), np.take_along_axis(index, place, 1))
+
+    def at(self, rows: slice) -> "_Candidates":
+        return _Candidates(self.least[rows], self.index[rows])
+
+    def put(self, rows: slice, found: "_Candidates") -> None:
+        self.least[rows], self.index[rows] = found.least, found.index
 
 
 def _settled(x: NDArray, others: NDArray, found: _Candidates, k: int, *, own: bool) -> Neighbours:
     """Exact distances of the candidates, and of all rows where those left out might be nearer."""
     keep = found.index.shape[1]
-    squared = squared_distances(x, others, np.repeat(np.arange(len(x)), keep), found.index.ravel()).reshape(-1, keep)
+
+    def exactly(rows: slice) -> Array:
+        near = found.index[rows]
+        return squared_distances(x, others, np.repeat(np.arange(rows.start, rows.stop), keep), near.ravel())
+
+    squared = np.concatenate(list(spread(exactly, blocks(len(x))))).reshape(-1, keep)
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]
     squared, index = np.take_along_axis(squared, order, 1), np.take_along_axis(found.index, order, 1)
     left_out = len(others) - own > keep

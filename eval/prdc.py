@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eval.neighbours import Centred, blocks, nearest, squared_distances
 from eval.rows import check_pair, repeats
+from eval.threads import spread
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,11 @@ def _overlap(
 
     The radii are squared. Only where a product cannot tell the side of a border is the distance computed exactly.
     """
-    around = np.zeros(len(fake), dtype=np.int64)
-    recalled, covered = np.zeros(len(real), dtype=bool), np.zeros(len(real), dtype=bool)
     centre = real.mean(0)
-    for rows in blocks(len(real)):
+
+    def strip(rows: slice) -> tuple[NDArray[np.int64], NDArray[np.bool_], NDArray[np.bool_]]:
+        around = np.empty(len(fake), dtype=np.int64)
+        recalled, covered = (np.zeros(rows.stop - rows.start, dtype=bool) for _ in range(2))
         side = Centred.of(real[rows], centre)
         for columns in blocks(len(fake)):
             other = Centred.of(fake[columns], centre)
@@ -67,7 +69,10 @@ def _overlap(
             i, j = np.nonzero(np.logical_or(*(np.abs(distance - border) <= slack for border in borders)))
             distance[i, j] = squared_distances(real, fake, i + rows.start, j + columns.start)
             within_real, within_fake = (distance <= border for border in borders)
-            around[columns] += within_real.sum(0)
-            covered[rows] |= within_real.any(1)
-            recalled[rows] |= within_fake.any(1)
-    return around, recalled, covered
+            around[columns] = within_real.sum(0)
+            covered |= within_real.any(1)
+            recalled |= within_fake.any(1)
+        return around, recalled, covered
+
+    around, recalled, covered = zip(*spread(strip, blocks(len(real))), strict=True)
+    return np.sum(around, axis=0), np.concatenate(recalled), np.concatenate(covered)
