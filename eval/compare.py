@@ -17,7 +17,7 @@ from eval.definitions import define
 from eval.report import SCHEMA
 
 LEVEL = 0.05
-ASIDE = re.compile(r"(real|shuffled|chance|card)\.")  # figures of no model
+ASIDE = re.compile(r"(real|reference|shuffled|chance|card)\.")  # figures of no model
 JUDGED = re.compile(r"\.(scene|sweep)\.")
 JUDGES = ("judge", "scene_judge")
 Verdict = Literal["better", "worse", "changed", "", "no interval"]

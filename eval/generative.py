@@ -13,6 +13,7 @@ from eval.text import Corpus, TextVariety, Tokens, ngrams, sequence_entropy, var
 
 ENTROPY_MARGIN = 0.2  # nats below real text from which on a generative perplexity ranks nothing
 EPSILON = 0.1  # matches counted for an order that has none: Chen and Cherry (2014), smoothing 1
+BLEU_TEXTS = 500  # texts of self-BLEU at most
 ORDER = 4  # longest n-gram of BLEU
 
 
@@ -76,7 +77,7 @@ class Verdict:
 
 
 def generative_text(
-    scores: Scores, texts: Sequence[Tokens], train: Corpus, *, bleu_texts: int = 500, seed: int = 0
+    scores: Scores, texts: Sequence[Tokens], train: Corpus, *, bleu_texts: int = BLEU_TEXTS, seed: int = 0
 ) -> GenerativeText:
     """Perplexity of generated texts under a scorer, with the entropy and variety that show whether it was gamed.
 
@@ -124,7 +125,7 @@ def comparable(generated: GenerativeText, real: GenerativeText) -> Verdict:
     return Verdict(True, f"The entropy of words within a text is {found:.2f} nats, real texts have {mark:.2f}.")
 
 
-def self_bleu(texts: Sequence[Tokens], *, most: int = 500, seed: int = 0) -> Interval:
+def self_bleu(texts: Sequence[Tokens], *, most: int = BLEU_TEXTS, seed: int = 0) -> Interval:
     """Mean BLEU-4 of each text with all others as its references (arXiv:1802.01886): near 1 for a collapsed generator.
 
     Of more than `most` texts a seeded subsample is taken. The value grows with the number of texts, so compare at equal

@@ -2,13 +2,13 @@
 
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.interval import Clusters, Interval, cluster_bootstrap
+from eval.interval import Clusters, Interval, cluster_bootstrap, jackknife
 
 Tokens = Sequence[Hashable]
 LN2 = math.log(2)
@@ -104,6 +104,20 @@ def distinct(texts: Iterable[Tokens], n: int) -> float:
 def duplicates(texts: Sequence[Hashable]) -> float:
     """Share of texts that repeat an earlier one."""
     return 1 - len(set(texts)) / len(texts)
+
+
+def whole_share(statistic: Callable[[Sequence], float], texts: Sequence, *, blocks: int = 10) -> Interval:
+    """A share in [0, 1] of a whole set with its interval, from its values without each of some disjoint parts of it.
+
+    For what grows or falls with the number of texts, such as distinct n-grams: a bootstrap would draw texts twice.
+    n counts texts. Raises ValueError for fewer than two texts, or a figure that is not finite.
+    """
+    count = min(blocks, len(texts))
+    if count < 2:
+        raise ValueError(f"{len(texts)} texts have no spread, at least 2 are needed: judge more texts")
+    without = [statistic([text for i, text in enumerate(texts) if i % count != block]) for block in range(count)]
+    found = jackknife(statistic(texts), without)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), len(texts))
 
 
 class Corpus:

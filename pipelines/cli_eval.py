@@ -17,6 +17,7 @@ Report = Annotated[Path, tyro.conf.Positional]
 Data = Annotated[str | None, tyro.conf.arg(metavar="DIR|URL")]
 Overrides = Annotated[tuple[str, ...], tyro.conf.arg(name="set", metavar="KEY=VALUE ...")]
 Folders = Annotated[tuple[str, ...], tyro.conf.arg(metavar="DIR ...")]
+Files = Annotated[tuple[str, ...], tyro.conf.arg(metavar="FILE ...")]
 Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="KIND[=PATH] ...")]
 
 
@@ -25,7 +26,8 @@ def evaluate(
     reference: str = "", embedders: Names = (), prompts: Path | None = None, split: str = "train",
     held_out: str = "",
     count: int | None = None, reference_count: int | None = None, as_they_are: bool = False,
-    card: bool = False, seed: int = 0,
+    card: bool = False, texts: Files = (), train: Path | None = None, scorer: Path | None = None,
+    words: int | None = None, seed: int = 0,
 ) -> None:  # fmt: skip
     """Judge the models of a recipe, or pictures from anywhere, and write report.html and report.json.
 
@@ -33,25 +35,45 @@ def evaluate(
 
     palimpsest eval --generated DIR ... --reference DIR: folders of pictures, whoever made them, against another one.
 
+    palimpsest eval --texts FILE ... --reference FILE: texts, whoever wrote them, beside real ones.
+
     Args:
         recipe: a TOML file with a stage of kind eval, or text_eval.
         out: where runs are kept; of pictures from anywhere, the folder of the report and of the features.
         data: folder of shards, or its address.
         set_: recipe values to change.
         generated: folders of pictures, or of shards; several stand side by side.
-        reference: a folder of pictures or shards, its address, or an .npz of statistics (mu and sigma).
+        reference: a folder of pictures or shards, its address, or an .npz of statistics (mu and sigma); of texts a
+            file as theirs.
         embedders: inception=FILE, inception-torchvision=FILE, openclip=FOLDER, dinov2=FOLDER, judge=FOLDER,
             random-conv, pixels-pca; the last two without any weights where none is named.
         prompts: a .csv or .jsonl of file and caption; captions are also found beside the pictures.
         held_out: real pictures that no model has seen, beside which copies of the reference show; of shards the test
             split, where none is named.
         split: of shards: train, test or unseen.
-        count: pictures of each generated set at most.
+        count: pictures, or texts, of each set at most.
         reference_count: pictures of the reference at most.
         as_they_are: leave the reference at its own size, where else it is brought to that of what was generated.
         card: measure whether each embedder sees damage: blur, noise, JPEG, kinds of pictures that are lost.
+        texts: files of texts: .txt (a text a line), .jsonl or .json (texts, or objects with a text), or folders of
+            .txt files; several stand side by side.
+        train: of texts: what the models were trained on, in which copies are looked for.
+        scorer: of texts: RUN/STAGE of an autoregressive text model, for perplexity and MAUVE.
+        words: cut every text to so many words, since entropy and variety grow with length.
         seed: of what is drawn.
     """
+    if texts:
+        if recipe is not None or generated or not reference:
+            raise PalimpsestError("--texts takes --reference beside it, and neither a recipe nor --generated.")
+        from pipelines.scoring.texts import TextsAsked, score_texts
+
+        wanted = TextsAsked(
+            texts=texts, reference=reference, out=Path("scores") if out == Path("runs") else out, train=train,
+            scorer=scorer, count=count, words=words, seed=seed,
+        )  # fmt: skip
+        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]))
+        print(f"{page}\n{figures}")
+        return
     if generated:
         if recipe is not None or not reference:
             raise PalimpsestError("--generated takes --reference beside it, and no recipe.")

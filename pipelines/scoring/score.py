@@ -28,9 +28,9 @@ from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 from pipelines.scoring.embedders import Opened, open_embedders
 from pipelines.scoring.reference import Reference, Statistics, open_reference
 from pipelines.scoring.sets import PictureSet, open_set, splits_there
+from pipelines.scoring.titles import titles_of
 
 SHOWN = 48  # pictures of each set in the report
-TAKEN = {"reference", "real", "shuffled", "chance"}  # names that figures have for other things
 log = logging.getLogger("palimpsest")
 
 
@@ -107,15 +107,9 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
 
 def _sets(asked: Asked) -> list[PictureSet]:
     """The generated sets, cut to one size: distances depend on it."""
-    names = [Path(path).name or path for path in asked.generated]
-    titles = [path if names.count(name) > 1 else name for path, name in zip(asked.generated, names, strict=True)]
-    if len(set(titles)) < len(titles):
-        raise PalimpsestError(f"--generated names a set twice ({', '.join(titles)}): name each once.")
-    if taken := sorted(TAKEN & set(titles)):
-        raise PalimpsestError(f"A generated set is called {taken[0]!r}, as something else in the report is: rename it.")
     opened = [
         open_set(path, split=asked.split, prompts=asked.prompts, title=title)
-        for path, title in zip(asked.generated, titles, strict=True)
+        for path, title in titles_of("--generated", asked.generated).items()
     ]
     n = min(len(one) for one in opened) if asked.count is None else min(asked.count, *map(len, opened))
     for one in opened:

@@ -454,3 +454,21 @@ def test_two_processes_train_as_one_does(words: Path, tmp_path: Path, name: str)
         weights = [load_file(path / "words" / name / "model.safetensors") for path in (tmp_path, one)]
         two, alone = (torch.cat([value.flatten() for _, value in sorted(state.items())]) for state in weights)
         assert (two - alone).norm() < 1e-3 * alone.norm()
+
+
+def test_texts_from_anywhere_are_judged_by_a_model_of_a_run(words: Path, tmp_path: Path):
+    real = (words.parent.parent / "test.txt").read_text(encoding="utf-8").splitlines()
+    train = words.parent.parent / "train.txt"
+    (tmp_path / "like.txt").write_text("\n".join(train.read_text(encoding="utf-8").splitlines()[:40]), encoding="utf-8")
+    (tmp_path / "dull.json").write_text(json.dumps([real[0]] * 40), encoding="utf-8")
+    sets = [tmp_path / "like.txt", tmp_path / "dull.json"]
+    finish("eval", "--texts", *sets, "--reference", words.parent.parent / "test.txt", "--train", train,
+           "--scorer", words / "judge", "--out", tmp_path / "scores")  # fmt: skip
+    found = json.loads((tmp_path / "scores" / "report.json").read_text(encoding="utf-8"))["figures"]
+    scorer = Scorer.load(reopen_run(words), "judge")
+    nats = np.asarray(scorer.read([real[0]])[0].nats)
+    dull = found[f"dull.json.nats_per_character[{scorer.name}|n=40]"]
+    assert dull["value"] == pytest.approx(nats[0] / len(real[0]))
+    assert found[f"dull.json.mauve[{scorer.name}|k=4|n=40/40]"]["value"] < 0.5
+    page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
+    assert "dull.json" in page and "may be ranked" in page
