@@ -466,7 +466,7 @@ def test_texts_from_anywhere_are_judged_by_a_model_of_a_run(words: Path, tmp_pat
            "--scorer", words / "judge", "--out", tmp_path / "scores")  # fmt: skip
     found = json.loads((tmp_path / "scores" / "report.json").read_text(encoding="utf-8"))["figures"]
     scorer = Scorer.load(reopen_run(words), "judge")
-    nats = np.asarray(scorer.read([real[0]])[0].nats)
+    nats = np.asarray(scorer.read([real[0]] * 2)[0].nats)
     dull = found[f"dull.json.nats_per_character[{scorer.name}|n=40]"]
     assert dull["value"] == pytest.approx(nats[0] / len(real[0]))
     assert found[f"dull.json.mauve[{scorer.name}|k=4|n=40/40]"]["value"] < 0.5
