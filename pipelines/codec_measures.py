@@ -104,7 +104,7 @@ def _quality(e: Evaluation, codec: Codec) -> None:
     e.note(f"{stage}.psnr", mean_interval(codec.decibels), source)
     e.guarded(f"{stage}.ssim", lambda: mean_interval(ssim(e.real.pictures, again)), source)
     if e.judges.scene is not None and e.real.labelled:
-        for attribute, interval in scene_figures(e.judges, again, e.real.labels, seed=e.seed).items():
+        for attribute, interval in scene_figures(e.judges, again, e.real.labels).items():
             e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
     _features(e, f"recon.{stage}", again, source)
 

@@ -89,11 +89,9 @@ def judge_tower(folder: Path) -> Tower:
     return openclip(folder, name="indomain-openclip-unit", unit=True, device=str(device()))
 
 
-def scene_figures(
-    judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]], *, seed: int
-) -> dict[str, Interval]:
+def scene_figures(judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]]) -> dict[str, Interval]:
     """Shares of pictures as asked, by attribute and number of objects; labels are what was asked for."""
-    return scored(scene_scores(judges, pictures, labels), labels, seed=seed)
+    return scored(scene_scores(judges, pictures, labels), labels)
 
 
 def scene_scores(judges: Judges, pictures: Pictures, labels: Sequence[dict[str, Any]]) -> list[Scores]:
@@ -101,6 +99,6 @@ def scene_scores(judges: Judges, pictures: Pictures, labels: Sequence[dict[str, 
     return [score(found, label) for found, label in zip(judges.verdicts(pictures), labels, strict=True)]
 
 
-def scored(scores: Sequence[Scores], labels: Sequence[dict[str, Any]], *, seed: int) -> dict[str, Interval]:
+def scored(scores: Sequence[Scores], labels: Sequence[dict[str, Any]]) -> dict[str, Interval]:
     """Sum verdicts up."""
-    return summarise(scores, [len(label["objects"]) for label in labels], seed=seed)
+    return summarise(scores, [len(label["objects"]) for label in labels])

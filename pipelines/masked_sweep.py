@@ -94,7 +94,7 @@ class MaskedJudged:
             captions, calls = captions + words, calls + each * len(part)
         grammar = for_size(self.run.recipe.size)
         scores = [score_caption(grammar.parse(c), label) for c, label in zip(captions, real.labels, strict=True)]
-        found = scored(scores, real.labels, seed=self.judged.seed)
+        found = scored(scores, real.labels)
         kept = {f"caption_{name}": plain_interval(found[name]) for name in ATTRIBUTES if name in found}
         return kept, calls / len(real)
 

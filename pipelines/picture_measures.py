@@ -30,7 +30,7 @@ def note_scenes(e: Evaluation, subject: str, shown: Set, source: str, *, unseen:
     scores = scene_scores(e.judges, shown.pictures, shown.labels)
     right = [[verdict for verdicts in one.values() for verdict in verdicts] for one in scores]
     e.note_each("scene", subject, shown.captions, [sum(one) / len(one) for one in right])
-    for attribute, interval in scored(scores, shown.labels, seed=e.seed).items():
+    for attribute, interval in scored(scores, shown.labels).items():
         if not unseen:
             e.note(f"{subject}.scene.{attribute}", interval, source)
         elif "." not in attribute:

@@ -128,7 +128,7 @@ class Judged:
         """Judge pictures (n, H, W, 3) of the captions of `real`: their distance, and the attributes as asked for."""
         found = {"kd": kid_interval(self.judges.features(made), self.reference)}
         if self.real.labelled and self.judges.scene:
-            scenes = scene_figures(self.judges, made, self.real.labels, seed=self.seed)
+            scenes = scene_figures(self.judges, made, self.real.labels)
             found |= {name: scenes[name] for name in attributes if name in scenes}
         return {name: plain_interval(value) for name, value in found.items()}
 

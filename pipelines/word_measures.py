@@ -63,7 +63,7 @@ def _caption_figures(e: Evaluation, captions: Sequence[Mapping[str, Any]], gener
     grammar = for_size(e.run.recipe.size)
     labels = [row["label"] for row in captions]
     scores = [score_caption(grammar.parse(row["caption"]), row["label"]) for row in captions]
-    for attribute, interval in scored(scores, labels, seed=e.seed).items():
+    for attribute, interval in scored(scores, labels).items():
         e.note(
             f"caption.scene.{attribute}",
             interval,

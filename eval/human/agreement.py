@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eval.human.errors import StudyError
-from eval.interval import RESAMPLES, Interval
+from eval.interval import RESAMPLES, Interval, ends
 
 Level = Literal["nominal", "ordinal", "interval", "ratio"]
 LEVELS: tuple[Level, ...] = ("nominal", "ordinal", "interval", "ratio")
@@ -31,16 +31,14 @@ def krippendorff_alpha(ratings: Ratings, level: Level = "nominal") -> float:
 
 
 def alpha_interval(ratings: Ratings, level: Level = "nominal", *, seed: int = 0, draws: int = RESAMPLES) -> Interval:
-    """Alpha with the 95 % percentile interval over resampled items; n counts the items with two values or more."""
+    """Alpha with the 95 % interval over resampled items; n counts the items with two values or more."""
     together, values = _coincidences(ratings, level)
     items = len(together)
     weights = np.random.default_rng(seed).multinomial(items, np.full(items, 1 / items), draws)
     drawn = _alpha(np.tensordot(weights.astype(np.float64), together, 1), values, level)
     value = float(_alpha(together.sum(0)[None], values, level)[0])
-    if not np.isfinite(drawn).any():
-        return Interval(value, -np.inf, np.inf, items)
-    low, high = np.nanquantile(drawn, [0.025, 0.975])
-    return Interval(value, float(low), float(high), items)
+    known = drawn[np.isfinite(drawn)]
+    return Interval(value, *(ends(known, items) if len(known) else (-np.inf, np.inf)), items)
 
 
 def raw_agreement(ratings: Ratings) -> float:

@@ -148,7 +148,7 @@ def _tags(votes: Sequence[Vote], study: Study) -> list[Tagged]:
         rows = sorted(shown[model])
         for tag in used if rows else ():
             values = [float((model, tag, *row) in marked) for row in rows]
-            found.append(Tagged(model, tag, share_interval(values, [row[2] for row in rows], seed=study.seed)))
+            found.append(Tagged(model, tag, share_interval(values, [row[2] for row in rows])))
     return found
 
 

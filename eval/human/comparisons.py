@@ -10,11 +10,11 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import sparse, stats
+from scipy import sparse
 
 from eval.human.errors import StudyError
 from eval.human.votes import SCORE, Vote
-from eval.interval import RESAMPLES, Interval, wilson
+from eval.interval import RESAMPLES, Interval, wilson_of
 
 Resample = Literal["prompts", "prompts and raters"]
 CHUNK = 100  # two-way resamples at once
@@ -90,25 +90,11 @@ class Comparisons:
         return sparse.csr_matrix((values, places), shape=(len(votes), models * models))
 
 
-def rate_interval(value: float, drawn: NDArray[np.float64], n: int) -> Interval:
-    """The interval of a share over resamples; all won or all lost leaves Wilson's over n prompts."""
+def rate_interval(value: float, drawn: NDArray[np.float64], prompts: int, votes: int) -> Interval:
+    """The interval of a share of votes whose spread over resamples is known: Wilson's, of as many as vary alike."""
     known = drawn[np.isfinite(drawn)]
-    if value in (0.0, 1.0) or not len(known) or known.min() == known.max():
-        return wilson(value * n, n)
-    return Interval(value, *ends(known, n), n)
-
-
-def ends(drawn: NDArray[np.float64], n: int) -> tuple[float, float]:
-    """Both ends of a 95 % interval from resamples of n prompts: percentiles, expanded as Student's t is.
-
-    Plain percentiles are too narrow by sqrt((n - 1) / n) and by the ratio of z to t (Hesterberg 2015, The American
-    Statistician 69, 371).
-    """
-    if n < 2:
-        return -np.inf, np.inf
-    tail = stats.norm.cdf(-stats.t.ppf(0.975, n - 1) * np.sqrt(n / (n - 1)))
-    low, high = np.quantile(drawn, [tail, 1 - tail])
-    return float(low), float(high)
+    spread = float(known.var()) * prompts / (prompts - 1) if len(known) and prompts > 1 else 0.0
+    return wilson_of(value, spread, votes, clusters=prompts)
 
 
 def _weights(rng: np.random.Generator, draws: int, units: int) -> NDArray[np.float64]:

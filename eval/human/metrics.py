@@ -12,7 +12,7 @@ from scipy import stats
 from eval.human.bradley_terry import fit
 from eval.human.comparisons import Comparisons, Resample
 from eval.human.votes import SCORE, Vote
-from eval.interval import Interval, share_interval
+from eval.interval import Interval, ends, share_interval
 
 DRAWS = 500
 Values = Mapping[str, Mapping[str, float]]  # metric -> model -> value, higher is better
@@ -53,8 +53,8 @@ def over_models(votes: Sequence[Vote], models: Sequence[str], criterion: str, va
         pairs = len(known) * (len(known) - 1) // 2
         tau = _tau(x, theta[known])
         enough = len(known) > 2 and len(draws) > 0  # one pair of models alone is right or wrong, without a spread
-        low, high = np.quantile(draws, [0.025, 0.975]) if enough else (-np.inf, np.inf)
-        whole = Interval(float(accuracy), float(low), float(high), pairs)
+        low, high = ends(draws, len(set(made.prompt.tolist()))) if enough else (-np.inf, np.inf)
+        whole = Interval(float(accuracy), low, high, pairs)
         found.append(Fit(criterion, metric, "models", whole, tau))
     return found
 

@@ -10,9 +10,9 @@ import numpy as np
 from scipy import stats
 
 from eval.human.bradley_terry import SCALE, bradley_terry, cycles, fit, groups, separated
-from eval.human.comparisons import Comparisons, Resample, ends, rate_interval
+from eval.human.comparisons import Comparisons, Resample, rate_interval
 from eval.human.votes import Vote
-from eval.interval import RESAMPLES, Interval, mean_interval
+from eval.interval import RESAMPLES, Interval, ends, mean_interval
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,8 @@ def pair_outcomes(made: Comparisons, votes: Sequence[Vote], drawn: np.ndarray, c
         scores = list(made.prompts_of(i, j).values())
         with np.errstate(invalid="ignore"):
             rates = drawn[:, i, j] / (drawn[:, i, j] + drawn[:, j, i])
-        rate = rate_interval(float(wins[i, j] / (wins[i, j] + wins[j, i])), rates, len(scores))
+        cast = wins[i, j] + wins[j, i]
+        rate = rate_interval(float(wins[i, j] / cast), rates, len(scores), round(cast))
         won, lost = sum(s > 0 for s in scores), sum(s < 0 for s in scores)
         p = sign_test(won, lost)
         counts = (count["a"], count["tie"], count["both_bad"], count["b"])
@@ -185,7 +186,7 @@ def _graded_pair(criterion: str, a: str, b: str, gaps: list[float]) -> Outcome:
     tied, n = len(gaps) - won - lost, len(gaps)
     rate = (won + tied / 2) / n
     draws = np.random.default_rng(0).multinomial(n, np.array([won, tied, lost]) / n, RESAMPLES)
-    win_rate = rate_interval(rate, (draws[:, 0] + draws[:, 1] / 2) / n, n)
+    win_rate = rate_interval(rate, (draws[:, 0] + draws[:, 1] / 2) / n, n, n)
     p = sign_test(won, lost)
     return Outcome(criterion, a, b, won, tied, 0, lost, win_rate, mean_interval(gaps), won, tied, lost, p, p)
 

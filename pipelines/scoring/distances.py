@@ -14,13 +14,14 @@ from eval.features import NOTE, Embedder, feature_key
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
 from eval.frechet_infinity import frechet_infinity
 from eval.interval import Interval
-from eval.kernel import cmmd, kid_interval
-from eval.prdc import prdc
-from eval.sliced import mind
+from eval.kernel import cmmd_interval, kid_interval
+from eval.prdc import prdc_intervals
+from eval.sliced import mind_interval
 from eval.towers import is_fid
 from pipelines.scoring.reference import Statistics
 
 NEIGHBOURS = 5
+JACKKNIFE = "jackknife over blocks of both sets"
 LARGER = 2  # pictures for each dimension, at least, before a line is laid through distances
 SHARES = ("precision", "recall", "density", "coverage")
 HEADS = {"fd": "Fréchet", "fid": "FID", "fd-infinity": "Fréchet, infinite n", "fid-infinity": "FID, infinite n",
@@ -100,36 +101,41 @@ def distances(
     found, against = (features[rng.permutation(len(features))] for features in (found, against))
     m, d = len(against), found.shape[1]
     rank, blocks = rank_note(n, m, d), min(10, min(n, m) // 2)
-    infinite, fit = _infinite(found, against, seed)
+    whole = cache(lambda: frechet_interval(found, against))
+    infinite, fit = _infinite(found, against, whole, seed)
     made = [
         one(frechet, "; ".join(filter(None, ("jackknife over blocks, biased upwards by about c / n", rank))),
-            lambda: frechet_interval(found, against), n, m),
-        one(f"{frechet}-infinity", f"line over 1 / n of both sides; no interval{fit}", infinite, n, m),
-        one("kd", "jackknife over blocks", lambda: kid_interval(found, against, blocks=blocks), n, m),
-        one("mind", "1000 directions; no interval", lambda: _alone(mind(found, against), n), n, m),
+            whole, n, m),
+        one(f"{frechet}-infinity", f"line over 1 / n of both sides; interval of the Fréchet distance, widened{fit}",
+            infinite, n, m),
+        one("kd", JACKKNIFE, lambda: kid_interval(found, against, blocks=blocks), n, m),
+        one("mind", f"1000 directions; {JACKKNIFE}", lambda: mind_interval(found, against, blocks=blocks), n, m),
     ]  # fmt: skip
     if embedder.name.startswith(("openclip", "indomain-openclip")):
-        made.append(one("cmmd", "biased, as published; no interval", lambda: _alone(cmmd(found, against), n), n, m))
+        measure = partial(cmmd_interval, found, against, blocks=blocks)
+        made.append(one("cmmd", f"biased, as published; {JACKKNIFE}", measure, n, m))
     return made + list(_balls(found, against, one))
 
 
-def _infinite(found: Features, against: Features, seed: int) -> tuple[Callable[[], Interval], str]:
+def _infinite(
+    found: Features, against: Features, whole: Callable[[], Interval], seed: int
+) -> tuple[Callable[[], Interval], str]:
     """The measure of the Fréchet distance of infinitely many pictures, and what is said of the line that gives it."""
     few, wanted = min(len(found), len(against)), LARGER * found.shape[1]
     if few < wanted:
         reason = f"{few} pictures for {found.shape[1]} dimensions: its law holds from {wanted} pictures on"
         return partial(_refused, reason), ""
     line = frechet_infinity(found, against, seed=seed)
-    return partial(_alone, line.value, len(found)), f"; the error of the fit is {line.se:.3g}, R2 {line.r2:.3f}"
+    return lambda: line.interval(whole()), f"; the error of the fit is {line.se:.3g}, R2 {line.r2:.3f}"
 
 
 def _balls(found: Features, against: Features, one: Callable[..., Distance]) -> Iterator[Distance]:
     """Precision, recall, density and coverage, of equal sizes of both sets: they depend on them."""
     same = min(len(found), len(against))
-    overlap = cache(lambda: prdc(against[:same], found[:same], NEIGHBOURS))
-    source = f"balls of {NEIGHBOURS} neighbours, equal sizes of both sets; no interval"
+    overlap = cache(lambda: prdc_intervals(against[:same], found[:same], NEIGHBOURS))
+    source = f"balls of {NEIGHBOURS} neighbours, equal sizes of both sets; interval over pictures of both"
     for part in SHARES:
-        yield one(f"{part}-k{NEIGHBOURS}", source, lambda part=part: _alone(getattr(overlap(), part), same), same, same)
+        yield one(f"{part}-k{NEIGHBOURS}", source, lambda part=part: overlap()[part], same, same)
 
 
 def _refused(reason: str) -> Interval:

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.frechet import frechet_distance
+from eval.frechet import frechet_distance, frechet_interval
 from eval.frechet_infinity import frechet_infinity
 
 TRUTH = 64 * (0.1**2 + 0.05**2)  # 0.80
@@ -62,3 +62,21 @@ def test_refusals_name_the_argument(golden):
         frechet_infinity(*golden, share=1.0)
     with pytest.raises(ValueError, match=r"second set has 12 rows.*fewer points"):
         frechet_infinity(golden[0], golden[1][:12])
+
+
+@pytest.mark.parametrize(("dim", "scale", "shift"), [(6, 1.2, 0.3), (32, 1.1, 0.1)])
+def test_intervals_cover_the_mean_and_the_line_alone_does_not(dim, scale, shift):
+    rng = np.random.RandomState(1)
+
+    def draw(seed):
+        x, y = rng.randn(160, dim) * scale + shift, rng.randn(200, dim)
+        line = frechet_infinity(x, y, points=6, seed=seed)
+        return line, line.interval(frechet_interval(x, y))
+
+    found = [draw(seed) for seed in range(200)]
+    mean = np.mean([line.value for line, _ in found])
+    assert sum(one.low <= mean <= one.high for _, one in found) >= stats.binom.ppf(0.005, 200, 0.95)
+    alone = sum(abs(line.value - mean) <= stats.t.ppf(0.975, 4) * line.se for line, _ in found)
+    assert alone < stats.binom.ppf(0.005, 200, 0.95)
+    half = np.mean([(one.high - one.low) / 2 for _, one in found]) / stats.t.ppf(0.975, 9)
+    assert half < 1.4 * np.std([line.value for line, _ in found])

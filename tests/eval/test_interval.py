@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.interval import Interval, cluster_bootstrap, jackknife, mean_interval, paired, share_interval, wilson
+from eval.interval import (
+    Interval,
+    cluster_bootstrap,
+    ends,
+    jackknife,
+    mean_interval,
+    paired,
+    share_interval,
+    wilson,
+    wilson_of,
+)
 
 
 def width(interval: Interval) -> float:
@@ -107,3 +117,46 @@ def test_bad_values_are_refused():
         share_interval([0.5, 2])
     with pytest.raises(ValueError, match="equal lengths"):
         paired([1, 2], [1])
+
+
+def votes(rng, prompts, mean, kind):
+    """Three votes on each prompt, (prompts, 3): shares that differ by prompt, or values with a prompt's own part."""
+    if kind == "share":
+        return 1.0 * (rng.rand(prompts, 3) < rng.beta(2 * mean, 2 * (1 - mean), (prompts, 1)))
+    return mean + rng.randn(prompts, 1) + rng.randn(prompts, 3)
+
+
+@pytest.mark.parametrize("prompts", [20, 50])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_clustered_shares_are_covered_where_percentiles_miss_those_near_one(prompts, share):
+    rng = np.random.RandomState(6)
+    drawn, ids = [votes(rng, prompts, share, "share") for _ in range(300)], np.repeat(np.arange(prompts), 3)
+    found = [share_interval(x.ravel(), ids) for x in drawn]
+    assert sum(one.low <= share <= one.high for one in found) >= stats.binom.ppf(0.005, 300, 0.95)
+    if (prompts, share) == (50, 0.97):
+        percentiles = [np.quantile(rng.choice(x.mean(1), (400, 50)).mean(1), [0.025, 0.975]) for x in drawn]
+        assert sum(low <= share <= high for low, high in percentiles) < stats.binom.ppf(0.005, 300, 0.95)
+
+
+def test_bootstraps_over_few_prompts_cover_where_plain_percentiles_do_not():
+    rng = np.random.RandomState(7)
+    drawn, ids = [votes(rng, 10, 1.0, "mean") for _ in range(400)], np.repeat(np.arange(10), 3)
+    found = [mean_interval(x.ravel(), ids) for x in drawn]
+    assert sum(one.low <= 1 <= one.high for one in found) >= stats.binom.ppf(0.005, 400, 0.95)
+    plain = [np.quantile(rng.choice(x.mean(1), (400, 10)).mean(1), [0.025, 0.975]) for x in drawn]
+    assert sum(low <= 1 <= high for low, high in plain) < stats.binom.ppf(0.005, 400, 0.95)
+
+
+def test_ends_are_expanded_as_students_t_and_one_unit_has_none():
+    drawn = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000) * np.sqrt(9 / 10)  # means of ten, as a bootstrap sees
+    assert ends(drawn, 10) == pytest.approx((-stats.t.ppf(0.975, 9), stats.t.ppf(0.975, 9)), rel=0.01)
+    assert ends(np.array([1.0]), 1) == (-np.inf, np.inf)
+    assert cluster_bootstrap([1.0, 2.0], ["a", "a"]) == Interval(1.5, -np.inf, np.inf, 1)
+    assert share_interval([1.0, 0.0], ["a", "a"]) == Interval(0.5, -np.inf, np.inf, 1)
+
+
+def test_values_that_stand_alone_have_plain_wilson_and_twice_the_variance_half_the_count():
+    assert wilson_of(0.3, 0.3 * 0.7 / 100, 100) == wilson(30, 100)
+    assert wilson_of(0.3, 0.0, 100) == wilson(30, 100)  # never more certain than independent values
+    twice = wilson_of(0.5, 2 * 0.25 / 100, 100)
+    assert (twice.low, twice.high) == pytest.approx((wilson(25, 50).low, wilson(25, 50).high))

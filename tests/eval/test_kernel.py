@@ -5,7 +5,7 @@ from scipy import stats
 
 from backbone.clip import cure_torchvision
 from eval.interval import Interval
-from eval.kernel import cmmd, kid, kid_interval, kid_subsets
+from eval.kernel import cmmd, cmmd_interval, kid, kid_interval, kid_subsets
 
 cure_torchvision()
 
@@ -127,3 +127,22 @@ def test_too_many_blocks_name_the_argument(golden):
         kid_interval(golden[0][:500], golden[1], blocks=251)
     with pytest.raises(ValueError, match="blocks=10"):
         kid_interval(golden[0][:3], golden[1])
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.3])
+def test_the_interval_of_cmmd_covers_its_mean_at_this_size(shift):
+    rng = np.random.RandomState(8)
+
+    def draw():
+        return cmmd_interval(rng.randn(100, 16) + 1, rng.randn(120, 16) + 1 + shift)
+
+    mean = np.mean([draw().value for _ in range(400)])
+    found = [draw() for _ in range(200)]
+    assert sum(one.low <= mean <= one.high for one in found) >= stats.binom.ppf(0.005, 200, 0.95)
+    half = np.mean([(one.high - one.low) / 2 for one in found]) / stats.t.ppf(0.975, 9)
+    assert half < 1.8 * np.std([one.value for one in found])
+    assert found[0].n == 100
+    x, y = rng.randn(60, 4) + 1, rng.randn(50, 4) + 2
+    assert cmmd_interval(x, y).value == pytest.approx(cmmd(x, y), abs=1e-9)
+    with pytest.raises(ValueError, match="blocks=30"):
+        cmmd_interval(x, y, blocks=30)

@@ -1,10 +1,14 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 from scipy.spatial.distance import cdist
 
 from backbone.clip import cure_torchvision
-from eval.prdc import prdc
+from eval.interval import wilson
+from eval.neighbours import nearest
+from eval.prdc import _overlap, prdc, prdc_intervals
+from eval.prdc_spread import Balls, Pairs, coverage_variance, density_variance, share_variance
 
 cure_torchvision()
 
@@ -107,3 +111,78 @@ def test_blocks_of_rows_change_nothing(golden, monkeypatch):
 def test_impossible_k_is_refused(golden, k):
     with pytest.raises(ValueError, match=f"k={k}"):
         prdc(real=golden[0], fake=golden[1], k=k)
+
+
+def variances_by_leaving_out(real, fake, k):
+    """Of precision, density and coverage: balls without each centre, and sets without each fake, all made anew."""
+    n, m = len(real), len(fake)
+    distance, apart = cdist(real, fake, "sqeuclidean"), cdist(real, real, "sqeuclidean")
+
+    def held(left):
+        return distance[left] <= np.sort(apart[np.ix_(left, left)], 1)[:, k, None]
+
+    def shared(effects):  # (rows left out, values)
+        sums = effects.sum(1)
+        return max(0, (sums**2).sum() - (effects**2).sum() - sums.sum() ** 2 / len(sums))
+
+    whole = held(np.arange(n))
+    without = [held(np.delete(np.arange(n), i)) for i in range(n)]
+    around = whole.sum(0)
+    found = []
+    for values, left in ((around > 0, [w.any(0) for w in without]), (around / k, [w.sum(0) / k for w in without])):
+        effects = np.array([values - 1.0 * other for other in left])
+        found.append(values.var(ddof=1) / m + shared(effects) / m**2)
+    covered = whole.any(1) * 1.0
+    by_fakes = np.array([covered - np.delete(whole, j, 1).any(1) for j in range(m)])
+    by_reals = np.array([np.insert(np.delete(covered, i) - w.any(1), i, 0.0) for i, w in enumerate(without)])
+    own = covered - covered.mean() + by_reals.sum(1)
+    centres = max(((own - own.mean()) ** 2).sum() - (by_reals**2).sum(), covered.var() * n)
+    return (*found, (centres + shared(by_fakes)) / n**2)
+
+
+def test_errors_are_those_of_balls_made_anew_without_each_row():
+    rng = np.random.RandomState(9)
+    real, fake = rng.randn(70, 3), rng.randn(50, 3) * 1.2
+    near = nearest(real, k=6)
+    pairs = Pairs(), Pairs()
+    radii = nearest(fake, k=6).squared[:, -2:]
+    _overlap(real, fake, near.squared[:, -2:], radii, pairs)
+    balls = Balls.of(pairs[0], near.rows[:, :5], 50)
+    found = share_variance(balls), density_variance(balls), coverage_variance(balls)
+    assert found == pytest.approx(variances_by_leaving_out(real, fake, 5), rel=1e-6)
+    recall = variances_by_leaving_out(fake, real, 5)[0]
+    assert share_variance(Balls.of(pairs[1], nearest(fake, k=5).rows, 70)) == pytest.approx(recall, rel=1e-6)
+
+
+@pytest.mark.parametrize(("dim", "scale", "shift"), [(8, 0.8, 0.2), (32, 1.0, 0.1)])
+def test_intervals_cover_the_means_at_this_size_and_those_of_independent_pictures_do_not(dim, scale, shift):
+    rng = np.random.RandomState(10)
+    found = [prdc_intervals(rng.randn(150, dim), rng.randn(150, dim) * scale + shift) for _ in range(200)]
+    for name in ("precision", "recall", "density", "coverage"):
+        ours = [one[name] for one in found]
+        mean = np.mean([one.value for one in ours])
+        hits = sum(one.low <= mean <= one.high for one in ours)
+        assert stats.binom.ppf(0.005, 200, 0.95) <= hits, (name, hits)
+        assert np.mean([(one.high - one.low) / 2 for one in ours]) < 1.7 * 1.96 * np.std([one.value for one in ours])
+    naive = [wilson(one["recall"].value * 150, 150) for one in found]
+    mean = np.mean([one.value for one in naive])
+    assert sum(one.low <= mean <= one.high for one in naive) < stats.binom.ppf(0.005, 200, 0.95)
+
+
+def test_values_with_intervals_are_those_without(golden, monkeypatch):
+    real, fake = golden
+    found, plain = prdc_intervals(real, fake[:300], 3), prdc(real, fake[:300], 3)
+    assert tuple(one.value for one in found.values()) == figures(plain)
+    assert [one.n for one in found.values()] == [300, 400, 300, 400]
+    monkeypatch.setattr("eval.neighbours.ROWS", 37)
+    in_blocks = prdc_intervals(real, fake[:300], 3)
+    assert [one.low for one in in_blocks.values()] == pytest.approx([one.low for one in found.values()])
+    assert [one.high for one in in_blocks.values()] == pytest.approx([one.high for one in found.values()])
+
+
+def test_copies_and_the_smallest_sets_have_no_finite_interval(golden, monkeypatch):
+    smallest = prdc_intervals(golden[0][:6], golden[1], 5)
+    assert all(np.isinf(one.high) for one in smallest.values())
+    monkeypatch.setattr("eval.prdc_spread.MOST", 1000)
+    crowded = prdc_intervals(np.zeros((50, 8)), np.zeros((50, 8)))
+    assert crowded["density"].value == 10 and all(np.isinf(one.high) for one in crowded.values())

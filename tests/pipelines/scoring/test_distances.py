@@ -34,6 +34,9 @@ def test_every_distance_has_its_figure_column_and_definition():
         "density-k5": overlap.density, "coverage-k5": overlap.coverage,
     })  # fmt: skip
     assert next(iter(figures)) == "latent.fd[judge:00000000|resize=none|n=60/60|split=train]"
+    for name, figure in figures.items():
+        assert isinstance(figure, Figure) and figure.interval() is not None, name
+        assert figure.low <= figure.value <= figure.high and "no interval" not in figure.source
     columns = table_of("Distances", [row], TOWER).columns[1:]
     for column, name in zip(columns, figures, strict=True):
         found = define(name)
