@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from backbone.clip import cure_torchvision
 from eval.frechet import frechet_distance
 from eval.kernel import kid, kid_interval, kid_subsets
-from eval.prdc import prdc
+from eval.prdc import prdc, prdc_intervals
 from scripts.bench.timing import alternate, always, machine, ratio, shown
 from scripts.markdown import table
 
 cure_torchvision()
 K = 5
+FOUR = ("precision", "recall", "density", "coverage")
 Features = NDArray[np.float64]
 
 
@@ -75,13 +76,19 @@ def prdc_package(a: Features, b: Features) -> NDArray[np.float64]:
 
     with contextlib.redirect_stdout(io.StringIO()):
         found = compute_prdc(a, b, nearest_k=K)
-    return np.array([found[name] for name in ("precision", "recall", "density", "coverage")])
+    return np.array([found[name] for name in FOUR])
 
 
 def own_prdc(a: Features, b: Features) -> NDArray[np.float64]:
     """Our four figures."""
     found = prdc(a, b, K)
-    return np.array([found.precision, found.recall, found.density, found.coverage])
+    return np.array([getattr(found, name) for name in FOUR])
+
+
+def own_intervals(a: Features, b: Features) -> NDArray[np.float64]:
+    """Our four figures from their intervals."""
+    found = prdc_intervals(a, b, K)
+    return np.array([found[name].value for name in FOUR])
 
 
 def contests(rows: int) -> dict[str, tuple[Callable[..., Any], Callable[..., Any]]]:
@@ -96,6 +103,7 @@ def contests(rows: int) -> dict[str, tuple[Callable[..., Any], Callable[..., Any
             lambda a, b: fidelity_kid(a, b, 20, size),
         ),
         f"PRDC, k = {K}": (own_prdc, prdc_package),
+        "PRDC and its intervals, against none": (own_intervals, prdc_package),
     }
 
 
