@@ -11,7 +11,7 @@ from eval.interval import Interval
 
 Unit = Literal["share", "dB", "plain"]
 Better = Literal["higher", "lower"]
-RowKind = Literal["model", "floor", "ceiling", "judge"]
+RowKind = Literal["model", "floor", "ceiling", "judge", "better", "worse", "unlike"]
 
 
 @dataclass(frozen=True)
@@ -67,18 +67,23 @@ def attempted(measure: Callable[[], Interval], source: str) -> Known:
 
 @dataclass(frozen=True)
 class Column:
-    """A table column; `better` draws the arrow, `unit` formats numbers, `code` sets keys and hashes in monospace."""
+    """A table column; `better` draws the arrow, `unit` formats numbers, `code` sets keys and hashes in monospace.
+
+    signed: numbers above 0 have their sign, too, as differences want it.
+    """
 
     name: str
     unit: Unit = "plain"
     better: Better | None = None
     code: bool = False
+    signed: bool = False
 
 
 @dataclass(frozen=True)
 class Row:
     """Cells of one table row; floors, ceilings and the judges' own rows are set apart from those of models.
 
+    better, worse: of a comparison, beyond chance; unlike: what cannot be compared, in grey.
     `unit` overrides the columns' units where the rows of a table measure different things.
     """
 
@@ -224,11 +229,30 @@ class Section:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Judged:
+    """A model, or a set of pictures, that a report is about. What nobody knows stays empty.
+
+    checkpoint: hash of its weights; pictures: hash of what it made, where that is all there is; weights: which of a
+    training, such as the average over what length; steps: with the evaluations of the network where they differ.
+    """
+
+    name: str
+    checkpoint: str = ""
+    pictures: str = ""
+    weights: str = ""
+    sampler: str = ""
+    steps: str = ""
+    guidance: str = ""
+    precision: str = ""
+    seed: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What made the figures: enough to run the same thing again.
 
     command: what was asked for; resolved: the whole recipe as it was used, every default written out; wall_time in
-    seconds per stage.
+    seconds per stage; models: what was judged; files: sha256 of the files behind it, by their paths.
     """
 
     commit: str | None
@@ -243,6 +267,8 @@ class Provenance:
     versions: Mapping[str, str] = field(default_factory=dict)
     wall_time: Mapping[str, float] = field(default_factory=dict)
     machine: str = ""
+    models: Sequence[Judged] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

