@@ -7,6 +7,7 @@ and script. `report.json` holds every figure with its count, interval and source
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from eval.blocks import (
     Dots,
     Figure,
     Gallery,
+    Judged,
     Known,
     Missing,
     Provenance,
@@ -35,9 +37,13 @@ from eval.blocks import (
 from eval.definitions import define
 from eval.display import draw, grid, labelled, pictures_line, runs, seconds, show, usage_line
 from eval.headline import headline
+from eval.marks import mark
+from eval.numbers import as_csv, thinned
 from eval.page import asset, data_uri, environment, render, write_whole
+from eval.selftest import alarm, as_table, self_test
 
 SCHEMA = 1
+SCRIPTS = ("report.js", "filter.js", "gallery.js")
 __all__ = [
     "Block",
     "Column",
@@ -45,6 +51,7 @@ __all__ = [
     "Dots",
     "Figure",
     "Gallery",
+    "Judged",
     "Missing",
     "Provenance",
     "Report",
@@ -78,6 +85,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "title": report.title,
         "figures": {name: _figure_json(figure) for name, figure in report.figures.items()},
         "provenance": _finite(dataclasses.asdict(report.provenance)),
+        "self_test": [_finite(dataclasses.asdict(one)) for one in self_test()],
         "texts": [
             {"title": block.title, "items": [text if isinstance(text, str) else list(text) for text in block.items]}
             for block in blocks
@@ -91,6 +99,7 @@ def to_html(report: Report) -> str:
     made = environment()
     numbers = count(1)
     made.filters |= {"grid": grid, "picture": data_uri, "seconds": seconds, "runs": runs, "pretty": pretty}
+    made.filters |= {"csv": as_csv, "thinned": thinned}
     made.globals |= {
         "draw": lambda block: draw(block, f"c{next(numbers)}-"),
         "usage_line": usage_line,
@@ -99,16 +108,36 @@ def to_html(report: Report) -> str:
     }
     style = asset("page.css") + asset("report.css") + charts.css()
     highlights = [(name, known) for name in report.highlights if isinstance(known := report.figures.get(name), Figure)]
+    checks = self_test()
     return render(
         made,
         "report.html",
         style,
-        asset("report.js"),
+        "".join(map(asset, SCRIPTS)),
         report=report,
         tiles=[(define(name), show(figure, define(name).unit)) for name, figure in highlights],
+        mark=mark(report.figures) if report.about == "recipe" else None,
+        alarm=alarm(checks),
+        passed=sum(one.passed for one in checks),
+        checks=as_table(checks),
+        judged=judged(report.provenance.models),
+        captions=any(isinstance(block, Gallery | Texts) for section in report.sections for block in section.blocks),
+        files=Table("Files", ["file", Column("sha256", code=True)], list(report.provenance.files.items())),
         all_figures=_all_figures(report),
         words=_words(report),
     )
+
+
+def judged(models: Sequence[Judged]) -> Table:
+    """What was judged, a line for each; what is known of none has no column."""
+    facts = [field.name for field in dataclasses.fields(Judged)]
+    shown = [fact for fact in facts if any(getattr(one, fact) not in ("", None) for one in models)]
+    columns = [Column("model" if fact == "name" else fact, code=fact in ("checkpoint", "pictures")) for fact in shown]
+    return Table("What was judged", columns, [[_said(getattr(one, fact)) for fact in shown] for one in models])
+
+
+def _said(value: str | int | None) -> str | None:
+    return None if value in ("", None) else str(value)
 
 
 def pretty(value: Any) -> str:
@@ -146,6 +175,8 @@ def _finite(value: Any) -> Any:
     """JSON without NaN: a number that is not finite becomes its name."""
     if isinstance(value, dict):
         return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     return value

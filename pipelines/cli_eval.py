@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from pipelines.errors import PalimpsestError
+
+if TYPE_CHECKING:
+    from eval.change import Baseline
 
 Recipe = Annotated[Path | None, tyro.conf.Positional]
 Report = Annotated[Path, tyro.conf.Positional]
@@ -27,7 +31,7 @@ def evaluate(
     held_out: str = "",
     count: int | None = None, reference_count: int | None = None, as_they_are: bool = False,
     card: bool = False, texts: Files = (), train: Path | None = None, scorer: Path | None = None,
-    words: int | None = None, seed: int = 0,
+    words: int | None = None, seed: int = 0, against: Path | None = None, self_test: bool = False,
 ) -> None:  # fmt: skip
     """Judge the models of a recipe, or pictures from anywhere, and write report.html and report.json.
 
@@ -36,6 +40,8 @@ def evaluate(
     palimpsest eval --generated DIR ... --reference DIR: folders of pictures, whoever made them, against another one.
 
     palimpsest eval --texts FILE ... --reference FILE: texts, whoever wrote them, beside real ones.
+
+    palimpsest eval --self-test: the metrics against known answers on this machine.
 
     Args:
         recipe: a TOML file with a stage of kind eval, or text_eval.
@@ -61,7 +67,18 @@ def evaluate(
         scorer: of texts: RUN/STAGE of an autoregressive text model, for perplexity and MAUVE.
         words: cut every text to so many words, since entropy and variety grow with length.
         seed: of what is drawn.
+        against: an earlier report.json on the same data, or a folder that holds one: the new report says what differs.
+        self_test: measure known answers, print them, and end with 1 where a metric misses one.
     """
+    if self_test:
+        if recipe is not None or generated or texts:
+            raise PalimpsestError("--self-test stands alone: it judges metrics, neither a recipe nor pictures.")
+        return test_metrics()
+    before = None
+    if against is not None:
+        from eval.change import Baseline
+
+        before = Baseline.read(against)
     if texts:
         if recipe is not None or generated or not reference:
             raise PalimpsestError("--texts takes --reference beside it, and neither a recipe nor --generated.")
@@ -71,7 +88,7 @@ def evaluate(
             texts=texts, reference=reference, out=Path("scores") if out == Path("runs") else out, train=train,
             scorer=scorer, count=count, words=words, seed=seed,
         )  # fmt: skip
-        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]))
+        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]), before)
         print(f"{page}\n{figures}")
         return
     if generated:
@@ -84,18 +101,34 @@ def evaluate(
             embedders=embedders, prompts=prompts, held_out=held_out, split=split, count=count,
             reference_count=reference_count, as_they_are=as_they_are, card=card, seed=seed,
         )  # fmt: skip
-        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]))
+        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]), before)
         print(f"{page}\n{figures}")
-        return
+        return None
     if recipe is None:
         raise PalimpsestError("Name a recipe, or --generated DIR and --reference DIR.")
-    run_kind(("eval", "text_eval"), recipe, out, data, set_)
+    return run_kind(("eval", "text_eval"), recipe, out, data, set_, before)
 
 
-def run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...]) -> None:
-    """Run the stages of some kinds, once more where they are done."""
+def test_metrics() -> None:
+    """Print the self-test; the exit code is 1 where a metric misses its known answer."""
+    from eval.selftest import alarm, numbers, self_test, verdict
+
+    checks = self_test()
+    for one in checks:
+        got = numbers(one.got) or one.error
+        print(f"{verdict(one):<10}{one.name:<24}{got}  (expected {numbers(one.expected)} within {one.tolerance:g})")
+    print(alarm(checks) or f"All {len(checks)} metrics give their known answers.")
+    if alarm(checks):
+        sys.exit(1)
+
+
+def run_kind(
+    kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...],
+    before: Baseline | None = None,
+) -> None:  # fmt: skip
+    """Run the stages of some kinds, once more where they are done; their reports say what differs from `before`."""
     from pipelines.runs import open_run
-    from pipelines.stages import run_stage
+    from pipelines.stages import ensure_data, run_stage
 
     opened = open_run(recipe, out=out, data=data, overrides=overrides)
     names = [name for name, stage in opened.recipe.stage.items() if stage.kind in kinds]
@@ -104,6 +137,10 @@ def run_kind(kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, 
         raise PalimpsestError(
             f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
         )
+    if before is not None:
+        ensure_data(opened)
+        before.check_data(opened.data_hash())
+        opened = replace(opened, against=before)
     for name in names:
         run_stage(opened, name, again=True)
 

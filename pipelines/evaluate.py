@@ -15,6 +15,7 @@ from eval.blocks import (
     Series,
     missing,
 )
+from eval.change import with_change
 from eval.report import headline, write_report
 from pipelines.artefact import write_json
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
@@ -23,6 +24,7 @@ from pipelines.config import dump_recipe
 from pipelines.data.config import Sets
 from pipelines.distance_measures import measure_distances
 from pipelines.judged_config import EvalStage
+from pipelines.judged_models import files_behind, judged_models
 from pipelines.judging import Judges
 from pipelines.ledger import said
 from pipelines.measures import PER_PROMPT, Evaluation, read_set
@@ -31,6 +33,7 @@ from pipelines.prior_measures import prior_costs
 from pipelines.provenance import made_by
 from pipelines.runs import Run
 from pipelines.sweep_report import sweeps
+from pipelines.text.config import TextData
 from pipelines.upscale_measures import enlargements
 from pipelines.word_measures import words
 
@@ -133,16 +136,25 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         resolved=dump_recipe(recipe),
         seeds={"recipe": recipe.seed},
         artefacts={other: manifest["hash"][:16] for other, manifest in manifests.items()},
-        data={"folder": run.data_name(), "hash": run.data_hash(), **mixed_of(run), **left_out(manifests)},
+        data={**judged_by(run), **mixed_of(run), **left_out(manifests)},
         wall_time={other: manifest["wall_seconds"] for other, manifest in manifests.items()},
+        models=judged_models(run, name, manifests),
+        files=files_behind(manifests),
     )
-    return Report(
+    report = Report(
         title=f"Palimpsest: {recipe.name}",
         summary=f"{len(manifests)} stages on {recipe.data.kind} {summary}".strip(),
         provenance=provenance,
         sections=sections,
         figures=figures,
     )
+    return with_change(report, run.against)
+
+
+def judged_by(run: Run) -> dict[str, str]:
+    """Return what the data is called, its hash, and the split that judges."""
+    split = "test" if isinstance(run.recipe.data, TextData) else run.held_out_name()
+    return {"folder": run.data_name(), "hash": run.data_hash(), "split": split}
 
 
 def left_out(manifests: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:

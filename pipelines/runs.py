@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipelines.artefact import (
     MANIFEST,
@@ -55,6 +55,9 @@ from pipelines.stage_config import AnyStage, EncodeStage, MdlmStage, VAEStage, V
 from pipelines.text.config import TextData, TextEvalStage
 from pipelines.version import code_version
 
+if TYPE_CHECKING:
+    from eval.change import Baseline
+
 log = logging.getLogger("palimpsest")
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
 IDENTITY = ".identity"  # what a stage is made from, written when it begins
@@ -72,6 +75,7 @@ class Run:
     data: Path
     source: Place | None = None
     hurried: bool = False  # whether sets that are out of reach can be done without
+    against: Baseline | None = None  # an earlier report that a new one is compared with
 
     @property
     def place(self) -> Place:

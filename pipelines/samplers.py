@@ -106,6 +106,23 @@ def steps_within(sampler: str, calls: int, langevin_steps: int) -> int:
             return calls
 
 
+def calls_of(sampler: str, steps: int, langevin_steps: int) -> int | None:
+    """Return how often a sampler asks the network in so many steps; None where it chooses its own steps."""
+    match sampler:
+        case "heun" | "edm_stochastic" | "predictor_corrector":
+            return 2 * steps - 1
+        case "midpoint":
+            return 2 * steps
+        case "rk4":
+            return 4 * steps - 2
+        case "annealed_langevin":
+            return langevin_steps * steps + 1
+        case "dormand_prince":
+            return None
+        case _:
+            return steps
+
+
 def run_sampler(
     settings: Settings,
     denoise: Denoise,

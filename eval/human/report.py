@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.blocks import Figure, Known, Missing, Provenance, Report
+from eval.blocks import Figure, Judged, Known, Missing, Provenance, Report
 from eval.human.analysis import Results, View
 from eval.human.metrics import Fit
 from eval.human.sections import (
@@ -102,6 +102,7 @@ def as_report(material: Material) -> Report:
             seeds={"study": study.seed},
             artefacts={f"pictures of {name}": sha[:16] for name, sha in material.registered["pictures"].items()},
             versions=material.versions,
+            models=[Judged(name=name, pictures=sha[:12]) for name, sha in material.registered["pictures"].items()],
         ),
         sections=[section for section in sections if section is not None],
         figures=figures,

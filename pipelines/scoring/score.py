@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from eval.blocks import Column, Gallery, Known, Report, Row, Section, Table, attempted
+from eval.change import Baseline, with_change
 from eval.clip_score import clip_score, shuffled_floor
 from eval.features import Embedder
 from eval.report import write_report
@@ -26,6 +27,7 @@ from pipelines.scoring.card import card
 from pipelines.scoring.copies import copies
 from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
 from pipelines.scoring.embedders import Opened, open_embedders
+from pipelines.scoring.made import judged_set
 from pipelines.scoring.reference import Reference, Statistics, open_reference
 from pipelines.scoring.sets import PictureSet, open_set, splits_there
 from pipelines.scoring.titles import titles_of
@@ -78,14 +80,17 @@ class Scoring:
     sections: list[Section] = field(default_factory=list)
 
 
-def score(asked: Asked, command: str) -> tuple[Path, Path]:
+def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
     """Score what is asked; returns the paths of report.html and report.json in `asked.out`.
 
-    Raises PalimpsestError for sets, captions and embedders that cannot be used.
+    before: an earlier report that the new one is compared with. Raises PalimpsestError for sets, captions and embedders
+    that cannot be used, CompareError for a report on other data.
     """
     began = time.monotonic()
     sets = _sets(asked)
     reference = _reference(asked, sets)
+    if before is not None:
+        before.check_data(reference.sha256[:16])
     embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
     cache = FeatureCache(asked.out / "features")
     work = Scoring(asked, sets, reference, embedders, cache, _held_out(asked, reference))
@@ -101,8 +106,8 @@ def score(asked: Asked, command: str) -> tuple[Path, Path]:
     if agreement:
         work.sections.append(Section("Agreement with captions", agreement))
     work.sections += nearest
-    work.sections.append(Section("Pictures", [_gallery(one) for one in sets]))
-    return write_report(_report(work, command, time.monotonic() - began), asked.out)
+    work.sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
+    return write_report(with_change(_report(work, command, time.monotonic() - began), before), asked.out)
 
 
 def _sets(asked: Asked) -> list[PictureSet]:
@@ -218,6 +223,30 @@ def _gallery(one: PictureSet) -> Gallery:
     return Gallery(one.title, items, note=f"The first {count} of {len(one)}, none picked.")
 
 
+def _side_by_side(sets: Sequence[PictureSet]) -> list[Gallery]:
+    """What all sets make of the captions that they share, where there are several sets; of equal captions the first."""
+    if len(sets) < 2:
+        return []
+    first = [_first_of(one) for one in sets]
+    shared = [caption for caption in first[0] if all(caption in found for found in first)]
+    items = [
+        ([Image.fromarray(one.read(found[caption])) for one, found in zip(sets, first, strict=True)], caption)
+        for caption in shared[:SHOWN]
+    ]
+    note = f"The first {len(items)} of the {len(shared)} captions that all sets share, none picked."
+    labels = [one.title for one in sets]
+    columns = max(1, 8 // len(sets))
+    return [Gallery("The same caption by every set", items, columns, note, labels)] if items else []
+
+
+def _first_of(one: PictureSet) -> dict[str, int]:
+    """The first picture of each caption."""
+    found: dict[str, int] = {}
+    for i, caption in enumerate(one.captions() or []):
+        found.setdefault(caption, i)
+    return found
+
+
 def _highlights(work: Scoring) -> list[str]:
     """What stands on top, where there is one set: of several, a tile would not say which it is of."""
     alone = work.sets[0].title if len(work.sets) == 1 else ""
@@ -230,7 +259,8 @@ def _report(work: Scoring, command: str, seconds: float) -> Report:
     settings = dataclasses.asdict(asked).items()
     resolved = {key: None if value is None else without_credentials(str(value)) for key, value in settings}
     against = without_credentials(asked.reference)
-    size = "" if isinstance(reference, Statistics) else f"{len(reference)} pictures of "
+    known = isinstance(reference, PictureSet)
+    size, split = (f"{len(reference)} pictures of ", {"split": reference.split}) if known else ("", {})
     provenance = made_by(
         recipe="pictures from anywhere",
         recipe_hash=digest([hashes, reference.sha256])[:16],
@@ -238,8 +268,9 @@ def _report(work: Scoring, command: str, seconds: float) -> Report:
         resolved=resolved,
         seeds={"scoring": asked.seed},
         artefacts={one.embedder.name: one.embedder.sha256[:16] for one in work.embedders},
-        data={**hashes, "hash": reference.sha256[:16], "reference": against},
+        data={**hashes, "hash": reference.sha256[:16], "reference": against, **split},
         wall_time={"scoring": seconds},
+        models=[judged_set(one, path) for one, path in zip(work.sets, asked.generated, strict=True)],
     )
     return Report(
         title="Palimpsest: " + ", ".join(one.title for one in work.sets),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.blocks import Figure, Known, Report, RowKind, Section, attempted, missing
+from eval.change import Baseline, with_change
 from eval.generative import BLEU_TEXTS, generative_text, self_bleu
 from eval.interval import Interval, mean_interval, share_interval
 from eval.mauve import mauve
@@ -97,14 +98,17 @@ class TextScoring:
             self.names[name] = found.label()[len("mauve") :]
 
 
-def score_texts(asked: TextsAsked, command: str) -> tuple[Path, Path]:
+def score_texts(asked: TextsAsked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
     """Judge texts; returns the paths of report.html and report.json in `asked.out`.
 
+    before: an earlier report that the new one is compared with.
     Raises PalimpsestError for files that hold no texts and for a scorer that is none.
     """
     began = time.monotonic()
     sets = [open_texts(Path(path), title) for path, title in titles_of("--texts", asked.texts).items()]
     reference = open_texts(Path(asked.reference), "reference")
+    if before is not None:
+        before.check_data(reference.sha256[:16])
     train = None if asked.train is None else open_texts(asked.train, "train", gaps=True)
     scorer = None if asked.scorer is None else Scorer.load(reopen_run(asked.scorer.parent), asked.scorer.name)
     n = min(asked.count or len(reference), len(reference), *map(len, sets))
@@ -121,7 +125,8 @@ def score_texts(asked: TextsAsked, command: str) -> tuple[Path, Path]:
     for one in judged:
         work.overlap(one, real)
     hashes = {one.title: one.sha256[:16] for one in (*sets, *([] if train is None else [train]))}
-    return write_report(_report(work, judged, real, reference, hashes, command, time.monotonic() - began), asked.out)
+    report = _report(work, judged, real, reference, hashes, command, time.monotonic() - began)
+    return write_report(with_change(report, before), asked.out)
 
 
 def _report(

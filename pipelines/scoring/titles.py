@@ -11,12 +11,11 @@ TAKEN = {"reference", "real", "shuffled", "chance"}  # names that figures have f
 
 
 def titles_of(option: str, paths: Sequence[str]) -> dict[str, str]:
-    """Titles of paths: the last part, or all of it where two have the same. Raises PalimpsestError.
+    """Titles of paths: their last parts, as many as tell them apart. Raises PalimpsestError.
 
     option: the one that names them, for the message.
     """
-    names = [Path(path).name or path for path in paths]
-    titles = [path if names.count(name) > 1 else name for path, name in zip(paths, names, strict=True)]
+    titles = [_title(path, paths) for path in paths]
     if len(set(titles)) < len(titles):
         raise PalimpsestError(f"{option} names a set twice ({', '.join(titles)}): name each once.")
     if taken := sorted(TAKEN & set(titles)):
@@ -24,3 +23,11 @@ def titles_of(option: str, paths: Sequence[str]) -> dict[str, str]:
             f"A set of {option} is called {taken[0]!r}, as something else in the report is: rename it."
         )
     return dict(zip(paths, titles, strict=True))
+
+
+def _title(path: str, among: Sequence[str]) -> str:
+    parts = Path(path).parts
+    for count in range(1, len(parts)):
+        if sum(Path(other).parts[-count:] == parts[-count:] for other in among) == 1:
+            return "/".join(parts[-count:])
+    return path

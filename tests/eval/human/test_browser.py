@@ -9,7 +9,7 @@ from eval.human.export import export
 from eval.human.importing import import_votes
 from eval.human.key import read_key
 from eval.page import fingerprint
-from tests.eval.human.browser import CHROMIUM, browser
+from tests.eval.browser import CHROMIUM, browser
 from tests.eval.human.made import data_of, pictures, study
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
