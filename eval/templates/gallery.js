@@ -50,6 +50,10 @@ function enlarge(strip, picture) {
   large.showModal();
   byId(byId("flip").hidden ? "close" : "flip").focus();
 }
+function leave() {
+  large.close();
+  strips[at].focus();
+}
 // Whoever is pressed long enough flips; `click` is told whether the press was short.
 function pressed(element, flipping, click) {
   let long = false;
@@ -85,6 +89,7 @@ if (large) {
     const step = {ArrowLeft: -1, ArrowRight: 1}[event.key], other = {ArrowUp: -1, ArrowDown: 1}[event.key];
     if (step) show(at + step);
     else if (other && event.target.id !== "caption") show(at, which + other);
+    else if (event.key === "Escape") leave();
     else if ([" ", "Enter"].includes(event.key) && event.target.id === "flip") event.repeat || flipLarge();
     else return;
     event.preventDefault();
@@ -93,8 +98,8 @@ if (large) {
   for (const button of large.querySelectorAll("[data-step]")) {
     button.addEventListener("click", () => show(at + Number(button.dataset.step)));
   }
-  byId("close").addEventListener("click", () => large.close());
-  large.addEventListener("click", (event) => { if (event.target === large) large.close(); });
-  large.addEventListener("close", () => { release(); strips[at].focus(); });
+  byId("close").addEventListener("click", leave);
+  large.addEventListener("click", (event) => { if (event.target === large) leave(); });
+  large.addEventListener("close", release);
   seek();
 }
