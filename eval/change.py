@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -62,9 +62,9 @@ def change(before: Baseline, now: Mapping[str, Any]) -> Section:
     try:
         found = compare(before.content, now)
     except CompareError as error:
-        return Section(TITLE, lead=f"{said}.", empty=str(error))
-    lead = f"{said}. {counted(found)}"
-    return Section(TITLE, [*_differing(found, before.content, now), *_apart(found, before.content, now)], lead, NOTHING)
+        return Section(TITLE, _apart((), before.content, now), lead=f"{said}. {error}", empty="")
+    blocks = [*_differing(found, before.content, now), *_apart(found.unlike, before.content, now)]
+    return Section(TITLE, blocks, lead=f"{said}. {counted(found)}", empty=NOTHING)
 
 
 def counted(found: Comparison) -> str:
@@ -101,31 +101,36 @@ def _row(one: Difference, before: Mapping[str, Any], now: Mapping[str, Any]) -> 
     return Row(cells, KINDS.get(one.verdict, "model"), _unit(one.name))
 
 
-def _apart(found: Comparison, before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Table]:
-    """The table of what cannot be compared, each with its reason, where there is any."""
-    pairs = unlike_keys(found)
+def _apart(otherwise_read: Sequence[str], before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Table]:
+    """The table of what cannot be compared, each with its reason, where there is any.
+
+    otherwise_read: names of figures that a judge of scenes read who is another one now.
+    """
+    a, b = before["figures"], now["figures"]
+    only_first, only_second = [name for name in a if name not in b], [name for name in b if name not in a]
+    pairs = unlike_keys(only_first, only_second)
     rows = [
         Row([a, _known(before, a), b, _known(now, b), why], "unlike", _unit(a)) for a, b, why in pairs
     ]  # fmt: skip
     rows += [
         Row([name, _known(before, name), name, _known(now, name), "read by a judge of scenes that is another one now"],
             "unlike", _unit(name))
-        for name in found.unlike
+        for name in otherwise_read
     ]  # fmt: skip
     columns = [Column("before", code=True), "value before", Column("after", code=True), "value after", "why not"]
-    alone = len(found.only_first) + len(found.only_second) - 2 * len(pairs)
+    alone = len(only_first) + len(only_second) - 2 * len(pairs)
     note = f"{alone} more figures are in one of the two reports alone." if alone else ""
     return [Table("Not comparable", columns, rows, note=note)] if rows else []
 
 
-def unlike_keys(found: Comparison) -> list[tuple[str, str, str]]:
+def unlike_keys(only_first: Sequence[str], only_second: Sequence[str]) -> list[tuple[str, str, str]]:
     """Figures of one metric and subject whose keys differ between the reports: (before, after, which parts differ)."""
     later: dict[str, list[str]] = {}
-    for name in found.only_second:
+    for name in only_second:
         if key := KEYED.fullmatch(name):
             later.setdefault(key["what"], []).append(name)
     pairs = []
-    for name in found.only_first:
+    for name in only_first:
         if (key := KEYED.fullmatch(name)) and later.get(key["what"]):
             nearest = min(later[key["what"]], key=lambda other: len(_parts_apart(name, other)))
             later[key["what"]].remove(nearest)
@@ -148,9 +153,9 @@ def _parts(name: str) -> dict[str, str]:
 
 
 def _known(report: Mapping[str, Any], name: str) -> Figure | None:
-    one = report["figures"].get(name) or {}
-    value = one.get("value")
-    if not isinstance(value, int | float):
+    one = report["figures"].get(name)
+    value = one.get("value") if isinstance(one, dict) else None
+    if not isinstance(one, dict) or not isinstance(value, int | float):
         return None
     return Figure(value, one.get("n", 0), one.get("low"), one.get("high"), str(one.get("source", "")))
 
