@@ -205,6 +205,12 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r"card\..*\.rank\[.*\]", "validity of the embedder", "plain", "higher",
      "Kendall's rank correlation of the Fréchet distance with the strength of the damage in the brackets: 1 where it "
      "rises with every step."),
+    (r".*\.failures\[(not_finite|black|even|repeated|empty)\]", "failures", "plain", "lower",
+     "Number of pictures that are no result: NaN or infinite when they were drawn, black, of one colour, the same "
+     "pixels as an earlier one of the set; or of texts without a word. It should be 0."),
+    (r".*\.clip_score\[.*\|slice=.*\]", "CLIP score of a slice", "plain", "higher",
+     "The CLIP score over a slice of the pictures: captions of so many words (terciles of all captions of the "
+     "report), captions that the embedder read whole or cut, or that value of a label; of a list, its length."),
     (r".*\.clip_score(\[.*\])?", "CLIP score", "plain", "higher",
      "Cosine between the embedder's embeddings of picture and caption, unscaled; mean within prompts, then over "
      "prompts."),

@@ -228,8 +228,9 @@ def paired_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[n
 
 
 def quantise(images: Tensor) -> Pictures:
-    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded: truncation alone would cost 6 dB."""
-    return (images.float().clamp(-1, 1) * 127.5 + 127.5).round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8, rounded: truncation alone would cost 6 dB. NaN becomes black."""
+    values = images.float().nan_to_num(nan=-1.0).clamp(-1, 1) * 127.5 + 127.5
+    return values.round().byte().permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
 
 def _batches(images: Pictures, size: int, how: Resize, batch: int = BATCH) -> Iterator[Tensor]:

@@ -28,6 +28,7 @@ from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
 
 BATCH = 128
+KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
 SHOWN = 8  # pictures beside their reconstructions
 WORST = 20  # pictures with the lowest PSNR of one autoencoder,
 WORST_OF_ALL = 160  # of all of them together,
@@ -139,12 +140,12 @@ def _kmeans(e: Evaluation, stage: str, model: VQVAE) -> None:
     if (grids := len(model.config.vocabularies)) > 1:
         e.figures[name] = missing(f"{grids} grids of codes stand for a picture, and k-means on patches gives one")
         return
-    train, test = from_uint8(e.train.pictures), from_uint8(e.real.pictures)
+    train, test = from_uint8(e.train.pictures[:KMEANS_TRAIN]), from_uint8(e.real.pictures)
     codes, patch = model.config.codes, model.downsample
     e.guarded(
         name,
         lambda: mean_interval(patch_kmeans_psnr(train, test, codes, patch, seed=e.seed).numpy()),
-        f"k-means on raw patches of {len(e.train)} training pictures, same codes and patch size",
+        f"k-means on raw patches of {len(train)} training pictures, same codes and patch size",
     )
 
 

@@ -16,8 +16,10 @@ from torch import nn
 
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import size_of
+from pipelines.judged_config import EvalStage
 from pipelines.optimizer import matrices_of
 from pipelines.recipe import Recipe
+from pipelines.scoring.kinds import missing_weights
 from pipelines.sketch import Part, sketch
 from pipelines.task import Training
 
@@ -61,6 +63,9 @@ def check_files(stage: Any) -> None:
     for path in (perceptual.trunk, perceptual.heads) if perceptual else ():
         if path and not Path(path).is_file():
             raise ValueError(f"perceptual names the file {path!r}, which is not there: give its path with --set")
+    for asked in stage.embedders if isinstance(stage, EvalStage) else ():
+        if problem := missing_weights(asked):
+            raise ValueError(problem)
 
 
 def _numbers(part: Part) -> tuple[str, str, str]:

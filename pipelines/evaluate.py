@@ -19,7 +19,7 @@ from eval.change import with_change
 from eval.report import headline, write_report
 from pipelines.artefact import write_json
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
-from pipelines.codec_measures import autoencoders
+from pipelines.codec_measures import KMEANS_TRAIN, autoencoders
 from pipelines.config import dump_recipe
 from pipelines.data.config import Sets
 from pipelines.distance_measures import measure_distances
@@ -27,7 +27,7 @@ from pipelines.judged_config import EvalStage
 from pipelines.judged_models import files_behind, judged_models
 from pipelines.judging import Judges
 from pipelines.ledger import said
-from pipelines.measures import PER_PROMPT, Evaluation, read_set
+from pipelines.measures import PER_PROMPT, REFERENCE, Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
 from pipelines.provenance import made_by
@@ -40,7 +40,7 @@ from pipelines.word_measures import words
 ATTRIBUTES = ("background", "colour", "shape", "size", "relation")
 VAE_FIGURES = ("psnr", "kl", "mutual_information", "marginal_kl", "active_units", "bits_per_dim", "bits_per_pixel")
 VQVAE_FIGURES = ("psnr", "patch_kmeans_psnr", "bits_per_pixel", "bits_per_pixel[entropy]", *CODEBOOK_FIGURES)
-KMEANS_TRAIN = 5000  # training pictures behind the patch k-means baseline
+READ_TRAIN = max(KMEANS_TRAIN, REFERENCE)  # training pictures that are read, where copies are not looked for in more
 NOT_CURVES = ("step", "seconds", "split", "keys", "gradient_norm", "rival_gradient_norm", "waiting")
 BY_TIME = re.compile(r"(\w+)_t([\d.-]+)")  # a figure of validation at some times: name_t0.00-0.25
 NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data scenes` have them"
@@ -49,7 +49,9 @@ NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data
 def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     """Compute all figures and write report.html and report.json beside the manifest."""
     real = read_set(run, run.held_out_name(), stage.reconstructions)
-    e = Evaluation(run, name, stage, Judges.load(run, name), real, read_set(run, "train", KMEANS_TRAIN))
+    e = Evaluation(
+        run, name, stage, Judges.load(run, name), real, read_set(run, "train", max(READ_TRAIN, stage.searched))
+    )
     autoencoders(e)
     enlargements(e)
     judged_real(e)

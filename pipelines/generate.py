@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
 import torch
@@ -13,12 +14,15 @@ from pipelines.data.decode import caption_only, image_and_caption
 from pipelines.data.stream import some
 from pipelines.judged_config import GenerateStage
 from pipelines.masked_sampler import MaskedSampler
+from pipelines.pictures import NOT_FINITE
 from pipelines.pipeline import Pipeline
 from pipelines.progress import meter
 from pipelines.runs import Run
 from pipelines.sampling import chunks, draw, generators
 from pipelines.sampling_options import Settings
-from pipelines.saved import below, save_picture
+from pipelines.saved import below, save_picture, stem
+
+log = logging.getLogger("palimpsest")
 
 
 def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
@@ -37,8 +41,11 @@ def generate(run: Run, name: str, stage: GenerateStage) -> dict[str, Any]:
         folder = run.stage_folder(name) / split
         rows = zip(batch["key"], batch["caption"], batch["label"], images, strict=True)
         for i, (key, caption, label, image) in enumerate(rows):  # a key comes from a stranger's tar: no file name
-            save_picture(folder, f"{i:06d}", image, {"key": key, "prompt": caption, "label": label, **made})
+            broken = {NOT_FINITE: True} if image.info.get(NOT_FINITE) else {}
+            save_picture(folder, stem(i), image, {"key": key, "prompt": caption, "label": label, **broken, **made})
         counts[split] = len(images)
+        if lost := sum(bool(image.info.get(NOT_FINITE)) for image in images):
+            log.warning("%s %s: %d of %d pictures are NaN or infinite in places.", name, split, lost, len(images))
     if isinstance(sampler, MaskedSampler):
         counts |= _write_words(run, name, stage, sampler, settings)
     return {**made, "counts": counts}

@@ -9,11 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.artefact import file_hash
+from pipelines.artefact import digest, file_hash
 from pipelines.config import dump_recipe
-from pipelines.judged_config import GenerateStage
+from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.recipe import Recipe
 from pipelines.sampling_options import Settings
+from pipelines.scoring.kinds import parsed, weights_of
 from pipelines.stage_config import VAEStage, VQVAEStage
 
 GONE = "the data folder is gone"
@@ -24,6 +25,17 @@ def foreign_files(stage: VAEStage | VQVAEStage) -> list[Path]:
     look = stage.perceptual
     files = [Path(look.trunk), Path(look.heads)] if look is not None and look.trunk else []
     return files + (sorted(Path(stage.pretrained).glob("*.*")) if stage.pretrained else [])
+
+
+def embedder_files(stage: EvalStage) -> dict[str, str]:
+    """Return what each embedder that has weights is made of: the hash of its files and their names, not their place."""
+    found = {}
+    for number, asked in enumerate(stage.embedders):
+        kind, path = parsed(asked)
+        if path is not None:
+            each = {one.name if path.is_dir() else "": content(one) for one in weights_of(asked)}
+            found[f"{kind} {number}"] = digest(each) if each and GONE not in each.values() else GONE
+    return found
 
 
 def content(path: Path) -> str:
@@ -53,6 +65,8 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
     (plain.get("model") or {}).pop("checkpointing", None)  # the same numbers in less memory
     if plain["kind"] in ("encode", "generate"):
         plain.pop("batch", None)
+    if plain["kind"] == "eval":
+        plain["embedders"] = [parsed(asked)[0] for asked in plain["embedders"]]  # where weights lie is no matter
     return plain
 
 

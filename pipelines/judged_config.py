@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+from pipelines.errors import PalimpsestError
 from pipelines.sampling_options import (
     LATENT_SAMPLERS,
     MASKED_SAMPLERS,
@@ -18,6 +19,7 @@ from pipelines.sampling_options import (
     check_rows,
     check_samplers,
 )
+from pipelines.scoring.kinds import parsed
 from pipelines.stage import Stage
 
 
@@ -117,3 +119,17 @@ class EvalStage(Stage):
     kind: Literal["eval"] = "eval"
     reconstructions: int = 1000  # held-out pictures behind PSNR, SSIM and codebook usage
     pictures: int = 64  # in each grid
+    embedders: tuple[str, ...] = ()  # beside the judge, KIND or KIND=PATH: inception=FILE, dinov2=FOLDER, ...
+    searched: int = 5000  # training pictures in which copies are looked for; 0: none is
+
+    def __post_init__(self) -> None:
+        """Refuse embedders that there are not, and numbers that judge nothing."""
+        for name, least in (("reconstructions", 1), ("pictures", 1), ("searched", 0)):
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} is {value}, expected at least {least}")
+        try:
+            kinds = [parsed(asked) for asked in self.embedders]
+        except PalimpsestError as error:
+            raise ValueError(f"embedders: {error}") from error
+        if len(set(kinds)) < len(kinds):
+            raise ValueError(f"embedders {list(self.embedders)} name one twice: name each once")

@@ -14,11 +14,10 @@ from eval.scene import score_caption
 from pipelines.data.decode import image_and_caption
 from pipelines.data.grammar import for_size
 from pipelines.data.stream import some
-from pipelines.distance_measures import REFERENCE
 from pipelines.judged_config import MaskedSweepStage
 from pipelines.judging import Judges, Pictures, scored
 from pipelines.masked_sampler import MaskedSampler
-from pipelines.measures import read_set
+from pipelines.measures import REFERENCE, read_set
 from pipelines.runs import Run
 from pipelines.sampling import batches, chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings, variant_of

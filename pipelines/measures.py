@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from eval.blocks import (
@@ -17,15 +19,22 @@ from eval.blocks import (
     attempted,
 )
 from eval.features import quantise
+from eval.human.errors import named
 from eval.interval import Interval
-from pipelines.artefact import read_json
+from pipelines.artefact import ArtefactError, read_json
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
 from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.judging import Judges, Pictures
+from pipelines.pictures import NOT_FINITE
 from pipelines.runs import Run
 from pipelines.sampling_options import AUTOREGRESSIVE
+from pipelines.saved import stem
+from pipelines.scoring.cached import FeatureCache
+from pipelines.scoring.embedders import Opened, apart, open_embedders
+from pipelines.scoring.sets import PictureSet
 
+REFERENCE = 2000  # training pictures that all sets are held against
 PER_PROMPT = "per_prompt.json"  # beside report.json: {metric: {subject: {caption: value}}}, higher is better
 
 
@@ -36,6 +45,8 @@ class Set:
     pictures: Pictures
     captions: list[str]
     labels: list[dict[str, Any]]
+    names: list[str] | None = None
+    not_finite: list[bool] | None = None  # which pictures had NaN or infinite values when they were drawn
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -44,6 +55,14 @@ class Set:
     def labelled(self) -> bool:
         """Whether the labels are exact scenes."""
         return all("objects" in label for label in self.labels)
+
+    def titled(self, title: str, split: str) -> PictureSet:
+        """Return it as a set that embedders judge; split: what it is of."""
+        broken = self.not_finite or [False] * len(self)
+        return PictureSet.of(
+            list(self.pictures), title, split=split, names=self.names, captions=self.captions,
+            abouts=[{"label": label, NOT_FINITE: bad} for label, bad in zip(self.labels, broken, strict=True)],
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -78,6 +97,7 @@ class Evaluation:
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
     per_prompt: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # metric, subject, caption
+    _drawn: dict[tuple[str, str], Set] = field(default_factory=dict)
 
     @property
     def seed(self) -> int:
@@ -112,6 +132,40 @@ class Evaluation:
                 found.append(Generated(name, manifest["model"], subject, manifest, self.run.stage_folder(name)))
         return found
 
+    def drawn(self, made: Generated, split: str) -> Set:
+        """Return the pictures of a generate stage for one split. Raises ArtefactError as `read_generated` does."""
+        if (key := (made.stage, split)) not in self._drawn:
+            self._drawn[key] = read_generated(made, split)
+        return self._drawn[key]
+
+    @cached_property
+    def held_out(self) -> PictureSet:
+        """The real pictures that judge."""
+        return self.real.titled(self.where, self.run.held_out_name())
+
+    @cached_property
+    def reference(self) -> PictureSet:
+        """The training pictures that all sets are held against."""
+        return self.read.at(range(min(REFERENCE, len(self.train))))
+
+    @cached_property
+    def read(self) -> PictureSet:
+        """All training pictures that are read."""
+        return self.train.titled("training pictures", "train")
+
+    @cached_property
+    def embedders(self) -> list[Opened]:
+        """The judge of the recipe, and the embedders that the stage names. Raises PalimpsestError."""
+        tower = self.judges.tower
+        own = [] if tower is None else [Opened(tower, self.judges.text)]
+        asked = self.stage.embedders
+        return apart(own + (open_embedders(asked, self.reference, self.seed) if asked else []))
+
+    @cached_property
+    def features(self) -> FeatureCache:
+        """Features of pictures, kept in the run by what made them."""
+        return FeatureCache(self.run.folder / "cache" / "features")
+
     def guarded(self, name: str, measure: Callable[[], Interval], source: str) -> Known:
         """Keep a figure, or why it cannot be had."""
         self.figures[name] = attempted(measure, source)
@@ -124,9 +178,31 @@ def read_set(run: Run, split: str, count: int) -> Set:
     return Set(quantise(batch["image"]), batch["caption"], batch["label"])
 
 
-def read_generated(folder: Path) -> Set:
-    """Read what a generate stage wrote for one split."""
-    sidecars = sorted(folder.glob("*.json"))
-    made = [read_json(path) for path in sidecars]
-    pictures = np.stack([np.asarray(Image.open(path.with_suffix(".png")).convert("RGB")) for path in sidecars])
-    return Set(pictures, [m["prompt"] for m in made], [m["label"] for m in made])
+def read_generated(made: Generated, split: str) -> Set:
+    """Read what a generate stage drew for one split.
+
+    Raises ArtefactError that names pictures which are missing or unreadable: a figure over the rest would hide them.
+    """
+    folder, count = made.folder / split, made.manifest["counts"][split]
+    paths = [folder / f"{stem(number)}.png" for number in range(count)]
+    if missing := [one.name for path in paths for one in (path, path.with_suffix(".json")) if not one.is_file()]:
+        raise ArtefactError(f"{folder} lacks {len(missing)} of its {2 * count} files: {named(missing)}. {_again(made)}")
+    told, pictures, unreadable = [read_json(path.with_suffix(".json")) for path in paths], list[NDArray](), list[str]()
+    for path in paths:
+        try:
+            pictures.append(np.asarray(Image.open(path).convert("RGB")))
+        except (OSError, SyntaxError, ValueError):
+            unreadable.append(path.name)
+    if unreadable:
+        raise ArtefactError(f"{folder}: no pictures are {named(unreadable)}. {_again(made)}")
+    return Set(
+        np.stack(pictures),
+        [one["prompt"] for one in told],
+        [one["label"] for one in told],
+        [f"{split}/{path.name}" for path in paths],
+        [bool(one.get(NOT_FINITE)) for one in told],
+    )
+
+
+def _again(made: Generated) -> str:
+    return f"Delete {made.folder} and run stage {made.stage} again."

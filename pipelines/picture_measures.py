@@ -7,7 +7,7 @@ from PIL import Image
 from eval.blocks import Figure, Gallery, Section
 from eval.scene import chance
 from pipelines.judging import scene_scores, scored
-from pipelines.measures import Evaluation, Generated, Set, read_generated, read_set
+from pipelines.measures import Evaluation, Generated, Set, read_set
 
 
 def judged_real(e: Evaluation) -> None:
@@ -40,7 +40,7 @@ def note_scenes(e: Evaluation, subject: str, shown: Set, source: str, *, unseen:
 def judged_generated(e: Evaluation, made: Generated) -> None:
     """Exact scene accuracy of a model's pictures, seen and unseen, and their grid."""
     split = e.run.held_out_name()
-    shown = {name: read_generated(made.folder / name) for name in (split, "unseen") if name in made.manifest["counts"]}
+    shown = {name: e.drawn(made, name) for name in (split, "unseen") if name in made.manifest["counts"]}
     for name, pictures in shown.items():
         if e.judges.scene is not None and pictures.labelled:
             which = "unseen" if name == "unseen" else e.where

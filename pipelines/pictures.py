@@ -13,6 +13,7 @@ from torch import Tensor
 
 from eval.features import quantise
 
+NOT_FINITE = "not_finite"  # what a picture's `info`, and what is written beside it, says of NaN and infinite values
 GAP = 2  # pixels between the pictures of a grid
 
 
@@ -22,8 +23,12 @@ def from_uint8(pictures: np.ndarray) -> Tensor:
 
 
 def to_pil(x: Tensor) -> list[Image.Image]:
-    """Return pictures (B, 3, H, W) in [-1, 1] as PIL images."""
-    return [Image.fromarray(picture) for picture in quantise(x)]
+    """Return pictures (B, 3, H, W) in [-1, 1] as PIL images; of one with NaN or infinite values its `info` says so."""
+    images = [Image.fromarray(picture) for picture in quantise(x)]
+    for image, whole in zip(images, x.isfinite().flatten(1).all(1).tolist(), strict=True):
+        if not whole:
+            image.info[NOT_FINITE] = True
+    return images
 
 
 def from_pil(images: Sequence[Image.Image]) -> Tensor:

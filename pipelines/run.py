@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from rich.progress import Progress, TaskID
 
 from pipelines.artefact import ArtefactError, read_json
 from pipelines.data.config import ScenesData
+from pipelines.dry import check_files
 from pipelines.errors import Interrupted, PalimpsestError
 from pipelines.progress import STATUS_VARIABLE, bars, console
 from pipelines.recipe import Recipe
@@ -124,6 +125,7 @@ def worker_count() -> int:
 def run_recipe(run: Run) -> None:
     """Run every unfinished stage. Raises PalimpsestError with the words of the stage that failed."""
     done = {name for name in run.recipe.order() if _done_before(run, name)}
+    _check_files(run.recipe, done)
     for name in sorted(done, key=run.recipe.order().index):
         console.print(f"{name}: finished before, skipped", style="dim")
     workers = worker_count()
@@ -145,6 +147,16 @@ def run_recipe(run: Run) -> None:
             _stop(running)
     if stopped:
         raise Interrupted("Stopped and saved. The same command goes on from there.")
+
+
+def _check_files(recipe: Recipe, done: Collection[str]) -> None:
+    """Refuse a run of hours that would end where a file is missing that a later stage names."""
+    for name in recipe.order():
+        try:
+            if name not in done:
+                check_files(recipe.stage[name])
+        except ValueError as error:
+            raise PalimpsestError(f"stage.{name} cannot be made: {error}") from error
 
 
 def _done_before(run: Run, name: str) -> bool:

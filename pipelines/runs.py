@@ -28,6 +28,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.identity import (
     GONE,
     content,
+    embedder_files,
     flatten,
     foreign_files,
     is_default,
@@ -35,7 +36,7 @@ from pipelines.identity import (
     of_the_usual_kind,
     plain_stage,
 )
-from pipelines.judged_config import GenerateStage
+from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.plan import keep_plans
 from pipelines.recipe import Recipe
 from pipelines.sets import (
@@ -170,6 +171,8 @@ class Run:
             found["buckets"] = [str(shape) for shape in self.recipe.buckets]
         if isinstance(stage, VAEStage | VQVAEStage) and (files := foreign_files(stage)):
             found["files"] = {str(path): content(path) for path in files}
+        if isinstance(stage, EvalStage) and (files := embedder_files(stage)):
+            found["embedders"] = files
         return found
 
     def check_settings(self) -> None:

@@ -35,6 +35,11 @@ def write_picture(path: Path, image: Image.Image) -> None:
     write_atomically(path, lambda temporary: image.save(temporary, "PNG"))
 
 
+def stem(number: int) -> str:
+    """Return the name of a generated picture without its extension."""
+    return f"{number:06d}"
+
+
 def save_picture(folder: Path, stem: str, image: Image.Image, made: dict[str, Any]) -> Path:
     """Write a picture and its JSON sidecar."""
     path = folder / f"{stem}.png"

@@ -57,7 +57,7 @@ def _values(figures: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
             if not name.startswith(subject + ".") or better is None or not isinstance(value, int | float):
                 continue
             scene = SCENE.fullmatch(name)
-            sliced = ".sweep." in name or (scene is not None and scene["slice"] is not None)
+            sliced = ".sweep." in name or "|slice=" in name or (scene is not None and scene["slice"] is not None)
             if math.isfinite(value) and not sliced:
                 metric = name.removeprefix(subject + ".")
                 found.setdefault(metric, {})[model] = float(value) if better == "higher" else -float(value)

@@ -12,12 +12,11 @@ from numpy.typing import NDArray
 
 from eval.features import quantise
 from eval.kernel import kid_interval
-from pipelines.distance_measures import REFERENCE
 from pipelines.judged_config import SweepStage
 from pipelines.judging import Judges, Pictures, scene_figures
 from pipelines.latent_likelihood import latent_bits
 from pipelines.latent_sampler import LatentSampler
-from pipelines.measures import Set, read_set
+from pipelines.measures import REFERENCE, Set, read_set
 from pipelines.progress import ticking
 from pipelines.recipe import Recipe
 from pipelines.runs import Run

@@ -23,7 +23,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.hardware import device_of
 from pipelines.latent_sampler import load_encoder
 from pipelines.models import load_latent
-from pipelines.pictures import enlarged, from_pil, to_pil
+from pipelines.pictures import NOT_FINITE, enlarged, from_pil, to_pil
 from pipelines.runs import Run, stage_of
 from pipelines.samplers import grid_of, refusal, rule_of, run_sampler
 from pipelines.sampling import PictureSampler
@@ -142,5 +142,8 @@ class Cascade:
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
     ) -> list[Image.Image]:
         """Draw one picture per prompt; the settings are those of the last model."""
-        low = from_pil(self.base.pictures(prompts, generators, self.base_settings))
-        return to_pil(self.upscaler.enlarge(low, prompts, generators, settings))
+        low = self.base.pictures(prompts, generators, self.base_settings)
+        made = to_pil(self.upscaler.enlarge(from_pil(low), prompts, generators, settings))
+        for small, large in zip(low, made, strict=True):
+            large.info |= {NOT_FINITE: True} if small.info.get(NOT_FINITE) else {}
+        return made

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from eval.human.errors import named as few
 from pipelines.data.sources import inside, rows_of
@@ -86,13 +87,36 @@ def _words(folder: Path, name: str, read: Callable[[str], str]) -> str:
         raise DataError(f"{path} is no UTF-8 text ({error}): write it again.") from error
 
 
+def about(folder: Path, name: str) -> Mapping[str, Any]:
+    """What the KEY.json beside a picture says of it, or GenEval's metadata.jsonl as its label; else nothing."""
+    if found := _told(folder, Path(name).with_suffix(".json").as_posix()):
+        return found
+    parent = Path(name).parent
+    geneval = _told(folder, (parent.parent / "metadata.jsonl").as_posix()) if parent.name == "samples" else {}
+    return {"label": geneval} if geneval else {}
+
+
+def _told(folder: Path, name: str) -> dict[str, Any]:
+    path = inside(folder, name)
+    if path is None or not path.is_file():
+        return {}
+    try:
+        return _table(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError):
+        return {}
+
+
 def _prompt(text: str) -> str:
-    """The "prompt" of a JSON object, alone or on the first line."""
+    words = _table(text).get("prompt", "")
+    return words if isinstance(words, str) else ""
+
+
+def _table(text: str) -> dict[str, Any]:
+    """A JSON object, alone or on the first line; an empty one where the text is none."""
     for part in (text, text.strip().partition("\n")[0]):
         try:
             found = json.loads(part)
         except (ValueError, RecursionError):
             continue
-        words = found.get("prompt", "") if isinstance(found, dict) else ""
-        return words if isinstance(words, str) else ""
-    return ""
+        return found if isinstance(found, dict) else {}
+    return {}

@@ -14,18 +14,10 @@ from eval.towers import dinov2, inception, openclip
 from pipelines.errors import PalimpsestError
 from pipelines.judging import judge_tower
 from pipelines.models import device
+from pipelines.scoring.kinds import missing_weights, parsed
 from pipelines.scoring.sets import PictureSet
 from tokenizer.embed import TextEncoder, load_text_encoder
 
-KINDS = {
-    "inception": "FILE: Inception 2015-12-05, the only one whose distance is called FID",
-    "inception-torchvision": "FILE: torchvision's Inception",
-    "openclip": "FOLDER: open_clip_config.json and safetensors; also gives the CLIP score",
-    "dinov2": "FOLDER: config.json and model.safetensors of transformers",
-    "judge": "FOLDER: a stage of kind judge of a run; also gives a CLIP score of its own",
-    "random-conv": "random convolutions; without a file",
-    "pixels-pca": "leading directions of the reference's pixels; without a file",
-}
 USUAL = ("random-conv", "pixels-pca")  # what needs no weights
 SIDE = 64  # pixels of a side that those two see
 DIRECTIONS, FITTED = 64, 1000  # of pixels-pca, and the reference pictures that it is fitted to
@@ -42,21 +34,28 @@ class Opened:
 def open_embedders(asked: Sequence[str], reference: PictureSet | None, seed: int) -> list[Opened]:
     """Open embedders, `KIND` or `KIND=PATH` each; without any the usual ones.
 
-    Raises PalimpsestError for unknown kinds and for a path that is missing or not wanted, ValueError or OSError where
-    it holds something else.
+    Raises PalimpsestError for unknown kinds, for a path that is missing, empty or not wanted, and for one embedder that
+    is named twice, ValueError or OSError where a path holds something else.
     """
-    return [_open(one, reference, seed) for one in asked or USUAL]
+    return apart([_open(one, reference, seed) for one in asked or USUAL])
+
+
+def apart(opened: Sequence[Opened]) -> list[Opened]:
+    """Return embedders of which no two are the same. Raises PalimpsestError."""
+    known = set[tuple[str, str, str]]()
+    for one in opened:
+        embedder = one.embedder
+        if (identity := (embedder.name, embedder.sha256, embedder.resize)) in known:
+            raise PalimpsestError(f"The embedder {embedder.name}:{embedder.sha256[:8]} is named twice: name it once.")
+        known.add(identity)
+    return list(opened)
 
 
 def _open(asked: str, reference: PictureSet | None, seed: int) -> Opened:
-    kind, _, path = asked.partition("=")
-    if kind not in KINDS:
-        known = "\n".join(f"  {name}{' = ' if ':' in about else '  '}{about}" for name, about in KINDS.items())
-        raise PalimpsestError(f"There is no embedder {kind!r}. There are\n{known}")
-    wanted = KINDS[kind].partition(":")[0] if ":" in KINDS[kind] else ""
-    if bool(path) != bool(wanted):
-        raise PalimpsestError(f"{asked}: expected {kind}{'=' + wanted if wanted else ''}.")
-    where, on = Path(path), str(device())
+    kind, path = parsed(asked)
+    if problem := missing_weights(asked):
+        raise PalimpsestError(f"{asked}: {problem}.")
+    where, on = path or Path(), str(device())
     match kind:
         case "inception":
             return Opened(inception(where, device=on))

@@ -5,30 +5,25 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
-from eval.blocks import Column, Gallery, Known, Report, Row, Section, Table, attempted
+from eval.blocks import Gallery, Report, Section
 from eval.change import Baseline, with_change
-from eval.clip_score import clip_score, shuffled_floor
-from eval.features import Embedder
 from eval.report import write_report
 from pipelines.artefact import digest
 from pipelines.data.remote.address import without_credentials
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
-from pipelines.scoring.cached import FeatureCache, Features
+from pipelines.scoring.cached import FeatureCache
 from pipelines.scoring.card import card
-from pipelines.scoring.copies import copies
-from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
-from pipelines.scoring.embedders import Opened, open_embedders
+from pipelines.scoring.embedders import open_embedders
 from pipelines.scoring.made import judged_set
 from pipelines.scoring.reference import Reference, Statistics, open_reference
+from pipelines.scoring.scoring import Scoring, judged
 from pipelines.scoring.sets import PictureSet, open_set, splits_there
 from pipelines.scoring.titles import titles_of
 
@@ -66,20 +61,6 @@ class Asked:
                 raise PalimpsestError(f"--{name.replace('_', '-')} is {value}, expected at least 2 pictures.")
 
 
-@dataclass
-class Scoring:
-    """One scoring while it is being made."""
-
-    asked: Asked
-    sets: list[PictureSet]
-    reference: Reference
-    embedders: list[Opened]
-    cache: FeatureCache
-    held_out: PictureSet | None = None
-    figures: dict[str, Known] = field(default_factory=dict)
-    sections: list[Section] = field(default_factory=list)
-
-
 def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
     """Score what is asked; returns the paths of report.html and report.json in `asked.out`.
 
@@ -91,23 +72,18 @@ def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[P
     reference = _reference(asked, sets)
     if before is not None:
         before.check_data(reference.sha256[:16])
-    embedders = open_embedders(asked.embedders, reference if isinstance(reference, PictureSet) else None, asked.seed)
-    cache = FeatureCache(asked.out / "features")
-    work = Scoring(asked, sets, reference, embedders, cache, _held_out(asked, reference))
-    agreement, nearest = list[Table](), list[Section]()
-    for opened in embedders:
-        features = {one.title: work.cache.of(opened.embedder, one) for one in sets}
-        work.sections.append(_distances(work, opened.embedder, features))
-        agreement += _agreement(work, opened, features)
-        if opened is embedders[0]:  # one is enough
-            nearest = _nearest(work, opened.embedder, features)
-        if asked.card and isinstance(reference, PictureSet):
-            work.sections.append(card(opened.embedder, reference, work.figures, asked.seed))
-    if agreement:
-        work.sections.append(Section("Agreement with captions", agreement))
-    work.sections += nearest
-    work.sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
-    return write_report(with_change(_report(work, command, time.monotonic() - began), before), asked.out)
+    pictures = reference if isinstance(reference, PictureSet) else None
+    work = Scoring(
+        sets={one.title: one for one in sets}, reference=reference, against=without_credentials(asked.reference),
+        embedders=open_embedders(asked.embedders, pictures, asked.seed), cache=FeatureCache(asked.out / "features"),
+        seed=asked.seed, held_out=_held_out(asked, reference), searched=pictures,
+    )  # fmt: skip
+    sections = judged(work)
+    if asked.card and pictures is not None:
+        sections += [card(opened.embedder, pictures, work.figures, asked.seed) for opened in work.embedders]
+    sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
+    report = _report(asked, work, sections, command, time.monotonic() - began)
+    return write_report(with_change(report, before), asked.out)
 
 
 def _sets(asked: Asked) -> list[PictureSet]:
@@ -150,73 +126,6 @@ def _held_out(asked: Asked, reference: Reference) -> PictureSet | None:
     return found if shape is None else found.fitted(*shape)
 
 
-def _distances(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> Section:
-    """Distances of all sets by one embedder; the ceiling is a part of the reference against the rest of it."""
-    reference, seed = work.reference, work.asked.seed
-    rows = list[SetRow]()
-    if isinstance(reference, PictureSet):
-        against: Features | Statistics = work.cache.of(embedder, reference)
-        split = f"{reference.split}-{reference.sha256[:8]}"
-        rows.append(_ceiling(work, embedder, against, split, min(map(len, features.values()))))
-    else:
-        against, split = reference, reference.title
-    for title, found in features.items():
-        rows.append(SetRow(title, title, "model", distances(found, against, embedder, split, seed=seed)))
-    work.figures |= figures_of(rows)
-    return Section(
-        f"Distances by {embedder.name}",
-        [table_of(f"Against {without_credentials(work.asked.reference)}", rows, embedder)],
-    )
-
-
-def _ceiling(work: Scoring, embedder: Embedder, real: Features, split: str, n: int) -> SetRow:
-    """What real pictures score, n of them where there are so many: held-out ones, or a part of the reference."""
-    seed = work.asked.seed
-    if work.held_out is not None:
-        unseen = work.held_out.some(n, seed)
-        made = distances(work.cache.of(embedder, unseen), real, embedder, split, seed=seed)
-        return SetRow("real", f"{len(unseen)} held-out pictures", "ceiling", made)
-    order = np.random.default_rng(seed).permutation(len(real))
-    part = min(len(real) // 2, n)
-    made = distances(real[order[:part]], real[order[part:]], embedder, split, seed=seed)
-    return SetRow("real", f"{part} pictures of the reference against its other {len(real) - part}", "ceiling", made)
-
-
-def _nearest(work: Scoring, embedder: Embedder, features: Mapping[str, Features]) -> list[Section]:
-    """How near the sets lie to the reference, where there are held-out pictures to hold them against."""
-    if work.held_out is None or not isinstance(work.reference, PictureSet):
-        return []
-    found = {one.title: (one, features[one.title]) for one in work.sets}
-    real, unseen = (work.cache.of(embedder, one) for one in (work.reference, work.held_out))
-    return [copies(found, unseen, work.reference, real, embedder, work.figures, seed=work.asked.seed)]
-
-
-def _agreement(work: Scoring, opened: Opened, features: Mapping[str, Features]) -> list[Table]:
-    """CLIP score of the sets that have captions, their floor with shuffled ones, how many captions were cut."""
-    if opened.text is None:
-        return []
-    embedder, rows = opened.embedder, []
-    for one in work.sets:
-        captions = one.captions()
-        if captions is None:
-            continue
-        encoded = opened.text.tokenizer.encode(captions)
-        texts = opened.text.embed_tokens(encoded).pooled.double().cpu().numpy()
-        key = f"clip_score[{embedder.name}:{embedder.sha256[:8]}|resize={embedder.resize}|n={len(one)}]"
-        cut = int(encoded.truncated.sum())
-        source = f"raw cosine, {cut} of {len(one)} captions cut at {opened.text.length} tokens"
-        measures = {one.title: clip_score, f"shuffled.{one.title}": shuffled_floor}
-        for subject, measure in measures.items():
-            found = partial(measure, features[one.title], texts, captions, seed=work.asked.seed)
-            work.figures[f"{subject}.{key}"] = attempted(found, source)
-        rows.append(Row([one.title, work.figures[f"{one.title}.{key}"], cut]))
-        rows.append(Row([f"{one.title}, captions shuffled", work.figures[f"shuffled.{one.title}.{key}"], cut], "floor"))
-    title = f"CLIP score by {embedder.name}:{embedder.sha256[:8]}"
-    columns = ["pictures", Column("cosine", "plain", "higher"), "captions cut"]
-    note = "The raw cosine, neither scaled nor clamped: x 100 and x 2.5 are other people's scales."
-    return [Table(title, columns, rows, note=note)] if rows else []
-
-
 def _gallery(one: PictureSet) -> Gallery:
     count, said = min(SHOWN, len(one)), one.caption or one.name
     items = [(Image.fromarray(one.read(i)), said(i)) for i in range(count)]
@@ -249,16 +158,16 @@ def _first_of(one: PictureSet) -> dict[str, int]:
 
 def _highlights(work: Scoring) -> list[str]:
     """What stands on top, where there is one set: of several, a tile would not say which it is of."""
-    alone = work.sets[0].title if len(work.sets) == 1 else ""
-    return [name for name in work.figures if alone and name.startswith(f"{alone}.")][:8]
+    (alone, *others) = work.sets
+    own = [name for name in work.figures if name.startswith(f"{alone}.") and ".failures[" not in name]
+    return [] if others else own[:8]
 
 
-def _report(work: Scoring, command: str, seconds: float) -> Report:
-    asked, reference = work.asked, work.reference
-    hashes = {one.title: one.sha256[:16] for one in work.sets}
+def _report(asked: Asked, work: Scoring, sections: list[Section], command: str, seconds: float) -> Report:
+    reference, sets = work.reference, work.sets
+    hashes = {title: one.sha256[:16] for title, one in sets.items()}
     settings = dataclasses.asdict(asked).items()
     resolved = {key: None if value is None else without_credentials(str(value)) for key, value in settings}
-    against = without_credentials(asked.reference)
     known = isinstance(reference, PictureSet)
     size, split = (f"{len(reference)} pictures of ", {"split": reference.split}) if known else ("", {})
     provenance = made_by(
@@ -268,15 +177,15 @@ def _report(work: Scoring, command: str, seconds: float) -> Report:
         resolved=resolved,
         seeds={"scoring": asked.seed},
         artefacts={one.embedder.name: one.embedder.sha256[:16] for one in work.embedders},
-        data={**hashes, "hash": reference.sha256[:16], "reference": against, **split},
+        data={**hashes, "hash": reference.sha256[:16], "reference": work.against, **split},
         wall_time={"scoring": seconds},
-        models=[judged_set(one, path) for one, path in zip(work.sets, asked.generated, strict=True)],
+        models=[judged_set(one, path) for one, path in zip(sets.values(), asked.generated, strict=True)],
     )
     return Report(
-        title="Palimpsest: " + ", ".join(one.title for one in work.sets),
-        summary=f"{len(work.sets[0])} pictures of each set against {size}{against}",
+        title="Palimpsest: " + ", ".join(sets),
+        summary=f"{len(next(iter(sets.values())))} pictures of each set against {size}{work.against}",
         provenance=provenance,
-        sections=work.sections,
+        sections=sections,
         figures=work.figures,
         highlights=_highlights(work),
     )

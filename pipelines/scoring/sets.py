@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +16,14 @@ from PIL import Image
 
 from eval.human.errors import named as few
 from pipelines.artefact import digest, file_hash
-from pipelines.data.decode import caption, picture, picture_bytes
+from pipelines.data.decode import caption, label, picture, picture_bytes
 from pipelines.data.picture import EXTENSIONS, fit, open_picture, to_rgb
 from pipelines.data.place import place_of
 from pipelines.data.shapes import header
 from pipelines.data.shards import Split, open_split
 from pipelines.data.sources import inside
 from pipelines.errors import DataError
-from pipelines.scoring.captions import captions_of
+from pipelines.scoring.captions import about, captions_of
 from pipelines.sets import Source, named, splits_of
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
@@ -34,7 +36,8 @@ class PictureSet:
     """Pictures in a fixed order, read when they are asked for.
 
     title: what tables call it; sha256: of all that decides the pixels; name: of picture i, for messages and matching;
-    caption: what was asked for, where anybody says; split: of shards, else "all".
+    caption: what was asked for, where anybody says; about: what is known of picture i beside it, its `label` (a table)
+    and whether it was `not_finite` when it was drawn; split: of shards, else "all".
     """
 
     title: str
@@ -44,19 +47,29 @@ class PictureSet:
     shape: Callable[[int], tuple[int, int]]  # height and width of picture i
     name: Callable[[int], str]
     caption: Callable[[int], str] | None = None
+    about: Callable[[int], Mapping[str, Any]] | None = None
     split: str = "all"
     one_size: tuple[int, int] | None = None  # height and width that all were brought to
 
     @classmethod
-    def of(cls, pictures: Sequence[Picture], title: str) -> PictureSet:
-        """Pictures in memory, for which no features are kept."""
+    def of(
+        cls, pictures: Sequence[Picture], title: str, *, split: str = "all", names: Sequence[str] | None = None,
+        captions: Sequence[str] | None = None, abouts: Sequence[Mapping[str, Any]] | None = None,
+    ) -> PictureSet:  # fmt: skip
+        """Pictures in memory, known by their pixels; names: without any, their numbers."""
+        sha = hashlib.sha256()
+        for one in pictures:
+            sha.update(repr(one.shape).encode() + np.ascontiguousarray(one).tobytes())
         return cls(
             title=title,
-            sha256="",
+            sha256=sha.hexdigest(),
             count=len(pictures),
             read=pictures.__getitem__,
             shape=lambda i: pictures[i].shape[:2],
-            name=str,
+            name=str if names is None else names.__getitem__,
+            caption=None if captions is None else captions.__getitem__,
+            about=None if abouts is None else abouts.__getitem__,
+            split=split,
         )
 
     def __len__(self) -> int:
@@ -78,11 +91,11 @@ class PictureSet:
         """At most `count` of them, drawn by the seed, in their order."""
         if count is None or count >= self.count:
             return self
-        return self.at(np.sort(np.random.default_rng(seed).permutation(self.count)[:count]).tolist())
+        return self.at(some_of(self.count, count, seed).tolist())
 
     def at(self, places: Sequence[int]) -> PictureSet:
         """Those at some places."""
-        read, shape, name, caption = self.read, self.shape, self.name, self.caption
+        read, shape, name, caption, about = self.read, self.shape, self.name, self.caption, self.about
         return replace(
             self,
             sha256=digest([self.sha256, list(places)]),
@@ -91,6 +104,7 @@ class PictureSet:
             shape=lambda i: shape(places[i]),
             name=lambda i: name(places[i]),
             caption=None if caption is None else lambda i: caption(places[i]),
+            about=None if about is None else lambda i: about(places[i]),
         )
 
     def fitted(self, height: int, width: int) -> PictureSet:
@@ -108,6 +122,11 @@ class PictureSet:
         """Height and width where all pictures have the same."""
         found = set(map(self.shape, range(self.count)))
         return found.pop() if len(found) == 1 else None
+
+
+def some_of(count: int, most: int, seed: int) -> NDArray[np.int64]:
+    """The places of at most `most` of `count` things, drawn by the seed, in their order."""
+    return np.sort(np.random.default_rng(seed).permutation(count)[:most])
 
 
 def open_set(
@@ -133,6 +152,7 @@ def open_set(
         shape=lambda i: _shape(opened, i),
         name=opened.name_of,
         caption=lambda i: _words(opened, i),
+        about=lambda i: _label(opened, i),
         split=split,
     )
 
@@ -169,6 +189,7 @@ def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) 
         shape=lambda i: _header(paths[i]),
         name=names.__getitem__,
         caption=None if captions is None else lambda i: captions[names[i]],
+        about=lambda i: about(folder, names[i]),
     )
 
 
@@ -197,6 +218,11 @@ def _words(opened: Split, number: int) -> str:
     """The caption of a sample, empty where it has none."""
     with _said(partial(opened.name_of, number), CHECK):
         return caption(opened[number], required=False)
+
+
+def _label(opened: Split, number: int) -> dict[str, Any]:
+    with _said(partial(opened.name_of, number), CHECK):
+        return {"label": label(opened[number])}
 
 
 @contextmanager

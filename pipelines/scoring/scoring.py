@@ -1,0 +1,126 @@
+"""Sets of pictures held against a reference by embedders: what a recipe's report has in common with any other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from eval.blocks import Block, Known, Section
+from eval.features import Embedder
+from pipelines.scoring.agreement import Agreement, agreement
+from pipelines.scoring.cached import FeatureCache, Features
+from pipelines.scoring.copies import copies
+from pipelines.scoring.distances import SetRow, distances, figures_of, table_of
+from pipelines.scoring.embedders import Opened
+from pipelines.scoring.failures import failures
+from pipelines.scoring.reference import Reference, Statistics
+from pipelines.scoring.sets import PictureSet, some_of
+
+
+@dataclass
+class Scoring:
+    """One scoring while it is being made.
+
+    sets: what was generated, by the first part of the names of its figures; against: what tables call the reference;
+    held_out: real pictures that are not in the reference; searched: pictures in which copies are looked for, where
+    they are; each: what a metric says of single pictures, by subject.
+    """
+
+    sets: Mapping[str, PictureSet]
+    reference: Reference
+    against: str
+    embedders: list[Opened]
+    cache: FeatureCache
+    seed: int
+    held_out: PictureSet | None = None
+    searched: PictureSet | None = None
+    figures: dict[str, Known] = field(default_factory=dict)
+    each: dict[str, dict[str, tuple[list[str], list[float]]]] = field(default_factory=dict)
+
+    @property
+    def fewest(self) -> int:
+        """How many pictures of every generated set are held against the reference: distances depend on it."""
+        return min((len(one) for one in self.sets.values()), default=len(self.held_out or ()))
+
+
+def judged(work: Scoring) -> list[Section]:
+    """Note all figures of a scoring, and return the sections that show them.
+
+    Raises DataError that names pictures which cannot be read, or of which only some have a caption.
+    """
+    failed = failures(work.sets, work.held_out, work.figures)
+    sections, agreements, near = list[Section](), list[Block](), list[Section]()
+    for opened in work.embedders:
+        embedder, first = opened.embedder, opened is work.embedders[0]
+        made = {name: work.cache.of(embedder, one) for name, one in work.sets.items()}
+        real = None if isinstance(work.reference, Statistics) else work.cache.of(embedder, work.reference)
+        searched = first and work.held_out is not None and work.searched is not None
+        unseen = _unseen(work, opened, whole=searched)
+        sections.append(_distances(work, embedder, made, real, unseen))
+        if opened.text is not None:
+            words = {name: Agreement(one, made[name]) for name, one in work.sets.items()}
+            ceiling = None if unseen is None else Agreement(*unseen)
+            agreements += agreement(opened, words, ceiling, work.figures, work.each, seed=work.seed)
+        if searched and real is not None and unseen is not None:
+            near.append(_copies(work, embedder, made, real, unseen[1]))
+    if agreements:
+        sections.append(Section("Agreement with captions", agreements))
+    return [*sections, *near, failed]
+
+
+def _unseen(work: Scoring, opened: Opened, *, whole: bool) -> tuple[PictureSet, Features] | None:
+    """Held-out pictures with their features: all where copies or captions ask for them, else as many as compared."""
+    if work.held_out is None:
+        return None
+    captioned = opened.text is not None and work.held_out.caption is not None
+    shown = work.held_out if whole or captioned else work.held_out.some(work.fewest, work.seed)
+    return shown, work.cache.of(opened.embedder, shown)
+
+
+def _distances(
+    work: Scoring, embedder: Embedder, made: Mapping[str, Features], real: Features | None,
+    unseen: tuple[PictureSet, Features] | None,
+) -> Section:  # fmt: skip
+    """Distances of all sets by one embedder, below those of real pictures."""
+    reference, seed, rows = work.reference, work.seed, list[SetRow]()
+    if isinstance(reference, Statistics):
+        against, split = reference, reference.title
+    else:
+        assert real is not None
+        against, split = real, f"{reference.split}-{reference.sha256[:8]}"
+        rows.append(_ceiling(work, embedder, real, split, unseen))
+    for name, found in made.items():
+        cut = found[some_of(len(found), work.fewest, seed)]
+        rows.append(SetRow(name, work.sets[name].title, "model", distances(cut, against, embedder, split, seed=seed)))
+    work.figures |= figures_of(rows)
+    alike = [one for one in work.embedders if one.embedder.name == embedder.name]
+    named = embedder.name if len(alike) == 1 else f"{embedder.name}:{embedder.sha256[:8]}"
+    return Section(f"Distances by {named}", [table_of(f"Against {work.against}", rows, embedder)])
+
+
+def _ceiling(
+    work: Scoring, embedder: Embedder, real: Features, split: str, unseen: tuple[PictureSet, Features] | None
+) -> SetRow:
+    """What real pictures score: as many held-out ones as are compared, or a part of the reference against the rest."""
+    seed, n = work.seed, work.fewest
+    if unseen is not None:
+        cut = unseen[1][some_of(len(unseen[1]), n, seed)]
+        made = distances(cut, real, embedder, split, seed=seed)
+        return SetRow("real", f"{len(cut)} {unseen[0].title} pictures", "ceiling", made)
+    order = np.random.default_rng(seed).permutation(len(real))
+    part = min(len(real) // 2, n)
+    made = distances(real[order[:part]], real[order[part:]], embedder, split, seed=seed)
+    return SetRow("real", f"{part} pictures of the reference against its other {len(real) - part}", "ceiling", made)
+
+
+def _copies(
+    work: Scoring, embedder: Embedder, made: Mapping[str, Features], real: Features, unseen: Features
+) -> Section:
+    """How near the sets lie to what a model was trained on, beside held-out pictures."""
+    assert work.searched is not None
+    known = work.searched
+    features = real if known is work.reference else work.cache.of(embedder, known)
+    sets = {name: (one, made[name]) for name, one in work.sets.items()}
+    return copies(sets, unseen, known, features, embedder, work.figures, seed=work.seed)
