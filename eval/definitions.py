@@ -205,6 +205,12 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r"card\..*\.rank\[.*\]", "validity of the embedder", "plain", "higher",
      "Kendall's rank correlation of the Fréchet distance with the strength of the damage in the brackets: 1 where it "
      "rises with every step."),
+    (r".*\.latent_offset", "scaled latents: mean", "plain", "lower",
+     "Mean of the held-out latents after stage two's scaling, of the channel where its size is largest: near 0 where "
+     "the statistics fit."),
+    (r".*\.latent_spread", "scaled latents: deviation", "plain", None,
+     "Standard deviation of the held-out latents after stage two's scaling, of the channel where it is furthest from "
+     "1: near 1 where the statistics fit. Another value is the commonest mismatch of stage one and two."),
     (r".*\.failures\[(not_finite|black|even|repeated|empty)\]", "failures", "plain", "lower",
      "Number of pictures that are no result: NaN or infinite when they were drawn, black, of one colour, the same "
      "pixels as an earlier one of the set; or of texts without a word. It should be 0."),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from eval.features import NOTE, feature_key, paired_distance, quantise
 from eval.frechet import frechet_interval, rank_note
 from eval.interval import mean_interval
 from eval.reconstruction import psnr, ssim
+from eval.towers import is_fid
 from pipelines.codebook_measures import codebook_use
 from pipelines.codebook_measures import table as codebooks
 from pipelines.hardware import device_of
@@ -23,6 +25,7 @@ from pipelines.measures import Evaluation
 from pipelines.models import load_vae, load_vqvae
 from pipelines.pictures import from_uint8
 from pipelines.posterior_measures import posterior_use
+from pipelines.scoring.sets import PictureSet
 from tokenizer.kmeans import patch_kmeans_psnr
 from tokenizer.vae import VAE
 from tokenizer.vqvae import VQVAE
@@ -63,13 +66,13 @@ class Codec:
 def autoencoders(e: Evaluation) -> None:
     """Figures of every VAE and VQ-VAE: PSNR and SSIM, features and scenes, latents and codes, rates."""
     kinds = [(kind, stage) for kind in ("vae", "vqvae") for stage in e.run.recipe.of_kind(e.name, kind)]
-    codecs, rows, blocks = list[Codec](), list[Row](), list[Block]()
+    codecs, rows, apart, blocks = list[Codec](), list[Row](), list[Row](), list[Block]()
     for kind, stage in kinds:
         model = load_vae(e.run, stage) if kind == "vae" else load_vqvae(e.run, stage)
         again = reconstruct(model, e.real.pictures)
         codec = Codec(stage, model, again, psnr(e.real.pictures, again))
         codecs.append(codec)
-        _quality(e, codec)
+        apart += _quality(e, codec)
         if isinstance(model, VAE):
             blocks += posterior_use(e, stage, model)
         else:
@@ -79,7 +82,7 @@ def autoencoders(e: Evaluation) -> None:
             blocks += charts
     if codecs:
         side_by_side = [compared(e, codecs), rate_and_distortion(e, codecs), *histograms(codecs)]
-        tables = [codebooks(rows)] if rows else []
+        tables = [*([_apart(apart)] if apart else []), *([codebooks(rows)] if rows else [])]
         count = worst_shown(len(codecs))
         pictures = [*first_pictures(e, codecs), *(worst_pictures(e, codec, count) for codec in codecs)]
         e.sections.append(Section("Autoencoders", [*side_by_side, *tables, *blocks, *pictures]))
@@ -98,8 +101,8 @@ def reconstruct(model: VAE | VQVAE, pictures: Pictures) -> Pictures:
     return np.concatenate(made)
 
 
-def _quality(e: Evaluation, codec: Codec) -> None:
-    """Note PSNR and SSIM, and what the judges make of the reconstructions."""
+def _quality(e: Evaluation, codec: Codec) -> list[Row]:
+    """Note PSNR and SSIM, and what the judges make of the reconstructions; return rows of feature distances."""
     stage, again = codec.stage, codec.again
     source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
     e.note(f"{stage}.psnr", mean_interval(codec.decibels), source)
@@ -107,31 +110,32 @@ def _quality(e: Evaluation, codec: Codec) -> None:
     if e.judges.scene is not None and e.real.labelled:
         for attribute, interval in scene_figures(e.judges, again, e.real.labels).items():
             e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
-    _features(e, f"recon.{stage}", again, source)
+    return _features(e, f"recon.{stage}", again, source)
 
 
-def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> None:
-    """Note the distances of reconstructions from their originals on judge features: of the sets, and pair by pair."""
-    tower = e.judges.tower
-    if tower is None:
+def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> list[Row]:
+    """Note the distances of reconstructions from their originals by every embedder: of the sets, and pair by pair."""
+    if not e.embedders:
         for metric in ("fd", "featdist"):
             e.figures[f"{subject}.{metric}"] = missing("The recipe has no stage of kind judge before this one.")
-        return
-    real, made = e.judges.features(e.real.pictures), e.judges.features(again)
-    n, split = len(real), e.run.held_out_name()
-
-    def name(metric: str) -> str:
-        return f"{subject}.{feature_key(metric, tower, generated=n, reference=n, split=split)}"
-
-    about = f"reconstructions by {source}, against the same pictures; {NOTE}"
-    e.guarded(
-        name("fd"),
-        lambda: frechet_interval(made, real),
-        "; ".join(
-            filter(None, (about, "jackknife over blocks, biased by about c / n", rank_note(n, n, made.shape[1])))
-        ),
-    )
-    e.note(name("featdist"), mean_interval(paired_distance(made, real)), about)
+    rows, shown = list[Row](), PictureSet.of(list(again), subject)
+    for embedder in (opened.embedder for opened in e.embedders):
+        real, made = e.features.of(embedder, e.held_out), e.features.of(embedder, shown)
+        frechet = "fid" if is_fid(embedder.name, embedder.sha256, embedder.resize) else "fd"
+        split, about = e.run.held_out_name(), f"reconstructions by {source}, against the same pictures"
+        if embedder.name.startswith("indomain"):
+            about = f"{about}; {NOTE}"
+        keys = [
+            f"{subject}.{feature_key(metric, embedder, generated=len(made), reference=len(real), split=split)}"
+            for metric in (frechet, "featdist")
+        ]
+        bias = ("jackknife over blocks, biased by about c / n", rank_note(len(made), len(real), made.shape[1]))
+        found = e.guarded(keys[0], partial(frechet_interval, made, real), "; ".join(filter(None, (about, *bias))))
+        e.note(keys[1], mean_interval(paired_distance(made, real)), about)
+        rows.append(
+            Row([subject, f"{embedder.name}:{embedder.sha256[:8]}", embedder.resize, found, e.figures[keys[1]]])
+        )
+    return rows
 
 
 def _kmeans(e: Evaluation, stage: str, model: VQVAE) -> None:
@@ -167,6 +171,16 @@ def compared(e: Evaluation, codecs: list[Codec]) -> Table:
         "Weights: those that gradients train; a codebook that follows averages is not among them."
     )
     return Table("All autoencoders", COMPARED, rows, note)
+
+
+def _apart(rows: list[Row]) -> Table:
+    """How far reconstructions lie from their originals, embedder by embedder."""
+    note = (
+        "rFD: Fréchet distance of the reconstructions from the same pictures, which only Inception-2015-12-05 makes an "
+        "rFID; it is no distance of generated pictures. Pair by pair: how far the features of each picture moved."
+    )
+    columns = ["pictures", Column("embedder", code=True), "resize", Column("rFD", "plain", "lower")]
+    return Table("Reconstructions by their features", [*columns, Column("pair by pair", "plain", "lower")], rows, note)
 
 
 def rate_and_distortion(e: Evaluation, codecs: list[Codec]) -> Scatter:
@@ -207,10 +221,9 @@ def first_pictures(e: Evaluation, codecs: list[Codec]) -> list[Gallery]:
     back, apart = [(_images(real), "input")], []
     for codec in codecs:
         again = codec.again[:SHOWN]
-        difference = np.abs(real.astype(int) - again).clip(0, 255 // BRIGHTER).astype(np.uint8) * BRIGHTER
         about = f"{codec.stage}, {codec.decibels.mean():.2f} dB over all {len(codec.decibels)}"
         back.append((_images(again), about))
-        apart.append((_images(difference), about))
+        apart.append((_images(difference(real, again)), about))
     which = f"The first {len(real)} of {len(e.real)} {e.where} pictures, none picked"
     return [
         Gallery("Reconstructions", back, columns=1, note=f"{which}."),
@@ -218,16 +231,24 @@ def first_pictures(e: Evaluation, codecs: list[Codec]) -> list[Gallery]:
     ]
 
 
+def difference(real: NDArray, again: NDArray) -> NDArray[np.uint8]:
+    """The absolute difference of pictures, brighter, so that it can be seen."""
+    return np.abs(real.astype(int) - again).clip(0, 255 // BRIGHTER).astype(np.uint8) * BRIGHTER
+
+
 def worst_pictures(e: Evaluation, codec: Codec, count: int) -> Gallery:
     """The `count` pictures of which least comes back."""
     real, again = e.real.pictures, codec.again
     worst = [
-        (_images([real[i], again[i]]), f"{codec.decibels[i]:.2f} dB. {e.real.captions[i]}")
+        (
+            _images([real[i], again[i], difference(real[i], again[i])]),
+            f"{codec.decibels[i]:.2f} dB. {e.real.captions[i]}",
+        )
         for i in np.argsort(codec.decibels, kind="stable")[:count]
     ]
     return Gallery(
         f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=5,
-        labels=("input", "reconstruction"),
+        labels=("input", "reconstruction", f"difference × {BRIGHTER}"),
         note="Picked for being worst: they say where it fails, not how it does in general.",
     )  # fmt: skip
 

@@ -32,6 +32,7 @@ from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
 from pipelines.provenance import made_by
 from pipelines.runs import Run
+from pipelines.sheets import sheets
 from pipelines.sweep_report import sweeps
 from pipelines.text.config import TextData
 from pipelines.upscale_measures import enlargements
@@ -61,7 +62,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     words(e)
     prior_costs(e)
     sweeps(e)
-    e.sections += [curves(e.run)]
+    e.sections += [curves(e.run), sheets(e.run)]
     sections = [headline(e.figures), *e.sections]
     _name_missing(e)
     credit = credits_of(run.recipe.data)

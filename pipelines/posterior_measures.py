@@ -60,7 +60,32 @@ def posterior_use(e: Evaluation, stage: str, model: VAE) -> list[Block]:
     )
     _bound(e, stage, found, whole, source)
     learned = isinstance(model.config.prior, LearnedConfig)
-    return [_table(e, stage, whole, channels, variance, prior=learned), *_charts(stage, found, channels, variance)]
+    table = _table(e, stage, whole, channels, variance, prior=learned)
+    return [table, scaled_latents(e, stage, found, source), *_charts(stage, found, channels, variance)]
+
+
+def scaled_latents(e: Evaluation, stage: str, found: Latents, source: str) -> Table:
+    """Note how far held-out latents, scaled as stage two scales them, are from mean 0 and deviation 1; by channel."""
+    made = e.run.manifest(stage)
+    drawn = found.samples.astype(np.float64).swapaxes(0, 1).reshape(found.samples.shape[1], -1)  # (c, n h w)
+    mean, std = np.array(made["latent_mean"]), np.array(made["latent_std"])
+    offset, spread = (drawn.mean(1) - mean) / std, drawn.std(1) / std
+    worst = int(np.abs(np.log(spread)).argmax())
+    figures = {"latent_offset": np.abs(offset).max(), "latent_spread": spread[worst]}
+    for name, value in figures.items():
+        about = "the channel that is furthest off; no interval"
+        e.figures[f"{stage}.{name}"] = Figure(float(value), len(found.mean), source=f"{source}; {about}")
+    rows = [
+        Row([f"channel {number}", *map(float, row)])
+        for number, row in enumerate(zip(drawn.mean(1), mean, drawn.std(1), std, offset, spread, strict=True), 1)
+    ]
+    columns = ["latents", "mean", "of training", "deviation", "of training", "scaled mean", "scaled deviation"]
+    note = (
+        "Stage two takes the mean and the deviation of the training latents out of each channel. Held-out latents then "
+        "have mean 0 and deviation 1, but for chance: where they do not, the statistics are of another autoencoder, or "
+        "of other pictures."
+    )
+    return Table(f"{stage}: latents as stage two reads them", columns, rows, note)
 
 
 def log_prior(z: Tensor) -> Tensor:

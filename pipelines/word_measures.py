@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from eval.blocks import (
+    Column,
     Figure,
     Section,
     Table,
@@ -51,6 +52,12 @@ def words(e: Evaluation) -> None:
         for name, value in vars(found).items():
             e.figures[f"text.{name}"] = Figure(value, len(texts), source=source)
         e.note("text.copied", wilson(found.copied * len(texts), len(texts)), source)
+        empty = {"caption": [row["caption"] for row in captions], "text": texts}
+        for which, written in empty.items():
+            lost = sum(not words.strip() for words in written)
+            e.figures[f"{which}.failures[empty]"] = Figure(lost, len(written), source=f"{made.stage}: a count")
+        shown = [[f"{which}s", len(written), e.figures[f"{which}.failures[empty]"]] for which, written in empty.items()]
+        blocks.append(Table("Texts without a word", ["texts", "n", Column("empty", "plain", "lower")], shown))
         rows = [[define(f"text.{name}").label, e.figures[f"text.{name}"]] for name in vars(found)]
         blocks.append(Texts("Texts without a picture", texts[:60]))
         blocks.append(Table(f"Variety of {len(texts)} texts", ["measure", "value"], rows))
