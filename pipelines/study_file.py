@@ -16,12 +16,13 @@ from pipelines.artefact import read_json
 from pipelines.config import RecipeError, parse
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
-from pipelines.errors import PalimpsestError
+from pipelines.errors import DataError, PalimpsestError
 from pipelines.judged_config import GenerateStage
 from pipelines.pictures import to_pil
 from pipelines.runs import Run, reopen_run, stage_of
+from pipelines.scoring.captions import captions_of
+from pipelines.scoring.sets import pictures_in
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 Held = dict[str, Path]  # prompt -> picture
 
 
@@ -102,36 +103,15 @@ def _of_stage(place: str, source: Source) -> Iterable[tuple[str, Path]]:
 
 
 def _of_folder(place: str, folder: Path) -> Iterable[tuple[str, Path]]:
-    """Pictures with NAME.txt, or with NAME.json that holds "prompt", beside them."""
+    """Pictures of a folder with their captions, wherever pictures from anywhere may have them."""
     if not folder.is_dir():
         raise PalimpsestError(f"{place}: there is no folder {folder}; give one of pictures with captions.")
-    pictures = sorted(path for path in folder.iterdir() if path.suffix.lower() in PICTURES)
-    bare = [path.name for path in pictures if not _caption_files(path)]
-    if bare:
-        raise PalimpsestError(f"{place}: {len(bare)} pictures of {folder} have no caption ({named(bare)}): "
-                              "put NAME.txt beside each.")  # fmt: skip
-    lost = [path.name for path in sorted(folder.glob("*.txt")) if not any(path.stem == one.stem for one in pictures)]
-    if lost:
-        raise PalimpsestError(f"{place}: {len(lost)} captions of {folder} have no picture ({named(lost)}): "
-                              "draw them, or take the captions away.")  # fmt: skip
-    for path in pictures:
-        yield _caption(place, _caption_files(path)[0]), path
-
-
-def _caption_files(picture: Path) -> list[Path]:
-    return [one for suffix in (".txt", ".json") if (one := picture.with_suffix(suffix)).exists()]
-
-
-def _caption(place: str, path: Path) -> str:
     try:
-        words = path.read_text(encoding="utf-8").strip() if path.suffix == ".txt" else read_json(path)["prompt"]
-    except (KeyError, TypeError) as error:
-        raise PalimpsestError(f'{place}: {path} holds no "prompt": write {{"prompt": "..."}}.') from error
-    except UnicodeDecodeError as error:
-        raise PalimpsestError(f"{place}: {path} is no UTF-8 text ({error}): save it as UTF-8.") from error
-    if not isinstance(words, str) or not words.strip():
-        raise PalimpsestError(f"{place}: {path} has no words: write what the picture was made from.")
-    return words
+        names = pictures_in(folder)
+        captions = captions_of(folder, names, None)
+    except DataError as error:
+        raise PalimpsestError(f"{place}: {error}") from error
+    return [(captions[name], folder / name) for name in names] if captions else []
 
 
 def _asked(study: Study, first: Held) -> list[str]:
@@ -140,7 +120,7 @@ def _asked(study: Study, first: Held) -> list[str]:
         return list(first)
     path = Path(study.prompts.file)
     try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        lines = [" ".join(line.split()) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PalimpsestError(
             f"prompts.file {path} cannot be read ({error}): give a text file, one prompt a line."

@@ -17,9 +17,9 @@ Captions = Mapping[str, str]  # name of a picture -> caption
 def captions_of(folder: Path, names: Sequence[str], prompts: Path | None) -> Captions | None:
     """Captions of pictures by name; None where nobody says any.
 
-    prompts, or else a single .jsonl or .csv in the folder: rows of file and caption. Without a list: KEY.txt,
-    KEY.json with a "prompt", or the layout of GenEval (NUMBER/samples/*.png beside NUMBER/metadata.jsonl). Raises
-    DataError that names pictures without a caption, rows without a picture, and rows that come twice.
+    prompts, or else a single .jsonl or .csv in the folder: rows of file and caption. Without a list, of each picture
+    KEY.txt, KEY.json with a "prompt", or the layout of GenEval (NUMBER/samples/*.png beside NUMBER/metadata.jsonl).
+    Raises DataError that names pictures without a caption, captions without a picture, and rows that come twice.
     """
     if prompts is not None:
         if not prompts.is_file():
@@ -30,12 +30,19 @@ def captions_of(folder: Path, names: Sequence[str], prompts: Path | None) -> Cap
         raise DataError(f"{folder} has several lists ({few([path.name for path in lists])}): say which with --prompts.")
     if lists:
         return _of_list(lists[0], names)
-    for read in (_beside_as_text, _beside_as_json, _of_geneval):
-        found = {name: words for name in names if (words := read(folder, name))}
-        if found:
-            _all_there(names, found, str(folder))
-            return found
-    return None
+    written = {name: words for name in names if (words := _beside_as_text(folder, name))}
+    told = {name: _beside_as_json(folder, name) or _of_geneval(folder, name) for name in names if name not in written}
+    found = {**written, **{name: words for name, words in told.items() if words}}
+    if not found:
+        return None
+    _all_there(names, found, str(folder))
+    stems = {Path(name).with_suffix(".txt").as_posix() for name in names}
+    texts = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.txt")) if written else []
+    if lost := [name for name in texts if name not in stems]:
+        raise DataError(
+            f"{len(lost)} captions of {folder} have no picture: {few(lost)}. Make them, or take the captions away."
+        )
+    return found
 
 
 def _of_list(path: Path, names: Sequence[str]) -> Captions:

@@ -167,7 +167,8 @@ def _is_of_files(path: str | Path) -> bool:
     return Path(path).is_dir() and not list(Path(path).glob("*.tar"))
 
 
-def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) -> PictureSet:
+def pictures_in(folder: Path) -> list[str]:
+    """The names of all pictures in a folder, at any depth, sorted. Raises DataError where there are none."""
     paths = sorted(
         path
         for path in folder.rglob("*")
@@ -180,6 +181,12 @@ def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) 
     names = [path.relative_to(folder).as_posix() for path in paths]
     if outside := [name for name in names if inside(folder, name) is None]:
         raise DataError(f"{few(outside)}: links that lead out of {folder}. Copy the files themselves.")
+    return names
+
+
+def _of_folder(folder: Path, prompts: Path | None, title: str, captioned: bool) -> PictureSet:
+    names = pictures_in(folder)
+    paths = [folder / name for name in names]
     captions = captions_of(folder, names, prompts) if captioned else None
     return PictureSet(
         title=title,

@@ -79,6 +79,11 @@ def test_missing_extra_and_doubled_pictures_are_named(tmp_path):
     (tmp_path / "made" / "a.txt").write_text("one")
     with pytest.raises(DataError, match=r"1 of 2 pictures have no caption in .*made: b\.png"):
         open_set(tmp_path / "made")
+    (tmp_path / "made" / "b.json").write_text('{"prompt": "two"}')
+    assert open_set(tmp_path / "made").captions() == ["one", "two"]  # each from what lies beside it
+    (tmp_path / "made" / "c.txt").write_text("three")
+    with pytest.raises(DataError, match=r"1 captions of .*made have no picture: c\.txt"):
+        open_set(tmp_path / "made")
     with pytest.raises(DataError, match="no list of captions"):
         open_set(tmp_path / "made", prompts=tmp_path / "nothing.csv")
 
