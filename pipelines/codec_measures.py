@@ -247,9 +247,9 @@ def worst_pictures(e: Evaluation, codec: Codec, count: int) -> Gallery:
         for i in np.argsort(codec.decibels, kind="stable")[:count]
     ]
     return Gallery(
-        f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=5,
-        labels=("input", "reconstruction", f"difference × {BRIGHTER}"),
-        note="Picked for being worst: they say where it fails, not how it does in general.",
+        f"{codec.stage}: the {len(worst)} worst of {len(real)} by PSNR", worst, columns=4,
+        labels=("input", "output", "difference"),
+        note=f"Picked for being worst: they say where it fails, not how it does in general. Differences × {BRIGHTER}.",
     )  # fmt: skip
 
 

@@ -13,8 +13,12 @@ def measure_distances(e: Evaluation) -> None:
     if not e.embedders:
         empty = "The recipe has no stage of kind judge before this one, and stage.eval names no embedders."
         e.sections.append(Section("Distances", empty=empty))
+    every, split = e.generated(), e.run.held_out_name()
     work = Scoring(
-        sets={made.subject: _shown(e, made) for made in e.generated()},
+        sets={made.subject: _shown(e, made, split) for made in every},
+        beside={
+            f"{made.subject}.unseen": _shown(e, made, "unseen") for made in every if "unseen" in made.manifest["counts"]
+        },
         reference=e.reference,
         against=f"{len(e.reference)} training pictures",
         embedders=e.embedders,
@@ -30,10 +34,10 @@ def measure_distances(e: Evaluation) -> None:
             e.note_each(metric, subject, captions, values)
 
 
-def _shown(e: Evaluation, made: Generated) -> PictureSet:
-    """The held-out pictures of a stage, at the size of the data."""
-    split, size = e.run.held_out_name(), e.run.recipe.size
-    drawn = e.drawn(made, split).titled(f"{made.stage} ({made.subject})", split)
+def _shown(e: Evaluation, made: Generated, split: str) -> PictureSet:
+    """The pictures of a stage for a split, at the size of the data."""
+    size, title = e.run.recipe.size, made.stage if made.subject == made.stage else f"{made.stage} ({made.subject})"
+    drawn = e.drawn(made, split).titled(f"{title}, unseen" if split == "unseen" else title, split)
     return drawn if drawn.one_shape() == (size, size) else drawn.fitted(size, size)
 
 

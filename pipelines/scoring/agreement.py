@@ -51,11 +51,12 @@ class _Read:
 
 def agreement(
     opened: Opened, sets: Mapping[str, Agreement], real: Agreement | None, figures: dict[str, Known], each: Each, *,
-    seed: int,
+    seed: int, ends: bool = True,
 ) -> list[Block]:  # fmt: skip
     """Note CLIP scores of all sets with captions; return tables, slices, and the pictures that agree best and worst.
 
-    real: held-out pictures, whose own captions are the ceiling. Raises DataError where only some pictures have one.
+    real: held-out pictures, whose own captions are the ceiling; ends: whether the best and the worst are shown. Raises
+    DataError where only some pictures of a set have a caption.
     """
     read = {"real": _read(opened, real, "ceiling")} if real is not None and real.captions else {}
     read |= {name: _read(opened, one, "model") for name, one in sets.items() if one.captions}
@@ -67,8 +68,8 @@ def agreement(
     note = "The raw cosine, neither scaled nor clamped: x 100 and x 2.5 are other people's scales."
     warning = f"These numbers are {NOTE}." if embedder.name.startswith("indomain") else ""
     columns = ["pictures", COSINE, "captions cut"]
-    ends = [gallery for name, one in read.items() if name in sets for gallery in _ends(one)]
-    return [Table(title, columns, rows, note, warning), *_sliced(opened, read, figures, seed), *ends]
+    shown = [gallery for name, one in read.items() if ends and name in sets for gallery in _ends(one)]
+    return [Table(title, columns, rows, note, warning), *_sliced(opened, read, figures, seed), *shown]
 
 
 def _read(opened: Opened, shown: Agreement, kind: RowKind) -> _Read:
@@ -112,7 +113,8 @@ def _sliced(opened: Opened, read: Mapping[str, _Read], figures: dict[str, Known]
             ]
             rows.append(Row([one.shown.pictures.title, *cells], one.kind))
         columns = ["pictures", *(Column(part, "plain", "higher") for part in parts)]
-        tables.append(Table(f"CLIP score by {SLICED.get(kind, kind.replace('.', ' '))}", columns, rows, SLICE_NOTE))
+        what = SLICED.get(kind, kind.replace(".", " "))
+        tables.append(Table(f"CLIP score by {what}, {opened.embedder.name}", columns, rows, SLICE_NOTE))
     return tables
 
 

@@ -48,7 +48,7 @@ def failures(sets: Mapping[str, PictureSet], real: PictureSet | None, figures: d
         found = look(one)
         counts = {f"{name}.failures[{kind}]": len(places) for kind, places in found.places.items()}
         figures |= {key: Figure(count, len(one), source="a count") for key, count in counts.items()}
-        rows.append(Row([one.title, len(one), *counts.values()], "judge" if one is real else "model"))
+        rows.append(Row([one.title, len(one), *counts.values()], "ceiling" if one is real else "model"))
         if found.all and one is not real:
             galleries.append(_gallery(one, found))
     columns = ["pictures", "n", *(Column(said, "plain", "lower") for said in KINDS.values())]

@@ -25,7 +25,8 @@ class Scoring:
 
     sets: what was generated, by the first part of the names of its figures; against: what tables call the reference;
     held_out: real pictures that are not in the reference; searched: pictures in which copies are looked for, where
-    they are; each: what a metric says of single pictures, by subject.
+    they are; beside: further pictures, of which only failures are counted; each: what a metric says of single
+    pictures, by subject.
     """
 
     sets: Mapping[str, PictureSet]
@@ -36,6 +37,7 @@ class Scoring:
     seed: int
     held_out: PictureSet | None = None
     searched: PictureSet | None = None
+    beside: Mapping[str, PictureSet] = field(default_factory=dict)
     figures: dict[str, Known] = field(default_factory=dict)
     each: dict[str, dict[str, tuple[list[str], list[float]]]] = field(default_factory=dict)
 
@@ -50,7 +52,7 @@ def judged(work: Scoring) -> list[Section]:
 
     Raises DataError that names pictures which cannot be read, or of which only some have a caption.
     """
-    failed = failures(work.sets, work.held_out, work.figures)
+    failed = failures({**work.sets, **work.beside}, work.held_out, work.figures)
     sections, agreements, near = list[Section](), list[Block](), list[Section]()
     for opened in work.embedders:
         embedder, first = opened.embedder, opened is work.embedders[0]
@@ -62,7 +64,9 @@ def judged(work: Scoring) -> list[Section]:
         if opened.text is not None:
             words = {name: Agreement(one, made[name]) for name, one in work.sets.items()}
             ceiling = None if unseen is None else Agreement(*unseen)
-            agreements += agreement(opened, words, ceiling, work.figures, work.each, seed=work.seed)
+            agreements += agreement(
+                opened, words, ceiling, work.figures, work.each, seed=work.seed, ends=not agreements
+            )
         if searched and real is not None and unseen is not None:
             near.append(_copies(work, embedder, made, real, unseen[1]))
     if agreements:

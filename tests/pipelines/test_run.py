@@ -47,6 +47,16 @@ def test_the_resumed_run_has_every_promised_figure(smoke):
         assert len(found) == 2 and all("not comparable" in report["figures"][name]["source"] for name in found)
         names += found
     names += ["text.nats_per_token", "text.exact_nats_per_token"]
+    for embedder in ("indomain-openclip-unit", "random-conv"):
+        for what in ("real.fd", "latent.fd", "recon.vae.fd"):
+            found = [name for name in report["figures"] if name.startswith(f"{what}[{embedder}:")]
+            assert len(found) == 1, (embedder, what)
+            names += found
+    assert any(re.match(r"latent\.clip_score\[.*\|slice=words:", name) for name in report["figures"])
+    failed = {name: figure["value"] for name, figure in report["figures"].items() if "failures[not_finite]" in name}
+    assert {"latent.failures[not_finite]", "latent.unseen.failures[not_finite]"} <= set(failed) and not any(
+        failed.values()
+    )
     for model in ("latent", "mdlm", "ddpm"):
         names += [f"{model}.scene.{attribute}" for attribute in ("background", "colour", "shape", "size", "relation")]
         names += [f"{model}.scene.colour.{part}" for part in ("one", "two", "unseen")]
