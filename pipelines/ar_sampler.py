@@ -8,6 +8,7 @@ from typing import Self
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from discrete.picture_prior import PicturePrior, draw_codes
 from discrete.predict import sharpener
@@ -35,9 +36,16 @@ class ArSampler:
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
     ) -> list[Image.Image]:
         """Draw one picture per prompt."""
-        layout, bpe, vqvae = self.vocabulary
+        return self.decode(self.codes(prompts, generators, settings))
+
+    def codes(self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings) -> Tensor:
+        """Draw the codes (B, image_length) of one picture per prompt."""
         options = settings.masked
         sharpen = sharpener(temperature=settings.temperature, top_k=options.top_k, top_p=options.top_p)
-        text = bpe.encode(prompts).tokens.to(device_of(self.network))
-        codes = draw_codes(self.network, text, generator=generators, scale=settings.guidance, sharpen=sharpen)
+        text = self.vocabulary.bpe.encode(prompts).tokens.to(device_of(self.network))
+        return draw_codes(self.network, text, generator=generators, scale=settings.guidance, sharpen=sharpen)
+
+    def decode(self, codes: Tensor) -> list[Image.Image]:
+        """Pictures of codes (B, image_length)."""
+        layout, _, vqvae = self.vocabulary
         return pictures_of(codes, layout, vqvae)

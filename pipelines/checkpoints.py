@@ -200,6 +200,12 @@ def load(path: Path) -> Kept:
     return Kept(path, read_json(path / FACTS), training_files.read(path))
 
 
+def kept_for_good(folder: Path) -> dict[int, Path]:
+    """Return the checkpoints of a stage that stay for good, by their steps, rising."""
+    found = sorted(path for path in (folder / CHECKPOINTS).glob("*") if path.name.isdigit())
+    return {int(path.name): path for path in found if (_facts(path) or {}).get("for_good")}
+
+
 def drop(folder: Path) -> None:
     """Remove training state once the artefact stands, but for what was to stay for good and what is damaged."""
     for path in (*(folder / name for name in (*OLD, ASKED)), *folder.glob(BEST.format("*"))):

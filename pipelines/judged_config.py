@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from pipelines.errors import PalimpsestError
+from pipelines.power_average import LONGEST
 from pipelines.sampling_options import (
     LATENT_SAMPLERS,
     MASKED_SAMPLERS,
@@ -21,6 +22,9 @@ from pipelines.sampling_options import (
 )
 from pipelines.scoring.kinds import parsed
 from pipelines.stage import Stage
+
+LENGTHS = (0.025, 0.05, 0.1, 0.15, 0.2)  # of averages, where a sweep does not say which
+FEWEST = 32  # pictures of a line over 1 / n: 15 sizes from half of them on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +65,7 @@ class GenerateStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class SweepStage(Stage):
-    """Every sampler at several numbers of network evaluations, and guidance at several scales, judged."""
+    """Every sampler at several numbers of network evaluations, guidance at several scales, and training, judged."""
 
     kind: Literal["sweep"] = "sweep"
     count: int = 100  # held-out captions behind every figure
@@ -73,6 +77,9 @@ class SweepStage(Stage):
     student_steps: tuple[int, ...] = (1, 2, 4)
     likelihoods: int = 32  # held-out latents whose density is measured; below 2 none is
     weak: str = ""  # the latent stage in `needs` that is there only to guide the others (autoguidance)
+    ema_lengths: tuple[float, ...] | None = None  # of averages from snapshots; None: LENGTHS of models that have any
+    checkpoints: int = 8  # steps of the training, at most, whose weights are judged, of those that were kept; 0 is none
+    line: int = 400  # pictures as the model is usually sampled, for the Fréchet distance over 1 / n; 0 is none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -82,11 +89,12 @@ class SweepStage(Stage):
             raise ValueError("count, evaluations and student_steps: expected at least 1 each")
         if not all(math.isfinite(scale) for scale in (self.guidance, *self.scales)):
             raise ValueError(f"guidance is {self.guidance} and scales are {self.scales}, expected numbers")
+        check_trained(self.ema_lengths, self.checkpoints, self.line)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedSweepStage(Stage):
-    """Every sampler of masked models at several numbers of steps, for pictures and captions, and guidance, judged."""
+    """Models of codes over guidance, temperature and training; masked ones with every sampler, captions too, judged."""
 
     kind: Literal["masked_sweep"] = "masked_sweep"
     count: int = 100  # held-out captions, and pictures, behind every figure
@@ -98,6 +106,10 @@ class MaskedSweepStage(Stage):
     temperature: float = 0.7
     caption_guidance: float = 2.0
     scales: tuple[float, ...] = (1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 6.0)
+    temperatures: tuple[float, ...] = (0.4, 0.55, 0.7, 0.85, 1.0)  # of pictures and of captions
+    ema_lengths: tuple[float, ...] | None = None  # of averages from snapshots; None: LENGTHS of models that have any
+    checkpoints: int = 8  # steps of the training, at most, whose weights are judged, of those that were kept; 0 is none
+    line: int = 400  # pictures as the model is usually sampled, for the Fréchet distance over 1 / n; 0 is none
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -110,6 +122,21 @@ class MaskedSweepStage(Stage):
             raise ValueError(f"scales are {self.scales} and guidance {self.guidance}, expected numbers")
         if self.temperature <= 0:
             raise ValueError(f"temperature is {self.temperature}, expected a number above 0; 1 is the model itself")
+        if not all(0 < temperature < math.inf for temperature in self.temperatures):
+            raise ValueError(f"temperatures are {self.temperatures}, expected numbers above 0; 1 is the model itself")
+        check_trained(self.ema_lengths, self.checkpoints, self.line)
+
+
+def check_trained(ema_lengths: tuple[float, ...] | None, checkpoints: int, line: int) -> None:
+    """Raise ValueError for lengths that no average has, and for numbers that measure nothing."""
+    for length in ema_lengths or ():
+        if not 0 < length <= LONGEST:
+            raise ValueError(f"ema_lengths has {length:g}, expected shares above 0, up to {LONGEST:.3f}, such as 0.1")
+    if checkpoints < 0 or line < 0 or 0 < line < FEWEST:
+        raise ValueError(
+            f"checkpoints is {checkpoints} and line {line}: expected 0 (none) or more steps, and 0 (none) or at least "
+            f"{FEWEST} pictures"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

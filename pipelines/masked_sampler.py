@@ -76,12 +76,18 @@ class MaskedSampler:
         self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
     ) -> tuple[list[Image.Image], float]:
         """Draw one picture per prompt: pictures, and evaluations of the network for each."""
+        codes, evaluations = self.codes(prompts, generators, settings)
+        return self.decode(codes), evaluations
+
+    def codes(
+        self, prompts: Sequence[str], generators: Sequence[torch.Generator], settings: Settings
+    ) -> tuple[Tensor, float]:
+        """Draw the codes (B, image_length) of one picture per prompt, and evaluations of the network for each."""
         text = self.bpe.encode(prompts).tokens
         x = self.layout.join(text, None).to(self.device)
         known = self.layout.is_text().to(self.device).expand_as(x)
         filled = self.fill(x, known, generators, settings, condition=known)
-        _, codes = self.layout.split(filled.x)
-        return self.decode(codes), filled.evaluations
+        return self.layout.split(filled.x)[1], filled.evaluations
 
     def caption_settings(self, settings: Settings) -> Settings:
         """How captions are written where nothing is said: the surest token alone, since words depend on each other."""

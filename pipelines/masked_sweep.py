@@ -1,112 +1,144 @@
-"""Pictures and captions of a masked model against network evaluations, for every sampler, and against guidance."""
+"""Models of codes over guidance, temperature and training; masked ones over all samplers, pictures and captions."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-import numpy as np
 import torch
 
+from eval.interval import Interval
 from eval.scene import score_caption
 from pipelines.data.decode import image_and_caption
 from pipelines.data.grammar import for_size
 from pipelines.data.stream import some
+from pipelines.hardware import device_of
 from pipelines.judged_config import MaskedSweepStage
-from pipelines.judging import Judges, Pictures, scored
+from pipelines.judging import scored
 from pipelines.masked_sampler import MaskedSampler
-from pipelines.measures import REFERENCE, read_set
+from pipelines.recipe import Recipe
 from pipelines.runs import Run
-from pipelines.sampling import batches, chunks, generators
-from pipelines.sampling_options import MaskedOptions, Settings, variant_of
-from pipelines.sweep import Judged
-from pipelines.sweep_rows import Setting, measure_rows, plain_interval
+from pipelines.sampling import chunks, generators
+from pipelines.sampling_options import AUTOREGRESSIVE, MaskedOptions, Settings, variant_of
+from pipelines.stage_config import ArStage
+from pipelines.sweep import judged_of
+from pipelines.sweep_judged import ATTRIBUTES, BATCH, REAL, USUAL, Figures, Judged, settings_of_real
+from pipelines.sweep_rows import Setting, measure_rows
+from pipelines.sweep_training import settings_of_training
+from pipelines.vocabulary import load_vocabulary
 
-BATCH = 50
-ATTRIBUTES = ("colour", "shape", "relation")
 INTERVAL = (0.2, 0.8)  # of guidance in a limited interval
+STEPS = 16  # while guidance and temperature are compared
+CAPTIONS = ("captions", "caption_temperature")  # groups
+CODES = "codes of held-out pictures"  # a curve of real rows
 
 
-def settings_of_sweep(stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
-    """Yield every setting of the sweep: samplers for pictures and for captions, and scales of guidance."""
-    pictures = Settings(sampler="", steps=1, guidance=stage.guidance, temperature=stage.temperature)
+def settings_of_sweep(recipe: Recipe, stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
+    """Yield every setting of a model, those about its training left out."""
+    yield Setting(REAL, model, CODES, Settings(sampler=REAL, steps=1, guidance=1.0))
+    yield from _autoregressive(recipe, stage, model) if _is_ar(recipe, model) else _masked(stage, model)
+
+
+def _autoregressive(recipe: Recipe, stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
+    """Scales, where there is an unconditional branch, and temperatures; its one sampler takes all steps."""
+    usual = recipe.usual(model)
+    base = Settings(sampler=AUTOREGRESSIVE, steps=usual.steps, guidance=usual.guidance)
+    for scale in stage.scales if recipe.branches(model) else ():
+        yield Setting("guidance", model, "plain", dataclasses.replace(base, guidance=scale))
+    for temperature in stage.temperatures:
+        yield Setting("temperature", model, "pictures", dataclasses.replace(base, temperature=temperature))
+
+
+def _masked(stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
+    """Samplers for pictures and for captions, scales of guidance, and temperatures of both."""
+    pictures = Settings(sampler="masked_ancestral", steps=STEPS, guidance=stage.guidance, temperature=stage.temperature)
     captions = dataclasses.replace(pictures, guidance=stage.caption_guidance, temperature=1.0)
-    groups: tuple[tuple[Literal["samplers", "captions"], Settings], ...] = (
-        ("samplers", pictures),
-        ("captions", captions),
-    )
-    for group, base in groups:
-        for sampler in stage.samplers:
-            if sampler == "entropy_bound":
-                for bound in stage.bounds:
-                    options = MaskedOptions(bound=bound)
-                    yield Setting(group, model, sampler, dataclasses.replace(base, sampler=sampler, masked=options))
-                continue
-            for steps in stage.steps:
-                settings = dataclasses.replace(base, sampler=sampler, steps=steps)
-                yield Setting(group, model, sampler, settings, steps)
-        for variant in stage.variants:
-            for steps in stage.steps:
-                settings = variant_of(dataclasses.replace(base, steps=steps), variant)
-                yield Setting(group, model, variant, settings, steps)
+    for group, base in (("samplers", pictures), ("captions", captions)):
+        yield from _samplers(stage, model, group, dataclasses.replace(base, steps=1))
     for curve, options in (("plain", MaskedOptions()), ("interval", MaskedOptions(interval=INTERVAL))):
         for scale in stage.scales:
-            base = dataclasses.replace(pictures, sampler="masked_ancestral", steps=16, guidance=scale, masked=options)
-            yield Setting("guidance", model, curve, base)
+            yield Setting("guidance", model, curve, dataclasses.replace(pictures, guidance=scale, masked=options))
+    for group, base in (("temperature", pictures), ("caption_temperature", captions)):
+        curve = "captions" if group in CAPTIONS else "pictures"
+        for temperature in stage.temperatures:
+            yield Setting(group, model, curve, dataclasses.replace(base, temperature=temperature))
+
+
+def _samplers(stage: MaskedSweepStage, model: str, group: str, base: Settings) -> Iterator[Setting]:
+    for sampler in stage.samplers:
+        if sampler == "entropy_bound":
+            for bound in stage.bounds:
+                options = MaskedOptions(bound=bound)
+                yield Setting(group, model, sampler, dataclasses.replace(base, sampler=sampler, masked=options))
+            continue
+        for steps in stage.steps:
+            yield Setting(group, model, sampler, dataclasses.replace(base, sampler=sampler, steps=steps), steps)
+    for variant in stage.variants:
+        for steps in stage.steps:
+            settings = variant_of(dataclasses.replace(base, steps=steps), variant)
+            yield Setting(group, model, variant, settings, steps)
 
 
 @dataclass
 class MaskedJudged:
-    """What the rows of a masked model are measured against."""
+    """What the rows of models of codes are measured against."""
 
     run: Run
-    judged: Judged
+    judged: Judged  # of `count` captions
+    many: Judged  # of as many as the line over 1 / n needs
     images: torch.Tensor  # (n, 3, H, W), the held-out pictures whose captions are in `judged.real`
     samplers: dict[str, MaskedSampler] = field(default_factory=dict)
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""
+        if setting.curve == CODES:
+            found = Figures({"code_entropy": self._real_entropy(setting.model)})
+            return {**setting.plain, "evaluations": 0, "scale": 1.0, **found.plain()}
+        if setting.group in CAPTIONS:
+            found, evaluations = self._captions(setting)
+            row = {**setting.plain, "evaluations": round(evaluations, 2), "scale": setting.scale}
+            return {**row, **found.plain()}
+        return (self.many if setting.group == USUAL else self.judged).measure(setting)
+
+    @torch.no_grad()
+    def _real_entropy(self, model: str) -> Interval:
+        """Entropy of the codes within a held-out picture."""
+        vqvae = load_vocabulary(self.run, model).vqvae
+        codes = [vqvae.codes(part.to(device_of(vqvae))).cpu() for part in self.images.split(BATCH)]
+        return self.judged.entropy(torch.cat(codes).tolist())
+
+    def _captions(self, setting: Setting) -> tuple[Figures, float]:
         if setting.model not in self.samplers:
             self.samplers[setting.model] = MaskedSampler.load(self.run, setting.model)
-        sampler = self.samplers[setting.model]
-        measure = self._captions if setting.group == "captions" else self._pictures
-        figures, evaluations = measure(sampler, setting.settings)
-        row = {"group": setting.group, "model": setting.model, "curve": setting.curve, "within": setting.within}
-        row |= {"evaluations": round(evaluations, 2), "scale": setting.settings.guidance}
-        return {**row, **dataclasses.asdict(setting.settings), "figures": figures}
-
-    def _pictures(self, sampler: MaskedSampler, settings: Settings) -> tuple[dict[str, Any], float]:
-        pictures, calls, real = list[Pictures](), 0.0, self.judged.real
-        for prompts, draws in batches(real.captions, self.judged.seed, BATCH):
-            drawn, each = sampler.illustrate(prompts, draws, settings)
-            pictures.append(np.stack([np.asarray(image) for image in drawn]))
-            calls += each * len(prompts)
-        return self.judged.figures(np.concatenate(pictures), ATTRIBUTES), calls / len(real)
-
-    def _captions(self, sampler: MaskedSampler, settings: Settings) -> tuple[dict[str, Any], float]:
-        captions, calls, real = list[str](), 0.0, self.judged.real
+        sampler, real = self.samplers[setting.model], self.judged.real
+        captions, calls = list[str](), 0.0
         pairs = list(zip(self.images, generators([""] * len(real), self.judged.seed), strict=True))
         for part in chunks(pairs, BATCH):
-            words, each = sampler.describe(torch.stack([x for x, _ in part]), [g for _, g in part], settings)
+            draws = [generator for _, generator in part]
+            words, each = sampler.describe(torch.stack([x for x, _ in part]), draws, setting.settings)
             captions, calls = captions + words, calls + each * len(part)
         grammar = for_size(self.run.recipe.size)
         scores = [score_caption(grammar.parse(c), label) for c, label in zip(captions, real.labels, strict=True)]
         found = scored(scores, real.labels)
-        kept = {f"caption_{name}": plain_interval(found[name]) for name in ATTRIBUTES if name in found}
+        kept = Figures({f"caption_{name}": found[name] for name in ATTRIBUTES if name in found})
+        kept.figures["caption_entropy"] = self.judged.entropy([caption.split() for caption in captions])
         return kept, calls / len(real)
 
 
 def masked_sweep(run: Run, name: str, stage: MaskedSweepStage) -> dict[str, Any]:
     """Measure every setting of the sweep; captions only where a grammar can score them."""
-    judges, seed = Judges.load(run, name), stage.seed
-    real, train = read_set(run, run.held_out_name(), stage.count), read_set(run, "train", REFERENCE)
+    judged, many = judged_of(run, name, stage.count, stage.line, stage.seed)
     images = some(run.held_out(), image_and_caption(run.recipe.size), stage.count, seed=run.recipe.seed)["image"]
-    judged = MaskedJudged(run, Judged(judges, real, judges.features(train.pictures), seed), images)
-    models = [need for need in stage.needs if run.recipe.stage[need].kind == "mdlm"]
-    wanted = [row for model in models for row in settings_of_sweep(stage, model)]
+    wanted = settings_of_real()
+    for model in run.recipe.swept_codes(stage):
+        wanted += [*settings_of_sweep(run.recipe, stage, model), *settings_of_training(run, stage, model)]
     if not run.recipe.grammatical:
-        wanted = [row for row in wanted if row.group != "captions"]
-    measure_rows(run.stage_folder(name), name, wanted, judged.measure)
-    return {"rows": len(wanted), "count": len(real)}
+        wanted = [row for row in wanted if row.group not in CAPTIONS]
+    measure_rows(run.stage_folder(name), name, wanted, MaskedJudged(run, judged, many, images).measure)
+    return {"rows": len(wanted), "count": len(judged.real)}
+
+
+def _is_ar(recipe: Recipe, model: str) -> bool:
+    return isinstance(recipe.stage[model], ArStage)

@@ -51,6 +51,10 @@ class Set:
     def __len__(self) -> int:
         return len(self.pictures)
 
+    def first(self, count: int) -> Set:
+        """The first `count`, or all where there are fewer."""
+        return Set(self.pictures[:count], self.captions[:count], self.labels[:count])
+
     @property
     def labelled(self) -> bool:
         """Whether the labels are exact scenes."""

@@ -120,12 +120,20 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def synthesise(folder: Path, index: dict[str, Any], length: float) -> tuple[dict[str, Tensor], float]:
+def steps_of(index: dict[str, Any]) -> list[int]:
+    """Return the steps of the snapshots in an index, rising."""
+    return sorted(int(Path(name).stem) for name in index["files"] if Path(name).stem.isdigit())
+
+
+def synthesise(
+    folder: Path, index: dict[str, Any], length: float, step: int | None = None
+) -> tuple[dict[str, Tensor], float]:
     """Return the weights of a stage averaged over another length, and the error of the profile (a share).
 
-    What does not learn is that of model.safetensors. Raises ValueError for a length that is none.
+    step: that of a snapshot, at which the average ends as if training had; None is the last. What does not learn is
+    that of model.safetensors. Raises ValueError for a length that is none.
     """
-    steps = sorted(int(Path(name).stem) for name in index["files"] if Path(name).stem.isdigit())
+    steps = [found for found in steps_of(index) if step is None or found <= step]
     gammas = [exponent(found) for found in index["lengths"]]
     kept = [Profile(gamma, step) for step in steps for gamma in gammas]
     factors, error = synthesis(kept, Profile(exponent(length), steps[-1]))

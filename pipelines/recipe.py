@@ -14,7 +14,7 @@ from pipelines.data.config import MoreShards, ScenesData, Sets, ShardData
 from pipelines.data.grammar import for_size
 from pipelines.data.ratios import Shape
 from pipelines.errors import nearest
-from pipelines.judged_config import GenerateStage, SweepStage
+from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.recipe_checks import check_fit, check_needs, check_sets
 from pipelines.sampling_options import Settings
 from pipelines.shard_checks import check_shard
@@ -195,6 +195,15 @@ class Recipe:
     def swept(self, stage: SweepStage) -> list[str]:
         """Return the latent models that a sweep is about."""
         return [need for need in stage.needs if self.stage[need].kind == "latent" and need != stage.weak]
+
+    def swept_codes(self, stage: MaskedSweepStage) -> list[str]:
+        """Return the models of codes that a sweep is about."""
+        return [need for need in stage.needs if self.stage[need].kind in ("mdlm", "ar")]
+
+    def tracks(self, model: str) -> bool:
+        """Return whether averages of other lengths can be made of a model, from snapshots of its training."""
+        training = getattr(self.stage[model], "training", None)
+        return training is not None and training.posthoc is not None
 
     def size_of(self, model: str) -> int:
         """Return the side of the pictures that a stage draws."""

@@ -8,6 +8,8 @@ from discrete.objective import Autoregressive, Masked
 from pipelines.data.config import MoreScenes, ScenesData, Sets, name_of
 from pipelines.judged_config import GenerateStage, MaskedSweepStage, SweepStage
 from pipelines.sampling_checks import (
+    check_averages,
+    check_codes,
     check_guides,
     check_heeded,
     check_sampler,
@@ -96,8 +98,11 @@ def check_fit(recipe: Recipe, name: str) -> None:
             _check_codes(recipe, name)
         case SweepStage():
             check_sweep(recipe, name, stage)
+            check_averages(recipe, name, recipe.swept(stage), stage.ema_lengths)
         case MaskedSweepStage():
             check_timeless(recipe, name, stage)
+            check_codes(recipe, name, stage)
+            check_averages(recipe, name, recipe.swept_codes(stage), stage.ema_lengths)
         case TextSweepStage():
             check_texts(recipe, name, stage)
             check_timeless(recipe, name, stage)

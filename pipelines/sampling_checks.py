@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -102,6 +103,21 @@ def check_sweep(recipe: Recipe, name: str, stage: SweepStage) -> None:
         problems = [recipe.misfit(guide, kind, model) for model in recipe.swept(stage)]
         if all(problems):
             raise ValueError(f"stage.{name}: {guide} guides none of its models. {'; '.join(problems)}")
+
+
+def check_averages(recipe: Recipe, name: str, models: Sequence[str], lengths: Sequence[float] | None) -> None:
+    """Refuse lengths of averages where no model of a sweep keeps snapshots of its training."""
+    if lengths and not any(recipe.tracks(model) for model in models):
+        raise ValueError(
+            f"stage.{name}.ema_lengths is {list(lengths)}, but no snapshots are kept of {' or '.join(models) or 'any'}"
+            ": set training.posthoc = { every = 500 } there, or leave ema_lengths out"
+        )
+
+
+def check_codes(recipe: Recipe, name: str, stage: MaskedSweepStage) -> None:
+    """Refuse a sweep over models of codes that names none."""
+    if not recipe.swept_codes(stage):
+        raise ValueError(f"stage.{name} names no model of codes: add a stage of kind 'mdlm' or 'ar' to `needs`")
 
 
 def check_texts(recipe: Recipe, name: str, stage: TextSweepStage) -> None:

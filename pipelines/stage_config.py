@@ -84,7 +84,7 @@ FORERUNNERS: dict[str, tuple[str, ...]] = {  # the kinds that a kind cannot do w
     "sweep": ("latent", "judge"),
     "mdlm": ("encode",),
     "ar": ("encode",),
-    "masked_sweep": ("mdlm", "judge"),
+    "masked_sweep": ("judge",),
     "text_model": ("text_tokens",),
     "text_sweep": ("text_model",),
     "text_eval": ("text_model",),

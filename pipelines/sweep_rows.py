@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +12,12 @@ from typing import Any, TypeVar
 
 from eval.interval import Interval
 from pipelines.artefact import write_atomically
+from pipelines.kept_weights import USED, Weights
 from pipelines.progress import meter
 from pipelines.sampling_options import Settings
 
 ROWS = "sweep.jsonl"
+SCHEMA = 2  # of rows: an unfinished sweep makes those of another one again, a report shows what they have
 
 
 @dataclass(frozen=True)
@@ -26,11 +29,26 @@ class Setting:
     curve: str
     settings: Settings
     within: int | None = None  # the evaluations that were allowed
+    weights: Weights = USED
 
     @property
     def key(self) -> str:
         """What tells a row from the others."""
-        return json.dumps([self.group, self.model, self.curve, dataclasses.asdict(self.settings)], sort_keys=True)
+        other = [self.weights] if self.weights != USED else []
+        parts = [self.group, self.model, self.curve, dataclasses.asdict(self.settings), *other]
+        return json.dumps(parts, sort_keys=True)
+
+    @property
+    def scale(self) -> float:
+        """The scale of what guides: of a classifier's gradient where there is one, else of the two branches."""
+        options = self.settings.latent
+        return options.classifier_scale if options.classifier else self.settings.guidance
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """What a row says of itself, as plain values."""
+        own = {"group": self.group, "model": self.model, "curve": self.curve, "within": self.within}
+        return {**own, **self.weights._asdict(), **dataclasses.asdict(self.settings)}
 
 
 Wanted = TypeVar("Wanted", bound=Setting)
@@ -39,15 +57,15 @@ Wanted = TypeVar("Wanted", bound=Setting)
 def measure_rows(
     folder: Path, name: str, wanted: Sequence[Wanted], measure: Callable[[Wanted], dict[str, Any]]
 ) -> None:
-    """Measure every setting that is not yet in the file of rows."""
+    """Measure every setting that is not yet in the file of rows, as rows are made now."""
     path = folder / ROWS
-    rows = read_rows(path)
+    rows = {key: row for key, row in read_rows(path).items() if row.get("schema") == SCHEMA}
     whole = "".join(json.dumps(row) + "\n" for row in rows.values())
     write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
     with meter(name, len(wanted)) as shown, path.open("a", encoding="utf-8") as file:
         for setting in wanted:
             if setting.key not in rows:
-                file.write(json.dumps({"key": setting.key, **measure(setting)}) + "\n")
+                file.write(json.dumps({"schema": SCHEMA, "key": setting.key, **measure(setting)}) + "\n")
                 file.flush()
             shown.advance(1, setting.curve)
 
@@ -64,6 +82,7 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
     return rows
 
 
-def plain_interval(interval: Interval) -> dict[str, float]:
-    """Return an interval as plain values."""
-    return {"value": interval.value, "low": interval.low, "high": interval.high, "n": interval.n}
+def plain_interval(interval: Interval) -> dict[str, float | None]:
+    """Return an interval as plain values; an end that is not finite is None."""
+    low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
+    return {"value": interval.value, "low": low, "high": high, "n": interval.n}

@@ -1,0 +1,231 @@
+"""What every row of a sweep over pictures is measured by, and against; the same draws and captions serve all rows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eval.blockwise import over_blocks
+from eval.clip_score import clip_score, cosines, shuffled_floor
+from eval.features import Tower, feature_key
+from eval.frechet import frechet_interval, rank_note
+from eval.frechet_infinity import frechet_infinity
+from eval.interval import Interval, mean_interval, wilson
+from eval.kernel import kid_interval
+from eval.prdc import prdc
+from eval.sliced import mind
+from eval.text import sequence_entropy
+from pipelines.judging import Judges, Pictures, scene_scores, scored
+from pipelines.kept_weights import USED, Weights
+from pipelines.measures import Set
+from pipelines.painter import Painted, Painter, load_painter
+from pipelines.runs import Run
+from pipelines.sampling import batches
+from pipelines.sampling_options import Settings
+from pipelines.scoring.distances import LARGER, NEIGHBOURS
+from pipelines.sweep_rows import Setting, plain_interval
+
+BATCH = 50
+ATTRIBUTES = ("colour", "shape", "relation")
+BLOCKS = 10
+REAL, SHUFFLED, USUAL, STEPS = "real", "captions shuffled", "usual", "checkpoints"  # groups, and a curve of the first
+Features = NDArray[np.float32]  # (n, d)
+
+
+@dataclass
+class Figures:
+    """What a row was measured by: intervals, the keys of those that have one, remarks, and means of each prompt."""
+
+    figures: dict[str, Interval] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    each: dict[str, list[float]] = field(default_factory=dict)
+    line: dict[str, Any] = field(default_factory=dict)
+
+    def add(self, name: str, measure: Callable[[], Interval]) -> None:
+        """Keep a figure, or why it cannot be had: too few pictures must not cost the row."""
+        try:
+            self.figures[name] = measure()
+        except ValueError as error:
+            self.notes[name] = str(error)
+
+    def plain(self) -> dict[str, Any]:
+        """As plain values; what is empty is left out."""
+        parts = {"keys": self.keys, "notes": self.notes, "each": self.each, "line": self.line}
+        kept = {name: part for name, part in parts.items() if part}
+        return {"figures": {name: plain_interval(value) for name, value in self.figures.items()}, **kept}
+
+
+@dataclass
+class Judged:
+    """What rows are measured against, made once. reference: features (m, d) of training pictures."""
+
+    run: Run
+    judges: Judges
+    real: Set
+    reference: Features
+    seed: int
+    painters: dict[tuple[str, Weights], Painter] = field(default_factory=dict)
+    warm: set[str] = field(default_factory=set)  # models that have drawn in this process
+
+    @cached_property
+    def texts(self) -> NDArray[np.float64]:
+        """The judge's features (n, d) of the captions."""
+        return self.judges.caption_features(self.real.captions)
+
+    @property
+    def tower(self) -> Tower:
+        """What makes the features."""
+        assert self.judges.tower is not None  # a sweep needs a judge
+        return self.judges.tower
+
+    def measure(self, setting: Setting) -> dict[str, Any]:
+        """Draw the pictures of one setting and judge them."""
+        if setting.group == REAL:
+            return {**setting.plain, "evaluations": 0, "scale": 1.0, **self._real(setting.curve == SHUFFLED).plain()}
+        painter = self._painter(setting)
+        painted, seconds = self._paint(setting, painter)
+        found = self.judge(painted.pictures, mind_too=setting.group == STEPS, line=setting.group == USUAL)
+        found.figures["seconds"] = seconds
+        if painted.codes is not None:
+            found.figures["code_entropy"] = self.entropy(painted.codes.tolist())
+        row = {**setting.plain, "evaluations": round(painted.evaluations, 2), "scale": setting.scale}
+        return {**row, "profile_error": painter.error, **found.plain()}
+
+    def entropy(self, sequences: Sequence[Sequence[Any]]) -> Interval:
+        """Entropy in nats of what stands within a sequence, a mean over those of all captions."""
+        return mean_interval([sequence_entropy(one) for one in sequences], self.real.captions, seed=self.seed)
+
+    def judge(self, made: Pictures, *, mind_too: bool = False, line: bool = False) -> Figures:
+        """Judge pictures (n, H, W, 3) of the captions of `real`.
+
+        mind_too: also by MIND; line: also by the Fréchet distance of infinitely many.
+        """
+        features, found = self.judges.features(made), Figures()
+        self._distances(found, features)
+        if mind_too:
+            sizes = len(features), len(self.reference)
+            self._keyed(found, "mind", sizes, lambda: over_blocks(mind, features, self.reference, blocks=BLOCKS))
+        if line:
+            self._line(found, features)
+        found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions, seed=self.seed))
+        found.keys["clip_score"] = f"clip_score[{self.tower.name}:{self.tower.sha256[:8]}]"
+        found.each["clip_score"] = self._by_prompt(cosines(features, self.texts).tolist())
+        if self.real.labelled and self.judges.scene:
+            scores = scene_scores(self.judges, made, self.real.labels)
+            scenes = scored(scores, self.real.labels)
+            found.figures |= {name: scenes[name] for name in ATTRIBUTES if name in scenes}
+            right = [[verdict for verdicts in one.values() for verdict in verdicts] for one in scores]
+            found.each["scene"] = self._by_prompt([sum(one) / len(one) for one in right])
+        return found
+
+    def _real(self, shuffled: bool) -> Figures:
+        """What held-out pictures have with their own captions, or with those of others."""
+        found = self.judge(self.real.pictures)
+        if shuffled:
+            features = self.judges.features(self.real.pictures)
+            kept = {name: found.figures[name] for name in ("fd", "kd") if name in found.figures}
+            found = Figures(kept, found.keys, found.notes)
+            found.add("clip_score", lambda: shuffled_floor(features, self.texts, self.real.captions, seed=self.seed))
+        return found
+
+    def _distances(self, found: Figures, features: Features) -> None:
+        reference, n, m = self.reference, len(features), len(self.reference)
+        same = min(n, m)
+        found.add("kd", lambda: kid_interval(features, reference, blocks=min(BLOCKS, same // 2)))
+        self._keyed(found, "fd", (n, m), lambda: frechet_interval(features, reference, blocks=BLOCKS))
+        if rank := rank_note(n, m, self.tower.dim):
+            found.notes["fd"] = rank
+        for name in ("precision", "recall"):  # of equal sizes of both sets: they depend on them
+            measure = partial(_share, name, features[:same], reference[:same])
+            self._keyed(found, name, (same, same), measure, f"{name}-k{NEIGHBOURS}")
+
+    def _keyed(
+        self, found: Figures, name: str, sizes: tuple[int, int], measure: Callable[[], Interval], metric: str = ""
+    ) -> None:
+        """Keep a figure that depends on the sizes of both sets, with its key."""
+        found.add(name, measure)
+        n, m = sizes
+        found.keys[name] = str(feature_key(metric or name, self.tower, generated=n, reference=m, split="train"))
+
+    def _line(self, found: Figures, features: Features) -> None:
+        """The Fréchet distance at 15 sizes of both sets, and the line through them."""
+        few, wanted = min(len(features), len(self.reference)), LARGER * self.tower.dim
+        if few < wanted:
+            found.notes["line"] = (
+                f"{few} pictures for {self.tower.dim} dimensions: the law in 1 / n holds from {wanted} on; raise `line`"
+            )
+            return
+        fit = frechet_infinity(features, self.reference, seed=self.seed)
+        found.line = {"value": fit.value, "se": fit.se, "r2": fit.r2, "bias": fit.bias, "points": fit.points}
+
+    def _painter(self, setting: Setting) -> Painter:
+        """The model of a setting; of weights that differ from row to row only the last ones stay in memory."""
+        which = setting.model, setting.weights
+        if which not in self.painters:
+            if setting.weights != USED:
+                self.painters.clear()
+            self.painters[which] = load_painter(self.run, *which)
+        return self.painters[which]
+
+    def _paint(self, setting: Setting, painter: Painter) -> tuple[Painted, Interval]:
+        """Draw one picture for each caption; the seconds are those of a picture, a mean over batches.
+
+        The first batch that a model draws in this process is drawn twice, since the first time takes longer.
+        """
+        captions, settings = self.real.captions, setting.settings
+        if setting.model not in self.warm:
+            painter.paint(*next(batches(captions[:BATCH], self.seed, BATCH)), settings)
+            self.warm.add(setting.model)
+        parts, taken = list[Painted](), list[float]()
+        for prompts, draws in batches(captions, self.seed, BATCH):
+            begun = time.perf_counter()
+            parts.append(painter.paint(prompts, draws, settings))
+            taken.append(time.perf_counter() - begun)
+        calls = sum(part.evaluations * len(part.pictures) for part in parts) / len(captions)
+        codes = [part.codes for part in parts if part.codes is not None]
+        pictures = np.concatenate([part.pictures for part in parts])
+        return Painted(pictures, calls, np.concatenate(codes) if codes else None), _timed(
+            taken, [len(part.pictures) for part in parts]
+        )
+
+    def _by_prompt(self, values: Sequence[float]) -> list[float]:
+        """Means over the pictures of a prompt, in order of first appearance, which is the same in all rows."""
+        groups: dict[str, list[float]] = {}
+        for caption, value in zip(self.real.captions, values, strict=True):
+            groups.setdefault(caption, []).append(value)
+        return [round(float(np.mean(group)), 6) for group in groups.values()]
+
+
+def settings_of_real() -> list[Setting]:
+    """The rows between which those of models lie."""
+    plain = Settings(sampler=REAL, steps=1, guidance=1.0)
+    return [Setting(REAL, REAL, curve, plain) for curve in ("held-out pictures", SHUFFLED)]
+
+
+def _timed(taken: Sequence[float], sizes: Sequence[int]) -> Interval:
+    """Seconds of a picture, from those of batches; fewer than three batches have no interval."""
+    value, n = sum(taken) / sum(sizes), sum(sizes)
+    if len(taken) < 3:
+        return Interval(value, -np.inf, np.inf, n)
+    spread = mean_interval([seconds / size for seconds, size in zip(taken, sizes, strict=True)])
+    half = (spread.high - spread.low) / 2
+    return Interval(value, max(0.0, value - half), value + half, n)
+
+
+def _share(name: str, generated: Features, real: Features) -> Interval:
+    """Precision or recall by the jackknife, within [0, 1]; Wilson's interval where all blocks agree."""
+    found = over_blocks(partial(_overlap, name), generated, real, blocks=BLOCKS)
+    if found.low == found.high:
+        return wilson(found.value * found.n, found.n)
+    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
+
+
+def _overlap(name: str, generated: NDArray, real: NDArray) -> float:
+    return float(getattr(prdc(real, generated, NEIGHBOURS), name))
