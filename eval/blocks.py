@@ -193,6 +193,37 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class Pair:
+    """A named point of a trade-off: two figures, each with its interval; hollow: one that is not to be ranked."""
+
+    name: str
+    x: Figure
+    y: Figure
+    hollow: bool = False
+
+
+@dataclass(frozen=True)
+class Tradeoff:
+    """Two figures against each other, the points of each series joined in order.
+
+    front: points that are joined as the best trade-offs; knee: the one of them that is ringed; references: points of
+    comparison; limit: an x that is marked by a line. `log` is for y.
+    """
+
+    title: str
+    series: Mapping[str, Sequence[Pair]]
+    x_label: str
+    y_label: str
+    front: Sequence[Pair] = ()
+    knee: Pair | None = None
+    references: Sequence[Pair] = ()
+    limit: float | None = None
+    log: bool = False
+    note: str = ""
+    kind: ClassVar[str] = "tradeoff"
+
+
+@dataclass(frozen=True)
 class Dots:
     """Figures with intervals as dots: rows[who][slice]; `reference` is the dashed line, such as chance."""
 
@@ -214,7 +245,7 @@ class Texts:
     kind: ClassVar[str] = "texts"
 
 
-Chart: TypeAlias = Curve | Usage | Bars | Scatter | Dots
+Chart: TypeAlias = Curve | Usage | Bars | Scatter | Tradeoff | Dots
 Block: TypeAlias = Table | Gallery | Texts | Chart
 
 

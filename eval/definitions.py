@@ -69,6 +69,15 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.joint_bound\[.*\]", "bound on pairs", "plain", "lower",
      "Upper bound in nats on -ln p of a held-out caption and the codes of its picture together, text and image being "
      "revealed by equal schedules or by those that were learned."),
+    (r".*\.sweep\.code_entropy\[.*\]", "entropy of codes within a picture", "plain", None,
+     "Entropy in nats of the code frequencies inside one picture, mean over pictures; that of held-out pictures is the "
+     "mark. Far below it pictures are flatter than real ones, however good their other figures are."),
+    (r".*\.sweep\.caption_entropy\[.*\]", "entropy of words within a caption", "plain", None,
+     "Entropy in nats of the word frequencies inside one caption, mean over captions; that of held-out captions is the "
+     "mark."),
+    (r".*\.sweep\.seconds\[.*\]", "sampling sweep: seconds each", "plain", None,
+     "Wall time of a picture, a caption or a text in a batch, decoding included, on the machine that made the row; the "
+     "first batch of a model is drawn before the clock runs. It says nothing of another machine."),
     (r".*\.sweep\.(relation|caption_\w+)\[.*\]", "sampling sweep: as asked", "share", "higher",
      "Share of pictures whose relation the scene judge reads as asked, or of attributes that captions of held-out "
      "pictures name rightly, with the sampler, the network evaluations and the guidance in the brackets."),

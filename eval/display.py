@@ -21,11 +21,13 @@ from eval.blocks import (
     Row,
     Scatter,
     Table,
+    Tradeoff,
     Unit,
     Usage,
     why_not_finite,
 )
 from eval.page import LARGEST, QUALITY, lossy
+from eval.tradeoff import tradeoff
 
 
 @dataclass(frozen=True)
@@ -123,6 +125,9 @@ def draw(block: Chart, prefix: str) -> dict[str, Markup | None]:
         return {"first": charts.bars(block, prefix), "other": None, "key": None}
     if isinstance(block, Scatter):
         return {"first": charts.scatter(block, prefix), "other": None, "key": None}
+    if isinstance(block, Tradeoff):
+        key = charts.legend(list(block.series), markers=True) if len(block.series) > 1 else None
+        return {"first": tradeoff(block, prefix), "other": None, "key": key}
     if isinstance(block, Dots):
         names = charts.slice_names(block)
         return {"first": charts.dots(block, prefix), "other": None, "key": charts.legend(names, markers=True)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -27,6 +26,7 @@ from pipelines.judged_config import EvalStage
 from pipelines.judged_models import files_behind, judged_models
 from pipelines.judging import Judges
 from pipelines.ledger import said
+from pipelines.logged import logged, read_log
 from pipelines.measures import PER_PROMPT, REFERENCE, Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
@@ -82,25 +82,17 @@ def curves(run: Run) -> Section:
     """Loss curves of every stage that trained."""
     blocks = []
     for name in run.recipe.order():
-        path = run.stage_folder(name) / "log.jsonl"
-        if not path.exists():
-            continue
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = read_log(run.stage_folder(name))
         names = dict.fromkeys(key for line in lines for key in line if key not in NOT_CURVES)
         for field_name in names:
             if not BY_TIME.fullmatch(field_name):
-                series = [_line(lines, field_name, split, split) for split in ("train", "validation")]
+                series = [logged(lines, field_name, split, split) for split in ("train", "validation")]
                 blocks.append(_curve(name, field_name, series))
         timed = [found for field_name in names if (found := BY_TIME.fullmatch(field_name))]
         for what in dict.fromkeys(found[1] for found in timed):
-            series = [_line(lines, found[0], "validation", f"t {found[2]}") for found in timed if found[1] == what]
+            series = [logged(lines, found[0], "validation", f"t {found[2]}") for found in timed if found[1] == what]
             blocks.append(_curve(name, f"{what} by time", series))
     return Section("Training", blocks)
-
-
-def _line(lines: list[dict[str, Any]], field_name: str, split: str, label: str) -> Series:
-    points = [(line["step"], line[field_name]) for line in lines if line["split"] == split and field_name in line]
-    return Series(label, [step for step, _ in points], [value for _, value in points])
 
 
 def _curve(stage: str, what: str, series: list[Series]) -> Curve:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from pipelines.hardware import device_of
 from pipelines.judged_config import MaskedSweepStage
 from pipelines.judging import scored
 from pipelines.masked_sampler import MaskedSampler
+from pipelines.provenance import machine
 from pipelines.recipe import Recipe
 from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
@@ -25,14 +27,14 @@ from pipelines.sampling_options import AUTOREGRESSIVE, MaskedOptions, Settings, 
 from pipelines.stage_config import ArStage
 from pipelines.sweep import judged_of
 from pipelines.sweep_judged import ATTRIBUTES, BATCH, REAL, USUAL, Figures, Judged, settings_of_real
-from pipelines.sweep_rows import Setting, measure_rows
+from pipelines.sweep_rows import Setting, measure_rows, timed
 from pipelines.sweep_training import settings_of_training
 from pipelines.vocabulary import load_vocabulary
 
 INTERVAL = (0.2, 0.8)  # of guidance in a limited interval
 STEPS = 16  # while guidance and temperature are compared
 CAPTIONS = ("captions", "caption_temperature")  # groups
-CODES = "codes of held-out pictures"  # a curve of real rows
+CODES = "held-out pictures and captions"  # a curve of real rows
 
 
 def settings_of_sweep(recipe: Recipe, stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
@@ -94,12 +96,17 @@ class MaskedJudged:
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""
         if setting.curve == CODES:
-            found = Figures({"code_entropy": self._real_entropy(setting.model)})
+            words = [caption.split() for caption in self.judged.real.captions]
+            entropies = {
+                "code_entropy": self._real_entropy(setting.model),
+                "caption_entropy": self.judged.entropy(words),
+            }
+            found = Figures(entropies)
             return {**setting.plain, "evaluations": 0, "scale": 1.0, **found.plain()}
         if setting.group in CAPTIONS:
             found, evaluations = self._captions(setting)
             row = {**setting.plain, "evaluations": round(evaluations, 2), "scale": setting.scale}
-            return {**row, **found.plain()}
+            return {**row, "machine": machine(), **found.plain()}
         return (self.many if setting.group == USUAL else self.judged).measure(setting)
 
     @torch.no_grad()
@@ -110,21 +117,32 @@ class MaskedJudged:
         return self.judged.entropy(torch.cat(codes).tolist())
 
     def _captions(self, setting: Setting) -> tuple[Figures, float]:
+        """Captions of the held-out pictures, parsed by the grammar; evaluations for each."""
+        captions, calls, seconds = self._written(setting)
+        grammar, labels = for_size(self.run.recipe.size), self.judged.real.labels
+        scores = [score_caption(grammar.parse(c), label) for c, label in zip(captions, labels, strict=True)]
+        found = scored(scores, labels)
+        kept = {f"caption_{name}": found[name] for name in ATTRIBUTES if name in found}
+        entropy = self.judged.entropy([caption.split() for caption in captions])
+        return Figures({**kept, "caption_entropy": entropy, "seconds": seconds}), calls
+
+    def _written(self, setting: Setting) -> tuple[list[str], float, Interval]:
+        """Captions, evaluations and seconds for each; the first batch of a model is written twice, as with pictures."""
+        pairs = list(zip(self.images, generators([""] * len(self.images), self.judged.seed), strict=True))
+        parts = [
+            (torch.stack([x for x, _ in part]), [generator for _, generator in part]) for part in chunks(pairs, BATCH)
+        ]
         if setting.model not in self.samplers:
             self.samplers[setting.model] = MaskedSampler.load(self.run, setting.model)
-        sampler, real = self.samplers[setting.model], self.judged.real
-        captions, calls = list[str](), 0.0
-        pairs = list(zip(self.images, generators([""] * len(real), self.judged.seed), strict=True))
-        for part in chunks(pairs, BATCH):
-            draws = [generator for _, generator in part]
-            words, each = sampler.describe(torch.stack([x for x, _ in part]), draws, setting.settings)
-            captions, calls = captions + words, calls + each * len(part)
-        grammar = for_size(self.run.recipe.size)
-        scores = [score_caption(grammar.parse(c), label) for c, label in zip(captions, real.labels, strict=True)]
-        found = scored(scores, real.labels)
-        kept = Figures({f"caption_{name}": found[name] for name in ATTRIBUTES if name in found})
-        kept.figures["caption_entropy"] = self.judged.entropy([caption.split() for caption in captions])
-        return kept, calls / len(real)
+            images = parts[0][0]
+            self.samplers[setting.model].describe(images, generators([""] * len(images), 0), setting.settings)
+        captions, calls, taken = list[str](), 0.0, list[float]()
+        for images, draws in parts:
+            begun = time.perf_counter()
+            words, each = self.samplers[setting.model].describe(images, draws, setting.settings)
+            taken.append(time.perf_counter() - begun)
+            captions, calls = captions + words, calls + each * len(words)
+        return captions, calls / len(captions), timed(taken, [len(images) for images, _ in parts])
 
 
 def masked_sweep(run: Run, name: str, stage: MaskedSweepStage) -> dict[str, Any]:

@@ -25,11 +25,12 @@ from pipelines.judging import Judges, Pictures, scene_scores, scored
 from pipelines.kept_weights import USED, Weights
 from pipelines.measures import Set
 from pipelines.painter import Painted, Painter, load_painter
+from pipelines.provenance import machine
 from pipelines.runs import Run
 from pipelines.sampling import batches
 from pipelines.sampling_options import Settings
 from pipelines.scoring.distances import LARGER, NEIGHBOURS
-from pipelines.sweep_rows import Setting, plain_interval
+from pipelines.sweep_rows import Setting, plain_interval, timed
 
 BATCH = 50
 ATTRIBUTES = ("colour", "shape", "relation")
@@ -96,7 +97,7 @@ class Judged:
         if painted.codes is not None:
             found.figures["code_entropy"] = self.entropy(painted.codes.tolist())
         row = {**setting.plain, "evaluations": round(painted.evaluations, 2), "scale": setting.scale}
-        return {**row, "profile_error": painter.error, **found.plain()}
+        return {**row, "profile_error": painter.error, "machine": machine(), **found.plain()}
 
     def entropy(self, sequences: Sequence[Sequence[Any]]) -> Interval:
         """Entropy in nats of what stands within a sequence, a mean over those of all captions."""
@@ -191,7 +192,7 @@ class Judged:
         calls = sum(part.evaluations * len(part.pictures) for part in parts) / len(captions)
         codes = [part.codes for part in parts if part.codes is not None]
         pictures = np.concatenate([part.pictures for part in parts])
-        return Painted(pictures, calls, np.concatenate(codes) if codes else None), _timed(
+        return Painted(pictures, calls, np.concatenate(codes) if codes else None), timed(
             taken, [len(part.pictures) for part in parts]
         )
 
@@ -207,16 +208,6 @@ def settings_of_real() -> list[Setting]:
     """The rows between which those of models lie."""
     plain = Settings(sampler=REAL, steps=1, guidance=1.0)
     return [Setting(REAL, REAL, curve, plain) for curve in ("held-out pictures", SHUFFLED)]
-
-
-def _timed(taken: Sequence[float], sizes: Sequence[int]) -> Interval:
-    """Seconds of a picture, from those of batches; fewer than three batches have no interval."""
-    value, n = sum(taken) / sum(sizes), sum(sizes)
-    if len(taken) < 3:
-        return Interval(value, -np.inf, np.inf, n)
-    spread = mean_interval([seconds / size for seconds, size in zip(taken, sizes, strict=True)])
-    half = (spread.high - spread.low) / 2
-    return Interval(value, max(0.0, value - half), value + half, n)
 
 
 def _share(name: str, generated: Features, real: Features) -> Interval:

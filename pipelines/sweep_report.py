@@ -1,180 +1,177 @@
-"""The sections of a sweep: quality against evaluations, guidance scales, and students beside their teacher."""
+"""The sections of sweeps over models of pictures, their figures, and their numbers in a table beside the report."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
 
-from eval.blocks import Better, Block, Column, Curve, Figure, Row, Section, Series, Table, Unit
+from eval.blocks import Cell, Column, Figure, Row, Section, Table
 from eval.features import NOTE
 from pipelines.judged_config import MaskedSweepStage, SweepStage
 from pipelines.measures import Evaluation
-from pipelines.sampling_options import NOISY_SAMPLERS, REMASKING_SAMPLERS
+from pipelines.runs import Run
+from pipelines.sweep_csv import NAME, write_csv
+from pipelines.sweep_guidance import guidance
+from pipelines.sweep_judged import BATCH, REAL
+from pipelines.sweep_progress import lengths, line, training
 from pipelines.sweep_rows import ROWS, read_rows
+from pipelines.sweep_table import (
+    DISTANCE,
+    EVALUATIONS,
+    SECONDS,
+    Axis,
+    Measured,
+    curves,
+    figure_of,
+    kept,
+    measured,
+    real_of,
+    table,
+)
 
 LIKELIHOODS = {
     "ode": "density of held-out latents along the ODE, down to t = 0.001",
     "bound": "variational bound on held-out latents, down to the noise of their own",
 }
-FAMILIES = {  # of curves, few enough for one chart
-    "multistep": ("ddim", "dpmpp_2m", "dpmpp_3m", "unipc"),
-    "stochastic": NOISY_SAMPLERS,
-    "confidence-ordered": ("confidence", "maskgit", "entropy_bound"),
-    "remasking": REMASKING_SAMPLERS,
+TEMPERATURE = Axis("temperature", lambda row: row["temperature"])
+SAMPLED = {"samplers": ("Samplers", ("colour", "shape", DISTANCE)),
+           "captions": ("Samplers of captions", ("caption_colour", "caption_shape"))}  # fmt: skip
+TEMPERED = {
+    "temperature": (
+        "Temperature",
+        ("colour", "shape", DISTANCE, "clip_score", "recall", "code_entropy"),
+    ),
+    "caption_temperature": ("Temperature of captions", ("caption_colour", "caption_shape", "caption_entropy")),
+}
+COLUMNS = {
+    "curve": lambda row: row["curve"],
+    "evaluations": lambda row: row["evaluations"],
+    "guidance": lambda row: f"{row['scale']:g}",
 }
 
 
-class Metric(NamedTuple):
-    """What a row was measured by."""
-
-    key: str
-    label: str
-    unit: Unit
-    better: Better
-
-    @property
-    def column(self) -> Column:
-        """Its column in a table."""
-        return Column(self.label, self.unit, self.better)
-
-
-METRICS = (
-    Metric("colour", "colours as asked", "share", "higher"),
-    Metric("shape", "shapes as asked", "share", "higher"),
-    Metric("caption_colour", "colours in captions", "share", "higher"),
-    Metric("caption_shape", "shapes in captions", "share", "higher"),
-    Metric("kd", "kernel distance", "plain", "lower"),
-)
-Measured = Mapping[str, Any]
-
-
-class Axis(NamedTuple):
-    """What the rows of a group vary along."""
-
-    key: str
-    label: str
-
-
-EVALUATIONS, SCALE = Axis("evaluations", "network evaluations"), Axis("scale", "guidance scale")
-GROUPS = (
-    ("samplers", "Samplers", EVALUATIONS),
-    ("captions", "Samplers of captions", EVALUATIONS),
-    ("guidance", "Guidance", SCALE),
-)
-
-
 def sweeps(e: Evaluation) -> None:
-    """Add the sections of every sweep before this stage, and note their figures."""
+    """Add the sections of every sweep before this stage, note their figures, and write their table."""
+    found: dict[str, list[Measured]] = {}
     for name in e.run.recipe.forerunners(e.name):
         stage = e.run.recipe.stage[name]
         if isinstance(stage, SweepStage | MaskedSweepStage):
-            for model, found in e.run.manifest(name).get("bits_per_dim", {}).items():
-                for how, bits in found.items():
+            for model, bits_of in e.run.manifest(name).get("bits_per_dim", {}).items():
+                for how, bits in bits_of.items():
                     e.figures[f"{model}.bits_per_dim[{how}]"] = kept(bits, f"{name}: {LIKELIHOODS[how]}")
-            rows = list(read_rows(e.run.stage_folder(name) / ROWS).values())
-            _note(e, name, rows)
+            rows = found[name] = list(read_rows(e.run.stage_folder(name) / ROWS).values())
+            e.figures.update(figures(name, rows))
             budgets = stage.evaluations if isinstance(stage, SweepStage) else stage.steps
-            e.sections += _sections(name, stage.count, budgets, rows)
+            e.sections += sections(e.run, name, stage.count, budgets, rows)
+    write_csv(e.run.stage_folder(e.name), found)
 
 
-def _note(e: Evaluation, name: str, rows: Sequence[Measured]) -> None:
+def figures(name: str, rows: Sequence[Measured]) -> Iterator[tuple[str, Figure]]:
+    """Yield the figures of all rows with their names, which hold all that they depend on."""
     for row in rows:
         for metric in row["figures"]:
-            how = f"{row['curve']}|evaluations={row['evaluations']}|guidance={row['scale']:g}"
-            how += f"|tolerance={row['latent']['tolerance']:g}" if row["sampler"] == "dormand_prince" else ""
-            how += f"|bound={row['masked']['bound']:g}" if row["sampler"] == "entropy_bound" else ""
-            e.figures[f"{row['model']}.sweep.{metric}[{row['group']}: {how}]"] = _figure(row, metric, name)
+            key = row.get("keys", {}).get(metric, metric)
+            full, _, embedder = key.removesuffix("]").partition("[")
+            inside = "|".join(filter(None, (f"{row['group']}: {_how(row)}", embedder)))
+            yield f"{row['model']}.sweep.{full}[{inside}]", figure_of(row, metric, name)
+        if fit := row.get("line"):
+            embedder = row["keys"]["fd"].removesuffix("]").partition("[")[2]
+            source = f"{name}: a line over 1 / n of both sides; its error is {fit['se']:.3g}, R2 {fit['r2']:.3f}"
+            figure = Figure(fit["value"], row["figures"]["fd"]["n"], source=source)
+            yield f"{row['model']}.sweep.fd-infinity[{row['group']}: {_how(row)}|{embedder}]", figure
 
 
-def _figure(row: Measured, metric: str, name: str) -> Figure:
-    sampler = row["sampler"] if row["curve"] == row["sampler"] else f"{row['curve']} ({row['sampler']})"
-    how = f"{sampler}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
-    return kept(row["figures"][metric], f"{name}: {row['model']}, {how}")
+def _how(row: Measured) -> str:
+    """What tells a row from the others of its group."""
+    if row["group"] == REAL:
+        return row["curve"]
+    parts = [row["curve"], f"evaluations={row['evaluations']}", f"guidance={row['scale']:g}"]
+    parts += [f"tolerance={row['latent']['tolerance']:g}"] if row["sampler"] == "dormand_prince" else []
+    parts += [f"bound={row['masked']['bound']:g}"] if row["sampler"] == "entropy_bound" else []
+    parts += [f"temperature={row['temperature']:g}"] if row["group"] in TEMPERED else []
+    parts += [f"{of}={row[of]:g}" for of in ("length", "step") if row.get(of) is not None]
+    return "|".join(parts)
 
 
-def kept(interval: Mapping[str, Any], source: str) -> Figure:
-    """Return the figure of an interval that was written down as plain values."""
-    return Figure(interval["value"], interval["n"], interval["low"], interval["high"], source)
-
-
-def _sections(name: str, count: int, budgets: Sequence[int], rows: Sequence[Measured]) -> list[Section]:
+def sections(run: Run, name: str, count: int, budgets: Sequence[int], rows: Sequence[Measured]) -> list[Section]:
     """Return one section per model and group that has rows; students stand together, beside their teacher."""
-    lead = f"{count} held-out captions per row, the same for all. Kernel distances are {NOTE}."
-    made = []
-    for group, title, axis in GROUPS:
-        ours = [row for row in rows if row["group"] == group]
-        for model in dict.fromkeys(row["model"] for row in ours):
-            mine = [row for row in ours if row["model"] == model]
-            best = [_best(mine, budgets, name)] if axis == EVALUATIONS else []
-            blocks = [*best, *_curves(mine, axis), _table(title, mine, name)]
-            made.append(Section(f"{title}: {model}", blocks, lead=lead))
-    if students := [row for row in rows if row["group"] == "students"]:
-        blocks = [*_curves(students, EVALUATIONS), _table("Few steps", students, name)]
-        made.append(Section("Few steps", blocks, lead=lead))
+    lead = (
+        f"{count} held-out captions per row, the same for all, with the same draws. Distances and CLIP scores are "
+        f"{NOTE}. All numbers of all rows are in {NAME} beside this page."
+    )
+    made: list[Section] = []
+    models = dict.fromkeys(row["model"] for row in rows if row["model"] != REAL)
+    for group in SAMPLED:
+        made += [_sampled(name, model, group, rows, budgets, lead) for model in models if _of(rows, group, model)]
+    made += [guidance(run, name, model, rows, lead) for model in models if _of(rows, "guidance", model)]
+    for group in TEMPERED:
+        made += [_tempered(name, model, group, rows, lead) for model in models if _of(rows, group, model)]
+    made += _students(name, rows, lead)
+    for model in models:
+        made += [*lengths(run, name, model, rows, lead), *training(run, name, model, rows, lead)]
+        made += line(name, model, rows)
     return made
 
 
-def family(curve: str) -> str:
-    """The family of samplers that a curve belongs to; empty for plain ones."""
-    return next((label for label, curves in FAMILIES.items() if curve in curves), "")
+def _of(rows: Sequence[Measured], group: str, model: str) -> list[Measured]:
+    return [row for row in rows if row["group"] == group and row["model"] == model]
 
 
-def _curves(rows: Sequence[Measured], axis: Axis) -> list[Block]:
-    blocks: list[Block] = []
-    for metric in METRICS:
-        found = [row for row in rows if metric.key in row["figures"]]
-        for kin in dict.fromkeys(family(row["curve"]) for row in found):
-            series = lines([row for row in found if family(row["curve"]) == kin], metric.key, axis.key)
-            title = f"{metric.label}{f', {kin} samplers' if kin else ''}"
-            blocks.append(Curve(title, series, x_label=axis.label, y_label=metric.label, log=metric.key == "kd"))
-    return blocks
+def _sampled(name: str, model: str, group: str, rows: Sequence[Measured], budgets: Sequence[int], lead: str) -> Section:
+    """Samplers over evaluations, and the distance over the seconds that a picture took."""
+    title, metrics = SAMPLED[group]
+    mine, real = _of(rows, group, model), real_of(rows) if group == "samplers" else None
+    blocks = [_best(mine, budgets, name), *curves(mine, metrics, EVALUATIONS, families=True)]
+    timed = [row for row in mine if "seconds" in row["figures"]]
+    if group == "samplers":
+        blocks += curves(timed, [DISTANCE], SECONDS, families=True, more=" over time")
+    blocks.append(table(f"{title}: all rows", [*([real] if real else []), *mine], name, COLUMNS, note=_clock(mine)))
+    return Section(f"{title}: {model}", blocks, lead=lead)
 
 
-def _measured(rows: Sequence[Measured]) -> list[Metric]:
-    """The metrics that some row was measured by."""
-    return [metric for metric in METRICS if any(metric.key in row["figures"] for row in rows)]
+def _clock(rows: Sequence[Measured]) -> str:
+    """What is to be known of the seconds of rows."""
+    if not (machines := dict.fromkeys(row["machine"] for row in rows if "seconds" in row["figures"])):
+        return ""
+    return (
+        f"Seconds are wall time on {'; '.join(machines)}, batches of {BATCH}; a model's first batch was drawn before "
+        "the clock ran. Other work on that machine makes rows slower: compare within a section only."
+    )
 
 
-def lines(rows: Sequence[Measured], metric: str, x_key: str) -> list[Series]:
-    """The curves of a chart: a metric with its intervals over what the rows vary along."""
-    made = []
-    for curve in dict.fromkeys(row["curve"] for row in rows):
-        mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: row[x_key])
-        y, low, high = ([row["figures"][metric][end] for row in mine] for end in ("value", "low", "high"))
-        made.append(Series(curve, [row[x_key] for row in mine], y, low, high))
-    return made
+def _tempered(name: str, model: str, group: str, rows: Sequence[Measured], lead: str) -> Section:
+    """Figures over temperatures, beside what held-out pictures have."""
+    title, metrics = TEMPERED[group]
+    mine, beside = _of(rows, group, model), [row for row in (real_of(rows),) if row is not None]
+    levels = {row["curve"]: row for row in rows if row["group"] == REAL and row["model"] == model}
+    columns = {**COLUMNS, "temperature": lambda row: f"{row['temperature']:g}"}
+    shown = [*(beside if group == "temperature" else []), *levels.values(), *mine]
+    blocks = [*curves(mine, metrics, TEMPERATURE, levels=levels),
+              table(f"{title}: all rows", shown, name, columns, differences=True)]  # fmt: skip
+    return Section(f"{title}: {model}", blocks, lead=lead)
+
+
+def _students(name: str, rows: Sequence[Measured], lead: str) -> list[Section]:
+    mine = [row for row in rows if row["group"] == "students"]
+    timed = [row for row in mine if "seconds" in row["figures"]]
+    blocks = [*curves(mine, ("colour", "shape", DISTANCE), EVALUATIONS),
+              *curves(timed, [DISTANCE], SECONDS, more=" over time"),
+              table("Few steps", mine, name, COLUMNS, note=_clock(mine))]  # fmt: skip
+    return [Section("Few steps", blocks, lead=lead)] if mine else []
 
 
 def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:
     """The best sampler within each number of evaluations, by each metric."""
-    lines, metrics = [], _measured(rows)
+    lines, metrics = [], [metric for metric in measured(rows) if metric.better and metric.key != "seconds"]
     for budget in budgets:
         within = [row for row in rows if row["evaluations"] <= budget and (row["within"] in (None, budget))]
-        cells: list[Any] = [str(budget)]
+        cells: list[Cell] = [str(budget)]
         for metric in metrics:
             fit = [row for row in within if metric.key in row["figures"]]
             sign = -1 if metric.better == "higher" else 1
             top = min(fit, key=lambda row: sign * row["figures"][metric.key]["value"], default=None)
-            cells += ["–", None] if top is None else [top["curve"], _figure(top, metric.key, name)]
+            cells += ["–", None] if top is None else [top["curve"], figure_of(top, metric.key, name)]
         lines.append(Row(cells))
     columns: list[Column | str] = ["evaluations"]
     for metric in metrics:
         columns += [f"best by {metric.label}", metric.column]
     return Table("Best sampler within a number of evaluations", columns, lines, note="Overlapping intervals are ties.")
-
-
-def _table(title: str, rows: Sequence[Measured], name: str) -> Table:
-    metrics = _measured(rows)
-    columns = ["curve", Column("evaluations", "plain", "lower"), "guidance", *(metric.column for metric in metrics)]
-    lines = [
-        Row(
-            [
-                row["curve"],
-                row["evaluations"],
-                f"{row['scale']:g}",
-                *(_figure(row, m.key, name) if m.key in row["figures"] else None for m in metrics),
-            ]
-        )
-        for row in rows
-    ]
-    return Table(f"{title}: all rows", columns, lines)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from eval.interval import Interval
+from eval.interval import Interval, mean_interval
 from pipelines.artefact import write_atomically
 from pipelines.kept_weights import USED, Weights
 from pipelines.progress import meter
@@ -86,3 +86,13 @@ def plain_interval(interval: Interval) -> dict[str, float | None]:
     """Return an interval as plain values; an end that is not finite is None."""
     low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
     return {"value": interval.value, "low": low, "high": high, "n": interval.n}
+
+
+def timed(taken: Sequence[float], sizes: Sequence[int]) -> Interval:
+    """Seconds of a picture, from those of batches; fewer than three batches have no interval."""
+    value, n = sum(taken) / sum(sizes), sum(sizes)
+    if len(taken) < 3:
+        return Interval(value, -math.inf, math.inf, n)
+    spread = mean_interval([seconds / size for seconds, size in zip(taken, sizes, strict=True)])
+    half = (spread.high - spread.low) / 2
+    return Interval(value, max(0.0, value - half), value + half, n)

@@ -20,6 +20,8 @@ from eval.text import TextBound, neighbours, window_bound
 from pipelines.evaluate import curves, report_of
 from pipelines.hardware import device_of
 from pipelines.runs import Run
+from pipelines.sweep_csv import write_csv
+from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
 from pipelines.text.detokenise import detokenise
@@ -83,11 +85,14 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
         found = {model: tokenise(corpus.tokenizer, text) for model, corpus in corpora.items()}
         e.sections.append(_costs(e, f"{other.file}|{other.detokenise}", found, f"Zero-shot: {other.file}"))
     e.sections += _short(e, test)
+    rows = {}
     for sweep in run.recipe.forerunners(name):
         if isinstance(swept := run.recipe.stage[sweep], TextSweepStage):
-            figures, sections = sweep_sections(run, sweep, swept)
+            rows[sweep] = list(read_rows(run.stage_folder(sweep) / ROWS).values())
+            figures, sections = sweep_sections(sweep, swept, rows[sweep])
             e.figures |= figures
             e.sections += sections
+    write_csv(run.stage_folder(name), rows)
     e.sections.append(curves(run))
     characters = int(next(iter(test.values())).characters.sum())
     summary = f"files; {len(e.models)} models, judged on text of {characters} held-out characters. "

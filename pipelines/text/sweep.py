@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +15,15 @@ from numpy.typing import NDArray
 from discrete.objective import Autoregressive, Blocks, Masked
 from discrete.replaced import D3PM, Uniform
 from eval.generative import GenerativeText, comparable, generative_text
+from eval.interval import Interval
 from eval.mauve import mauve
 from eval.text import Corpus as WordCorpus
 from pipelines.errors import DataError
+from pipelines.provenance import machine
 from pipelines.runs import Run
 from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import MaskedOptions, Settings, variant_of
-from pipelines.sweep_rows import Setting, measure_rows, plain_interval
+from pipelines.sweep_rows import Setting, measure_rows, plain_interval, timed
 from pipelines.text.config import BLOCKS, TextModelStage, TextSweepStage, TextVariant
 from pipelines.text.corpus import Corpus
 from pipelines.text.sampler import TextSampler
@@ -156,11 +159,11 @@ class TextJudged:
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""
-        evaluations = passes = 0.0
+        evaluations, passes, seconds = 0.0, 0.0, None
         if setting.group == REAL:
             texts = self.real("test" if setting.curve.startswith("held") else "train", 1)
         else:
-            texts, evaluations, passes = self._write(setting)
+            texts, evaluations, passes, seconds = self._write(setting)
         (found, states), (real, real_states) = self.judge(texts), self.reference
         overlap = mauve(states, real_states, embedder=self.scorer.name)
         verdict = comparable(found, real)
@@ -177,20 +180,28 @@ class TextJudged:
         row = {"group": setting.group, "model": setting.model, "curve": setting.curve}
         row |= {"evaluations": evaluations, "passes": passes, **dataclasses.asdict(setting.settings)}
         row |= {"scorer": found.label(), "mauve": overlap.label(), "comparable": bool(verdict), "why": verdict.reason}
+        if seconds is not None:
+            figures["seconds"], row["machine"] = seconds, machine()
         kept = {name: plain_interval(value) for name, value in figures.items()}
         return {**row, "figures": kept, "variety": vars(found.variety), "texts": texts[:SHOWN]}
 
-    def _write(self, setting: Setting) -> tuple[list[str], float, float]:
+    def _write(self, setting: Setting) -> tuple[list[str], float, float, Interval]:
+        """Texts, with evaluations, whole passes and seconds for each; a model's first batch is written twice."""
+        length, texts = self.stage.length, list[str]()
+        parts = list(chunks(generators([""] * self.stage.count, self.stage.seed), BATCH))
         if setting.model not in self.samplers:
-            self.samplers[setting.model] = TextSampler.load(self.run, setting.model)
-        sampler, texts = self.samplers[setting.model], list[str]()
+            sampler = self.samplers[setting.model] = TextSampler.load(self.run, setting.model)
+            sampler.write(len(parts[0]), generators([""] * len(parts[0]), 0), setting.settings, length=length)
+        sampler, taken = self.samplers[setting.model], list[float]()
         evaluations = passes = 0.0
-        for part in chunks(generators([""] * self.stage.count, self.stage.seed), BATCH):
-            written = sampler.write(len(part), part, setting.settings, length=self.stage.length)
+        for part in parts:
+            begun = time.perf_counter()
+            written = sampler.write(len(part), part, setting.settings, length=length)
+            taken.append(time.perf_counter() - begun)
             texts += sampler.texts(written)
             evaluations += written.evaluations * len(part) / self.stage.count
             passes += written.passes * len(part) / self.stage.count
-        return texts, round(evaluations, 2), round(passes, 2)
+        return texts, round(evaluations, 2), round(passes, 2), timed(taken, [len(part) for part in parts])
 
 
 def text_sweep(run: Run, name: str, stage: TextSweepStage) -> dict[str, Any]:

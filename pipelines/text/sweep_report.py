@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from eval.blocks import Block, Column, Curve, Figure, Row, Section, Series, Table, Texts
+from eval.blocks import Block, Column, Curve, Figure, Pair, Row, Section, Table, Texts, Tradeoff
 from eval.generative import ENTROPY_MARGIN
-from pipelines.runs import Run
-from pipelines.sweep_report import EVALUATIONS, Axis, Measured, family, kept, lines
-from pipelines.sweep_rows import ROWS, read_rows
+from pipelines.sweep_table import EVALUATIONS, Axis, Measured, family, kept, level, lines
 from pipelines.text.config import TextSweepStage
 from pipelines.text.sweep import REAL
 
@@ -17,12 +15,13 @@ METRICS = {
     "entropy": ("entropy of words within a text", False),
     "mauve": ("MAUVE under the scorer", False),
 }
-PASSES = Axis("passes", "whole texts read")
+PASSES = Axis("whole texts read", lambda row: row["passes"])
 
 
-def sweep_sections(run: Run, name: str, stage: TextSweepStage) -> tuple[dict[str, Figure], list[Section]]:
+def sweep_sections(
+    name: str, stage: TextSweepStage, rows: Sequence[Measured]
+) -> tuple[dict[str, Figure], list[Section]]:
     """Return the figures of a sweep by their names, and its sections."""
-    rows = list(read_rows(run.stage_folder(name) / ROWS).values())
     figures = {}
     for row in rows:
         how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
@@ -41,7 +40,7 @@ def _sections(stage: TextSweepStage, rows: Sequence[Measured]) -> list[Section]:
         "so few texts it tells a collapse from the rest, and little more. A perplexity at an entropy more than "
         f"{ENTROPY_MARGIN:g} nats below that of real text means repetition, and ranks nothing."
     )
-    blocks = [*_charts([row for row in rows if row["group"] == "steps"], real), _trade(rows), _table(rows)]
+    blocks = [*_charts([row for row in rows if row["group"] == "steps"], real), *_trades(rows, real), _table(rows)]
     shown = [(f"{_label(row)}{_taken(row)}, temperature {row['temperature']:g}", row["texts"][0]) for row in rows]
     return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
 
@@ -64,28 +63,57 @@ def _charts(rows: Sequence[Measured], real: Measured) -> list[Block]:
 
 def _over(rows: Sequence[Measured], real: Measured, axis: Axis, what: str) -> list[Block]:
     """Every metric over an axis, with the real text as a level."""
-    ends = [find(row[axis.key] for row in rows) for find in (min, max)]
     blocks = list[Block]()
     for figure, (label, log) in METRICS.items():
-        level = Series("held-out text", ends, [real["figures"][figure]["value"]] * 2)
-        series = [level, *lines(rows, figure, axis.key)]
+        found = lines(rows, figure, axis)
+        series = [level("held-out text", real, figure, found), *found]
         blocks.append(Curve(f"{label}, {what}", series, x_label=axis.label, y_label=label, log=log))
     return blocks
 
 
-def _trade(rows: Sequence[Measured]) -> Curve:
-    """Perplexity against entropy over temperatures, and where real text stands."""
-    found = [row for row in rows if row["group"] in ("temperature", REAL)]
-    series = []
-    for curve in dict.fromkeys(row["curve"] for row in found):
-        mine = sorted((row for row in found if row["curve"] == curve), key=_sharpness)
-        x, y = ([row["figures"][figure]["value"] for row in mine] for figure in ("entropy", "genppl"))
-        low, high = ([row["figures"]["genppl"][end] for row in mine] for end in ("low", "high"))
-        series.append(Series(curve, x, y, low, high))
+def _trades(rows: Sequence[Measured], real: Measured) -> list[Tradeoff]:
+    """Perplexity against entropy, and where real text stands: over steps for each model, over temperatures for all."""
+    steps = [row for row in rows if row["group"] == "steps"]
+    charts = [(f"over steps, {model}", [row for row in steps if row["model"] == model], _steps_of)
+              for model in dict.fromkeys(row["model"] for row in steps)]  # fmt: skip
+    tempered = [row for row in rows if row["group"] == "temperature"]
+    charts += [("over temperatures and cuts", tempered, _sharpness_of)] if tempered else []
+    beside = [_pair(row, row["curve"]) for row in rows if row["group"] == REAL]
+    least = real["figures"]["entropy"]["value"] - ENTROPY_MARGIN
+    return [_trade(what, found, name, beside, least) for what, found, name in charts]
+
+
+def _trade(
+    what: str, rows: Sequence[Measured], name: Callable[[Measured], str], beside: Sequence[Pair], least: float
+) -> Tradeoff:
+    series = {}
+    for curve in dict.fromkeys(row["curve"] for row in rows):
+        mine = sorted((row for row in rows if row["curve"] == curve), key=lambda row: (row["steps"], *_sharpness(row)))
+        series[curve] = [_pair(row, name(row), hollow=not row["comparable"]) for row in mine]
     label = "generative perplexity"
-    return Curve(
-        f"{label} against entropy, over temperatures and cuts", series, x_label="entropy", y_label=label, log=True
+    note = (
+        f"Dotted: {ENTROPY_MARGIN:g} nats below the entropy of held-out text. Hollow points are not to be ranked: they "
+        "lie left of it, or their tokens do. A good model comes near the diamonds; below them is no better than above."
     )
+    return Tradeoff(f"{label} against entropy, {what}", series, "entropy of words within a text, nats", label,
+                    references=beside, limit=least, log=True, note=note)  # fmt: skip
+
+
+def _pair(row: Measured, name: str, *, hollow: bool = False) -> Pair:
+    entropy, perplexity = (kept(row["figures"][figure], row["curve"]) for figure in ("entropy", "genppl"))
+    return Pair(name, entropy, perplexity, hollow=hollow)
+
+
+def _steps_of(row: Measured) -> str:
+    """The steps of a point, or the bound in their place."""
+    return f"{row['masked']['bound']:g} nats" if row["sampler"] == "entropy_bound" else str(_steps(row) or "")
+
+
+def _sharpness_of(row: Measured) -> str:
+    """What makes the laws of a point sharper than the model's own."""
+    temperature, top_p, top_k = _sharpness(row)
+    cuts = [f"p {top_p:g}"] if top_p != 1 else [f"k {top_k}"] if top_k else []
+    return " ".join(cuts) or f"{temperature:g}"
 
 
 def _label(row: Measured) -> str:
@@ -114,7 +142,7 @@ def _table(rows: Sequence[Measured]) -> Table:
     columns = ["texts", "steps", "temperature", Column("evaluations", "plain", "lower"),
                Column("whole texts read", "plain", "lower"), "perplexity", "entropy of words", "entropy of tokens",
                Column("MAUVE", "plain", "higher"), Column("self-BLEU", "plain", "lower"), "distinct 1, 2, 4",
-               "duplicates", "longest copy", "may be ranked"]  # fmt: skip
+               "duplicates", "longest copy", "may be ranked", Column("seconds each", "plain", "lower")]  # fmt: skip
     lines = []
     for row in rows:
         figures = {name: kept(value, row["curve"]) for name, value in row["figures"].items()}
@@ -124,7 +152,7 @@ def _table(rows: Sequence[Measured]) -> Table:
         cells = [_label(row), _steps(row), row["temperature"], row["evaluations"], row["passes"], figures["genppl"],
                  figures["entropy"], figures.get("token_entropy"), figures["mauve"], figures["self_bleu_4"], distinct,
                  f"{variety['duplicates']:.0%}", variety["longest_copied"],
-                 "yes" if row["comparable"] else "no"]  # fmt: skip
+                 "yes" if row["comparable"] else "no", figures.get("seconds")]  # fmt: skip
         lines.append(Row(cells, kind=kind))
     return Table(
         "All rows",
