@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from eval.blocks import Block, Pair, Section, Tradeoff
 from eval.pareto import front, knee
 from pipelines.runs import Run
-from pipelines.sweep_table import Axis, Measured, curves, distance, figure_of, real_of, table
+from pipelines.sweep_table import COLUMNS, Axis, Measured, curves, distance, figure_of, real_of, table
 
 SCALE = Axis("guidance scale", lambda row: row["scale"])
 CHARTS = ("precision", "recall", "colour", "shape")
@@ -19,11 +19,9 @@ def guidance(run: Run, name: str, model: str, rows: Sequence[Measured], lead: st
     beside = [row for row in (real_of(rows), real_of(rows, shuffled=True)) if row is not None]
     kin = kinship(run, name, model)
     scored = [row for row in mine if "clip_score" in row["figures"]]
-    blocks: list[Block] = [_tradeoff(name, model, scored, beside, kin)] if scored else []
-    columns = {"curve": lambda row: row["curve"], "evaluations": lambda row: row["evaluations"],
-               "guidance": lambda row: f"{row['scale']:g}"}  # fmt: skip
+    blocks: list[Block] = [_tradeoff(name, model, scored, beside[:1], kin)] if scored else []
     blocks += curves(mine, CHARTS if scored else (*CHARTS, "kd"), SCALE)
-    blocks.append(table("Guidance: all rows", [*beside, *mine], name, columns, differences=True))
+    blocks.append(table("Guidance: all rows", [*beside, *mine], name, COLUMNS, differences=True))
     return Section(f"Guidance: {model}", blocks, lead=lead)
 
 
@@ -74,16 +72,16 @@ def kinship(run: Run, name: str, model: str) -> str:
     """Say how near the judge of a sweep stands to what conditions a model: guidance by a judge flatters it."""
     judge = run.recipe.of_kind(name, "judge")[0]
     if run.recipe.stage[model].kind != "latent":
-        return f"{model} reads the words themselves, so no text encoder conditions it that could be kin to the judge."
+        return f"{model} reads the words themselves, and no text encoder that could be kin to the judge conditions it."
     clip = run.recipe.of_kind(model, "clip")[0]
     weights = [_weights(run, stage) for stage in (judge, clip)]
     if weights[0] & weights[1]:
         return (
-            f"Beware: the judge {judge} is the very tower {clip} that conditions {model}, so that guidance raises the "
-            "score by itself: judge by a tower trained apart."
+            f"Beware: the weights of {judge}, which judges, are those of {clip}, which conditions {model}, so that "
+            "guidance raises the score by itself: judge by a tower trained apart."
         )
     return (
-        f"The judge {judge} was trained apart from the text encoder {clip} that conditions {model}, yet in the same "
+        f"The stage {judge}, which judges, was trained apart from {clip}, which conditions {model}, yet in the same "
         "way on the same pictures: what guidance leads to in the eyes of the one also looks better to the other."
     )
 

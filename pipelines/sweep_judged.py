@@ -96,7 +96,7 @@ class Judged:
         found.figures["seconds"] = seconds
         if painted.codes is not None:
             found.figures["code_entropy"] = self.entropy(painted.codes.tolist())
-        row = {**setting.plain, "evaluations": round(painted.evaluations, 2), "scale": setting.scale}
+        row = {**setting.plain, "evaluations": painted.evaluations, "scale": setting.scale}
         return {**row, "profile_error": painter.error, "machine": machine(), **found.plain()}
 
     def entropy(self, sequences: Sequence[Sequence[Any]]) -> Interval:
@@ -189,7 +189,9 @@ class Judged:
             begun = time.perf_counter()
             parts.append(painter.paint(prompts, draws, settings))
             taken.append(time.perf_counter() - begun)
-        calls = sum(part.evaluations * len(part.pictures) for part in parts) / len(captions)
+        calls = parts[0].evaluations
+        if any(part.evaluations != calls for part in parts):
+            calls = round(sum(part.evaluations * len(part.pictures) for part in parts) / len(captions), 2)
         codes = [part.codes for part in parts if part.codes is not None]
         pictures = np.concatenate([part.pictures for part in parts])
         return Painted(pictures, calls, np.concatenate(codes) if codes else None), timed(

@@ -11,7 +11,7 @@ from pipelines.sweep_judged import STEPS, USUAL
 from pipelines.sweep_table import DISTANCE, METRICS, Axis, Measured, curves, distance, table
 from pipelines.sweep_training import IN_USE, LENGTH
 
-LENGTHS = Axis("length of the average, as a share of the steps", lambda row: row["length"])
+LENGTHS = Axis("relative length of the average", lambda row: row["length"])
 TRAINED = Axis("step", lambda row: row["step"])
 BY_LENGTH = (DISTANCE, "clip_score", "colour")
 BY_STEP = (DISTANCE, "mind", "clip_score", "colour")
@@ -57,13 +57,13 @@ def _mark(row: Measured, best: Measured | None, in_use: str, label: str) -> str:
 
 
 def _marked(chart: Curve, best: Measured | None) -> Curve:
-    """The chart with the best length as a point of its own."""
+    """The chart with the interval of the best length as a line of its own."""
     key = next(metric.key for metric in METRICS.values() if metric.label == chart.y_label)
     if best is None or key not in best["figures"]:
         return chart
     figure, x = best["figures"][key], best["length"]
-    ends = ([figure["low"]], [figure["high"]]) if figure["low"] is not None else ()
-    chosen = Series(f"least distance, {x:g}", [x], [figure["value"]], *ends)
+    heights = [height for height in (figure["low"], figure["value"], figure["high"]) if height is not None]
+    chosen = Series(f"least distance, at {x:g}", [x] * len(heights), heights)
     return Curve(chart.title, [*chart.series, chosen], x_label=chart.x_label, y_label=chart.y_label, log=chart.log)
 
 
@@ -113,11 +113,11 @@ def _fit(fit: Measured) -> Curve:
     x, y = [1 / n for n, _, _ in fit["points"]], [value for _, _, value in fit["points"]]
     ends = [0.0, max(x)]
     fitted = [fit["value"] + fit["bias"] * most * place for place in ends]
-    bounds = [fit["value"] - 1.96 * fit["se"]], [fit["value"] + 1.96 * fit["se"]]
+    bounds = [fit["value"] - 1.96 * fit["se"], fit["value"] + 1.96 * fit["se"]]
     series = [
         Series("subsets of both sets", x, y, y, y),
         Series("line through them", ends, fitted),
-        Series("of infinitely many", [0.0], [fit["value"]], *bounds),
+        Series("95 % of the fit at 1 / n = 0", [0.0, 0.0], bounds),
     ]
     note = (
         f"Continued to 1 / n = 0 the distance is {fit['value']:.4g}; of {most} pictures it is {fit['bias']:.4g} more, "

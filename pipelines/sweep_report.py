@@ -15,6 +15,7 @@ from pipelines.sweep_judged import BATCH, REAL
 from pipelines.sweep_progress import lengths, line, training
 from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.sweep_table import (
+    COLUMNS,
     DISTANCE,
     EVALUATIONS,
     SECONDS,
@@ -41,11 +42,6 @@ TEMPERED = {
         ("colour", "shape", DISTANCE, "clip_score", "recall", "code_entropy"),
     ),
     "caption_temperature": ("Temperature of captions", ("caption_colour", "caption_shape", "caption_entropy")),
-}
-COLUMNS = {
-    "curve": lambda row: row["curve"],
-    "evaluations": lambda row: row["evaluations"],
-    "guidance": lambda row: f"{row['scale']:g}",
 }
 
 
@@ -143,7 +139,7 @@ def _tempered(name: str, model: str, group: str, rows: Sequence[Measured], lead:
     title, metrics = TEMPERED[group]
     mine, beside = _of(rows, group, model), [row for row in (real_of(rows),) if row is not None]
     levels = {row["curve"]: row for row in rows if row["group"] == REAL and row["model"] == model}
-    columns = {**COLUMNS, "temperature": lambda row: f"{row['temperature']:g}"}
+    columns = {**COLUMNS, "temperature": lambda row: None if row["group"] == REAL else f"{row['temperature']:g}"}
     shown = [*(beside if group == "temperature" else []), *levels.values(), *mine]
     blocks = [*curves(mine, metrics, TEMPERATURE, levels=levels),
               table(f"{title}: all rows", shown, name, columns, differences=True)]  # fmt: skip

@@ -62,6 +62,11 @@ class Axis(NamedTuple):
     of: Callable[[Measured], float]
 
 
+COLUMNS: dict[str, Callable[[Measured], Cell]] = {  # what is said of a row; of a real one only its name
+    "curve": lambda row: row["curve"],
+    "evaluations": lambda row: None if row["group"] == REAL else row["evaluations"],
+    "guidance": lambda row: None if row["group"] == REAL else f"{row['scale']:g}",
+}
 EVALUATIONS = Axis("network evaluations", lambda row: row["evaluations"])
 SECONDS = Axis("seconds each", lambda row: row["figures"]["seconds"]["value"])
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import charts
-from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage, missing
+from eval.blocks import Bars, Curve, Dots, Figure, Pair, Point, Scatter, Series, Tradeoff, Usage, missing
 from eval.labels import spread
 from eval.svg import inline
+from eval.tradeoff import MANY, tradeoff
 
 
 def curve(**changes):
@@ -29,6 +30,14 @@ POINTS = [
     Point("k-means", 0.2, Figure(20.0, 9, 19.0, 21.0), floor=True),
 ]
 SCATTER = Scatter("rate", POINTS, "bits per pixel", "PSNR in dB")
+PAIRS = [
+    Pair("1", Figure(0.2, 9, 0.1, 0.3), Figure(3.0, 9, 2.0, 4.0)),
+    Pair("3", Figure(0.3, 9), Figure(5.0, 9), hollow=True),
+    Pair("nowhere", Figure(float("nan"), 9), Figure(5.0, 9)),
+]
+TRADEOFF = Tradeoff(
+    "trade", {"plain": PAIRS}, "gain", "cost", PAIRS[:2], PAIRS[1], [Pair("real", *[Figure(0.4, 9)] * 2)], limit=0.25
+)
 DRAWN = [
     lambda prefix="p-": charts.curve(curve(), prefix, log=False),
     lambda prefix="p-": charts.curve(curve(), prefix, log=True),
@@ -36,8 +45,9 @@ DRAWN = [
     lambda prefix="p-": charts.dots(DOTS, prefix),
     lambda prefix="p-": charts.bars(BARS, prefix),
     lambda prefix="p-": charts.scatter(SCATTER, prefix),
+    lambda prefix="p-": tradeoff(TRADEOFF, prefix),
 ]
-NAMES = ["linear", "log", "usage", "dots", "bars", "scatter"]
+NAMES = ["linear", "log", "usage", "dots", "bars", "scatter", "tradeoff"]
 
 
 @pytest.mark.parametrize("draw", DRAWN, ids=NAMES)
@@ -226,3 +236,19 @@ def test_logarithmic_scale_is_offered_only_where_all_is_positive():
 def test_lengths_that_disagree_are_named():
     with pytest.raises(ValueError, match="'s' has 2 x values and 1 y values"):
         charts.thin(Series("s", [0, 1], [1.0]))
+
+
+def words(svg):
+    return {element.text for element in ElementTree.fromstring(svg).iter("text")}
+
+
+def test_a_trade_off_names_its_points_and_leaves_out_what_is_nowhere():
+    assert {"1", "3", "real", "gain", "cost"} <= words(tradeoff(TRADEOFF, "p-")) and "nowhere" not in words(
+        tradeoff(TRADEOFF, "p-")
+    )
+
+
+def test_of_many_points_a_trade_off_names_the_front_and_the_ends_of_a_series():
+    many = [Pair(f"s{i}", Figure(0.1 * i, 9), Figure(1.0 + i, 9)) for i in range(MANY + 2)]
+    shown = words(tradeoff(Tradeoff("trade", {"plain": many}, "gain", "cost", [many[3]]), "p-"))
+    assert {name for name in shown if name.startswith("s")} == {"s0", "s3", f"s{MANY + 1}"}
