@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from discrete.autoregressive import next_token_nll
-from eval.blocks import Curve
+from eval.blocks import Curve, Tradeoff
 from pipelines.config import RecipeError, load_recipe
 from pipelines.data.grammar import for_size
 from pipelines.errors import PalimpsestError
@@ -21,6 +21,7 @@ from pipelines.pipeline import load
 from pipelines.runs import reopen_run
 from pipelines.sampling import generators
 from pipelines.sampling_options import MASKED_SAMPLERS, REMASKING_SAMPLERS
+from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import TextSweepStage
 from pipelines.text.corpus import Corpus
 from pipelines.text.likelihood import cost
@@ -127,8 +128,9 @@ def test_charts_hold_the_models_or_one_family_of_samplers(words: Path):
     run = reopen_run(words)
     stage = run.recipe.stage["sweep"]
     assert isinstance(stage, TextSweepStage)
-    charts = [block for block in sweep_sections(run, "sweep", stage)[1][0].blocks if isinstance(block, Curve)]
-    shown = {chart.title.split(", ")[1]: {line.name for line in chart.series} for chart in charts[:-1]}
+    rows = list(read_rows(run.stage_folder("sweep") / ROWS).values())
+    charts = [block for block in sweep_sections("sweep", stage, rows)[1][0].blocks if isinstance(block, Curve)]
+    shown = {chart.title.split(", ")[1]: {line.name for line in chart.series} for chart in charts}
     models = {"ar: one by one", "masked: masked_ancestral", "blocks: blocks of 8", "uniform: uniform ancestral"}
     assert shown["models"] == models | {"absorbing: all steps", "replacing: all steps", "held-out text"}
     remasking = {f"masked: {name}" for name in ("masked_ancestral", *REMASKING_SAMPLERS)}
@@ -232,6 +234,31 @@ def test_a_bound_stands_beside_the_autoregressive_cost_with_a_paired_interval(re
     assert "ar.text[test].above_ar" not in report
 
 
+def test_perplexity_stands_against_entropy_over_steps_and_temperatures_beside_real_text(words: Path):
+    run = reopen_run(words)
+    stage = run.recipe.stage["sweep"]
+    assert isinstance(stage, TextSweepStage)
+    rows = list(read_rows(run.stage_folder("sweep") / ROWS).values())
+    blocks = sweep_sections("sweep", stage, rows)[1][0].blocks
+    charts = {block.title.partition(", ")[2]: block for block in blocks if isinstance(block, Tradeoff)}
+    real = next(row for row in rows if row["curve"] == "held-out text")
+    for chart in charts.values():
+        assert [pair.name for pair in chart.references] == ["held-out text", "training text"]
+        assert chart.limit == pytest.approx(real["figures"]["entropy"]["value"] - 0.2)
+        pairs = [pair for of in chart.series.values() for pair in of]
+        assert all(pair.hollow for pair in pairs if pair.x.value < chart.limit)
+    assert set(charts) == {"over temperatures and cuts"} | {
+        f"over steps, {model}" for model in ("ar", "masked", "blocks", "uniform", "absorbing", "replacing")
+    }
+    ancestral = charts["over steps, masked"].series["masked: masked_ancestral"]
+    assert [pair.name for pair in ancestral] == [str(steps) for steps in stage.steps]
+    tempered = charts["over temperatures and cuts"].series["masked"]
+    assert [float(pair.name) for pair in tempered] == sorted((*stage.temperatures, 1.0))
+    assert {pair.name for pair in charts["over temperatures and cuts"].series["masked: top_p"]} == {
+        f"p {p:g}" for p in stage.top_p
+    }
+
+
 def test_the_exact_likelihood_of_short_pieces_is_below_its_bound(report):
     exact, bound = (report[f"masked.text[short].{name}_per_token"]["value"] for name in ("nats", "bound"))
     assert 0 < exact < bound and report["ar.text[short].nats_per_token"]["n"] == 64
@@ -256,6 +283,8 @@ def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, re
     assert of["masked: cached", 8, 1.0]["texts"] == of["masked: masked_ancestral", 8, 1.0]["texts"]
     assert of["masked: cached", 8, 1.0]["evaluations"] <= 8
     assert any(name.startswith("masked.sweep.genppl[steps: masked: cached|steps=4") for name in report)
+    assert all(("seconds" in row["figures"]) == (row["group"] != "real") for row in rows)
+    assert len((words / "eval" / "sweep.csv").read_text(encoding="utf-8").splitlines()) == 1 + len(rows)
 
 
 def test_texts_hold_their_prompt_and_go_on_beyond_the_trained_length(words: Path):
