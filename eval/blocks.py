@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 from PIL import Image
 
 from eval.interval import Interval
+from eval.samples import Samples
 
 Unit = Literal["share", "dB", "plain"]
 Better = Literal["higher", "lower"]
@@ -306,7 +307,8 @@ class Provenance:
 class Report:
     """All that `eval.report.write_report` needs. `highlights` names the tiles at the top, where they were measured.
 
-    about: what it reports on, which also names the file with the figures beside the page.
+    about: what it reports on, which also names the file with the figures beside the page. samples: what single pictures
+    add to figures that are means over them, by the figure's name.
     """
 
     title: str
@@ -325,6 +327,7 @@ class Report:
         "text.nats_per_token",
     )
     about: Literal["recipe", "study"] = "recipe"
+    samples: Mapping[str, Samples] = field(default_factory=dict)
 
     @property
     def twin(self) -> str:

@@ -15,8 +15,10 @@ from scipy import stats
 from eval.blocks import Better
 from eval.definitions import define
 from eval.report import SCHEMA
+from eval.samples import Samples, change, from_json
 
 LEVEL = 0.05
+ROUNDED = 1e-3  # by how much, of itself, a figure may differ from the mean of its rounded values
 ASIDE = re.compile(r"(real|reference|shuffled|chance|card)\.")  # figures of no model
 JUDGED = re.compile(r"\.(scene|sweep)\.")
 JUDGES = ("judge", "scene_judge")
@@ -32,7 +34,8 @@ class Difference:
     """A figure of both reports. change is second - first with its 95 % interval [low, high], NaN without intervals.
 
     p: of no difference, corrected by Holm over all figures with intervals. verdict: better or worse where p < 0.05 and
-    the figure has a direction, changed where it has none.
+    the figure has a direction, changed where it has none. pairs: pictures or prompts that both reports have the values
+    of, which change, interval and p then rest on; 0 where the figures count as independent.
     """
 
     name: str
@@ -44,6 +47,7 @@ class Difference:
     p: float
     better: Better | None
     verdict: Verdict = ""
+    pairs: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,8 +87,9 @@ def read_report(path: Path) -> dict[str, Any]:
 def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
     """Compare the figures of equal names; what is in brackets is a part of the name.
 
-    The standard error of a difference is that of independent figures, from the widths of both intervals. Where both
-    were measured on the same pictures it is too large: such a test misses small changes, it does not invent any.
+    Where both reports hold the values of a figure for the same pictures or prompts, the test is paired, over what each
+    of them changes by (`eval.samples.change`). Else the standard error of a difference is that of independent figures,
+    from the widths of both intervals: of the same pictures it is too large, misses small changes and invents none.
     Figures that a judge of scenes reads say nothing of it in their names: where the judges differ they are left out.
     Raises CompareError where the reports judge by different data, or have no figure of a model in common.
     """
@@ -104,8 +109,11 @@ def compare(first: Mapping[str, Any], second: Mapping[str, Any]) -> Comparison:
             "The reports have no figure of a model in common: a name holds the folder or stage, the embedder's hash, "
             "the resize and the sizes, which must agree."
         )
+    singly = _singly(first), _singly(second)
     return Comparison(
-        differences=_judged([_difference(name, a[name], b[name]) for name in common]),
+        differences=_judged(
+            [_paired(name, a[name], b[name], *singly) or _difference(name, a[name], b[name]) for name in common]
+        ),
         only_first=tuple(name for name in a if name not in b),
         only_second=tuple(name for name in b if name not in a),
         lost=lost,
@@ -142,15 +150,46 @@ def _verdict(one: Difference, p: float) -> Verdict:
 def _difference(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
     first, second = float(a["value"]), float(b["value"])
     errors = [_error(one) for one in (a, b)]
-    change, error = second - first, math.hypot(*errors)
-    if math.isnan(error) or (not error and change):  # intervals without width come from samples that are all alike
+    gap, error = second - first, math.hypot(*errors)
+    if math.isnan(error) or (not error and gap):  # intervals without width come from samples that are all alike
         p, verdict = math.nan, "no interval"
     else:
-        p = float(2 * stats.norm.sf(abs(change) / error)) if error else float(change == 0)
+        p = float(2 * stats.norm.sf(abs(gap) / error)) if error else float(gap == 0)
         verdict = ""
     half = float(stats.norm.ppf(0.975)) * error
-    better = None if ASIDE.match(name) else define(name).better  # a floor that falls is no loss
-    return Difference(name, first, second, change, change - half, change + half, p, better, verdict)
+    return Difference(name, first, second, gap, gap - half, gap + half, p, _better(name), verdict)
+
+
+def _singly(report: Mapping[str, Any]) -> dict[str, Samples]:
+    """The values of single pictures and prompts by figure. Raises CompareError where they cannot be read."""
+    try:
+        return from_json(report.get("samples", {}))
+    except ValueError as error:
+        raise CompareError(str(error)) from error
+
+
+def _paired(
+    name: str, a: Mapping[str, Any], b: Mapping[str, Any], first: Mapping[str, Samples], second: Mapping[str, Samples]
+) -> Difference | None:
+    """The difference over the same pictures or prompts; None where there are none, or they do not make the figures."""
+    if name not in first or name not in second:
+        return None
+    for figure, samples in ((a, first[name]), (b, second[name])):
+        if not math.isclose(samples.mean, figure["value"], rel_tol=ROUNDED, abs_tol=ROUNDED):
+            return None
+    found = change(first[name], second[name])
+    if found is None:
+        return None
+    gap, p = found
+    verdict: Verdict = "no interval" if math.isnan(p) else ""
+    made = Difference(
+        name, float(a["value"]), float(b["value"]), gap.value, gap.low, gap.high, p, _better(name), verdict
+    )
+    return replace(made, pairs=gap.n)
+
+
+def _better(name: str) -> Better | None:
+    return None if ASIDE.match(name) else define(name).better  # a floor that falls is no loss
 
 
 def _value(figure: Any) -> float | None:

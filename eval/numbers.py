@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from eval.blocks import Bars, Chart, Curve, Figure, Missing, Scatter, Usage
+from eval.blocks import Bars, Chart, Curve, Figure, Missing, Scatter, Tradeoff, Usage
 from eval.charts import POINTS, thin
 from eval.page import printable
 
@@ -45,6 +45,12 @@ def _rows(block: Chart) -> Iterable[Sequence[Value]]:
         case Scatter():
             yield "name", block.x_label, block.y_label, "low", "high", "n"
             yield from ((point.name, point.x, *_figure(point.y)) for point in block.points)
+        case Tradeoff():
+            x, y = block.x_label, block.y_label
+            yield "series", "name", x, f"{x} low", f"{x} high", y, f"{y} low", f"{y} high", "n"
+            rows = [(series, pair) for series, pairs in block.series.items() for pair in pairs]
+            rows += [("beside", pair) for pair in block.references]
+            yield from ((series, pair.name, *_figure(pair.x)[:3], *_figure(pair.y)) for series, pair in rows)
         case _:
             yield "row", "slice", "value", "low", "high", "n"
             for who, figures in block.rows.items():

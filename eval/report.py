@@ -1,7 +1,8 @@
 """The report: one self-contained page and one JSON file from plain data (`eval.blocks`).
 
 `report.html` holds everything (pictures, charts, style) under a policy that lets nothing load or run but its own style
-and script. `report.json` holds every figure with its count, interval and source. Equal input gives equal bytes.
+and script. `report.json` holds every figure with its count, interval and source, and what single pictures add to means
+(`eval.samples`). Equal input gives equal bytes.
 """
 
 import dataclasses
@@ -12,7 +13,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from eval import charts
+from eval import charts, samples
 from eval.blocks import (
     Block,
     Column,
@@ -72,7 +73,7 @@ __all__ = [
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write `report.html` and `report.json` into `folder`, each whole or not at all. Returns both paths."""
     page, figures = folder / "report.html", folder / "report.json"
-    write_whole(figures, json.dumps(to_json(report), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    write_whole(figures, samples.written(to_json(report)))
     write_whole(page, to_html(report))
     return page, figures
 
@@ -91,6 +92,7 @@ def to_json(report: Report) -> dict[str, Any]:
             for block in blocks
             if isinstance(block, Texts)
         ],
+        **({"samples": samples.to_json(report.samples)} if report.samples else {}),
     }
 
 

@@ -154,7 +154,8 @@ def compare(
     chance, or is no longer measured.
 
     Only figures of equal names are compared, with embedder, resize and sizes; the reports must be made on the same
-    data. p is corrected for the number of figures (Holm).
+    data. Figures of the same pictures or prompts are compared pair by pair. p is corrected for the number of figures
+    (Holm).
 
     Args:
         first: a report.json, or a folder that holds one: what was before.
@@ -168,7 +169,11 @@ def compare(
     found = held_against(read_report(first), read_report(second))
     told = [one for one in found.differences if everything or one.verdict not in ("", "no interval")]
     for one in told:
-        half = "" if math.isnan(one.p) else f"  [{number(one.low)}, {number(one.high)}]  p = {one.p:.2g}"
+        half = (
+            ""
+            if math.isnan(one.p)
+            else f"  [{number(one.low)}, {number(one.high)}]  p = {one.p:.2g}{_pairs(one.pairs)}"
+        )
         values = f"{number(one.first)} -> {number(one.second)}  ({number(one.change)}{half})"
         print(f"{one.verdict or 'same':<12}{one.name}  {values}")
     judged = sum(not math.isnan(one.p) for one in found.differences)
@@ -178,9 +183,16 @@ def compare(
         f"{sum(one.verdict == 'changed' for one in found.differences)} changed. "
         f"{len(found.only_first)} only in the first, {len(found.only_second)} only in the second."
     )
+    paired = sum(one.pairs > 0 for one in found.differences)
+    print(f"{paired} of them were compared pair by pair, the others as if their pictures had nothing in common.")
     for name in found.lost:
         print(f"{'lost':<12}{name}  was measured and is no more")
     if found.unlike:
         print(f"{len(found.unlike)} figures are left out: the judges that read them are not the same.")
     if found.regressions or found.lost:
         sys.exit(1)
+
+
+def _pairs(count: int) -> str:
+    """How a difference was tested, where that was pair by pair."""
+    return f", over {count} pairs" if count else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +14,7 @@ from PIL import Image
 from eval.blocks import Bars, Block, Column, Figure, Gallery, Known, Point, Row, Scatter, Section, Table, missing
 from eval.features import NOTE, feature_key, paired_distance, quantise
 from eval.frechet import frechet_interval, rank_note
-from eval.interval import mean_interval
+from eval.interval import Interval, mean_interval
 from eval.reconstruction import psnr, ssim
 from eval.towers import is_fid
 from pipelines.codebook_measures import codebook_use
@@ -105,8 +105,8 @@ def _quality(e: Evaluation, codec: Codec) -> list[Row]:
     """Note PSNR and SSIM, and what the judges make of the reconstructions; return rows of feature distances."""
     stage, again = codec.stage, codec.again
     source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
-    e.note(f"{stage}.psnr", mean_interval(codec.decibels), source)
-    e.guarded(f"{stage}.ssim", lambda: mean_interval(ssim(e.real.pictures, again)), source)
+    _each(e, "psnr", stage, lambda: codec.decibels, source)
+    _each(e, "ssim", stage, lambda: ssim(e.real.pictures, again), source)
     if e.judges.scene is not None and e.real.labelled:
         for attribute, interval in scene_figures(e.judges, again, e.real.labels).items():
             e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
@@ -126,16 +126,26 @@ def _features(e: Evaluation, subject: str, again: Pictures, source: str) -> list
         if embedder.name.startswith("indomain"):
             about = f"{about}; {NOTE}"
         keys = [
-            f"{subject}.{feature_key(metric, embedder, generated=len(made), reference=len(real), split=split)}"
+            str(feature_key(metric, embedder, generated=len(made), reference=len(real), split=split))
             for metric in (frechet, "featdist")
         ]
         bias = ("jackknife over blocks, biased by about c / n", rank_note(len(made), len(real), made.shape[1]))
-        found = e.guarded(keys[0], partial(frechet_interval, made, real), "; ".join(filter(None, (about, *bias))))
-        e.note(keys[1], mean_interval(paired_distance(made, real)), about)
-        rows.append(
-            Row([subject, f"{embedder.name}:{embedder.sha256[:8]}", embedder.resize, found, e.figures[keys[1]]])
-        )
+        noted = "; ".join(filter(None, (about, *bias)))
+        found = e.guarded(f"{subject}.{keys[0]}", partial(frechet_interval, made, real), noted)
+        moved = _each(e, keys[1], subject, partial(paired_distance, made, real), about)
+        rows.append(Row([subject, f"{embedder.name}:{embedder.sha256[:8]}", embedder.resize, found, moved]))
     return rows
+
+
+def _each(e: Evaluation, metric: str, subject: str, measure: Callable[[], NDArray[np.float64]], source: str) -> Known:
+    """Note a mean over the pictures that judge, and what each of them adds to it, or why it cannot be had."""
+
+    def measured() -> Interval:
+        values = measure()
+        e.note_each(metric, subject, [picture.tobytes() for picture in e.real.pictures], values)
+        return mean_interval(values)
+
+    return e.guarded(f"{subject}.{metric}", measured, source)
 
 
 def _kmeans(e: Evaluation, stage: str, model: VQVAE) -> None:

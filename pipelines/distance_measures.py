@@ -27,11 +27,9 @@ def measure_distances(e: Evaluation) -> None:
         held_out=e.held_out,
         searched=_searched(e),
         figures=e.figures,
+        samples=e.samples,
     )
     e.sections += judged(work)
-    for metric, told in work.each.items():
-        for subject, (captions, values) in told.items():
-            e.note_each(metric, subject, captions, values)
 
 
 def _shown(e: Evaluation, made: Generated, split: str) -> PictureSet:

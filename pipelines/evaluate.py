@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,6 @@ from eval.blocks import (
 )
 from eval.change import with_change
 from eval.report import headline, write_report
-from pipelines.artefact import write_json
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import KMEANS_TRAIN, autoencoders
 from pipelines.config import dump_recipe
@@ -27,7 +27,7 @@ from pipelines.judged_models import files_behind, judged_models
 from pipelines.judging import Judges
 from pipelines.ledger import said
 from pipelines.logged import logged, read_log
-from pipelines.measures import PER_PROMPT, REFERENCE, Evaluation, read_set
+from pipelines.measures import REFERENCE, Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
 from pipelines.provenance import made_by
@@ -67,8 +67,8 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     _name_missing(e)
     credit = credits_of(run.recipe.data)
     summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
-    write_json(run.stage_folder(name) / PER_PROMPT, e.per_prompt)
-    page, figures = write_report(report_of(run, name, e.figures, sections, summary), run.stage_folder(name))
+    report = dataclasses.replace(report_of(run, name, e.figures, sections, summary), samples=e.samples)
+    page, figures = write_report(report, run.stage_folder(name))
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
 
 

@@ -21,6 +21,7 @@ from eval.blocks import (
 from eval.features import quantise
 from eval.human.errors import named
 from eval.interval import Interval
+from eval.samples import Samples, key_of
 from pipelines.artefact import ArtefactError, read_json
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
@@ -35,7 +36,6 @@ from pipelines.scoring.embedders import Opened, apart, open_embedders
 from pipelines.scoring.sets import PictureSet
 
 REFERENCE = 2000  # training pictures that all sets are held against
-PER_PROMPT = "per_prompt.json"  # beside report.json: {metric: {subject: {caption: value}}}, higher is better
 
 
 @dataclass
@@ -100,7 +100,7 @@ class Evaluation:
     train: Set
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
-    per_prompt: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)  # metric, subject, caption
+    samples: dict[str, Samples] = field(default_factory=dict)  # what single pictures add to figures, by name
     _drawn: dict[tuple[str, str], Set] = field(default_factory=dict)
 
     @property
@@ -112,11 +112,16 @@ class Evaluation:
         """Keep a figure."""
         self.figures[name] = Figure.of(interval, source)
 
-    def note_each(self, metric: str, subject: str, captions: Sequence[str], values: Sequence[float]) -> None:
-        """Keep what a metric says of every picture, for a comparison with people; of equal captions the first."""
-        kept = self.per_prompt.setdefault(metric, {}).setdefault(subject, {})
-        for caption, value in zip(captions, values, strict=True):
-            kept.setdefault(caption, float(value))
+    def note_each(
+        self, metric: str, subject: str, of: Sequence[str | bytes], values: Sequence[float] | NDArray,
+        weights: Sequence[float] = (),
+    ) -> None:  # fmt: skip
+        """Keep what every picture adds to the figure `subject.metric`, for comparisons with people and other reports.
+
+        of: the captions that pictures were made for, or the bytes of those that were reconstructed.
+        """
+        keys, numbers = tuple(map(key_of, of)), tuple(map(float, values))
+        self.samples[f"{subject}.{metric}"] = Samples(keys, numbers, tuple(map(float, weights)))
 
     @property
     def where(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from eval.human.criteria import TAGGED
 from eval.human.metrics import Fit, over_models, over_prompts
 from eval.human.study import Study, prompt_id
 from eval.human.votes import Vote
+from eval.samples import Samples, from_json
 from pipelines.artefact import read_json
 from pipelines.errors import PalimpsestError
-from pipelines.measures import PER_PROMPT
+
+PART = re.compile(r"\.sweep\.|\|slice=")  # of names of figures that are not of what a study showed
+SIZE = re.compile(r"\|n=\d+")  # a picture has its own value in a set of any size
 
 
 def agreements(
@@ -29,7 +33,7 @@ def agreements(
         raise PalimpsestError(f"{figures} is no report.json of `palimpsest eval`: it holds no figures.")
     subjects = {model: source.figures for model, source in study.model.items() if source.figures}
     values = _values(content["figures"], subjects)
-    singly = _per_prompt(figures.with_name(PER_PROMPT), subjects, prompts)
+    singly = _per_prompt(_samples(content, figures), subjects, prompts)
     if not values and not singly:
         raise PalimpsestError(
             f"{figures} has no figure of two of the models {', '.join(study.models)}: set figures in their tables of "
@@ -53,27 +57,41 @@ def _values(figures: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
     for model, subject in subjects.items():
         for name, figure in figures.items():
             value = figure.get("value") if isinstance(figure, dict) else None
-            better = define(name).better
-            if not name.startswith(subject + ".") or better is None or not isinstance(value, int | float):
+            sign, scene = _sign(name, subject), SCENE.fullmatch(name)
+            if not sign or not isinstance(value, int | float) or (scene is not None and scene["slice"] is not None):
                 continue
-            scene = SCENE.fullmatch(name)
-            sliced = ".sweep." in name or "|slice=" in name or (scene is not None and scene["slice"] is not None)
-            if math.isfinite(value) and not sliced:
-                metric = name.removeprefix(subject + ".")
-                found.setdefault(metric, {})[model] = float(value) if better == "higher" else -float(value)
+            if math.isfinite(value):
+                found.setdefault(name.removeprefix(subject + "."), {})[model] = sign * float(value)
     return {metric: given for metric, given in found.items() if len(given) > 1}
 
 
+def _sign(name: str, subject: str) -> int:
+    """1 for a figure of a subject of which more is better, -1 where less is, 0 for all others, sweeps and slices."""
+    better = define(name).better if name.startswith(subject + ".") and not PART.search(name) else None
+    return 0 if better is None else 1 if better == "higher" else -1
+
+
+def _samples(content: Mapping[str, Any], path: Path) -> dict[str, Samples]:
+    try:
+        return from_json(content.get("samples", {}))
+    except ValueError as error:
+        raise PalimpsestError(f"{path}: {error}.") from error
+
+
 def _per_prompt(
-    path: Path, subjects: Mapping[str, str], prompts: Sequence[str]
+    samples: Mapping[str, Samples], subjects: Mapping[str, str], prompts: Sequence[str]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """What is known of single prompts; nothing where the report has none."""
-    if not path.exists():
-        return {}
+    """What is known of single prompts, turned so that higher is better; of several pictures of one, of the first.
+
+    Unseen compositions are prompts like others; nothing where the report has no values of single pictures.
+    """
+    asked = set(map(prompt_id, prompts))
     found: dict[str, dict[str, dict[str, float]]] = {}
-    for metric, given in read_json(path).items():
-        for model, subject in subjects.items():
-            known = {prompt_id(p): given[subject][p] for p in prompts if p in given.get(subject, {})}
-            if known:
-                found.setdefault(metric, {})[model] = known
+    for model, subject in subjects.items():
+        for name, one in samples.items():
+            if sign := _sign(name, subject):
+                metric = SIZE.sub("", name.removeprefix(subject + ".").removesuffix(".unseen"))
+                for key, value in zip(one.keys, one.values, strict=True):
+                    if key in asked:
+                        found.setdefault(metric, {}).setdefault(model, {}).setdefault(key, sign * value)
     return {metric: given for metric, given in found.items() if len(given) > 1}

@@ -40,7 +40,9 @@ def enlargements(e: Evaluation) -> None:
         found = enlarge(upscaler, batch, settings, seed=e.seed)
         about = f"{len(truth)} {e.where} pictures, {stage.source} to {stage.size} pixels"
         how = f"{settings.sampler}, {settings.steps} steps, guidance {settings.guidance:g}"
-        e.note(f"{name}.psnr", mean_interval(psnr(truth, found)), f"{name} ({how}), {about}")
+        decibels = psnr(truth, found)
+        e.note(f"{name}.psnr", mean_interval(decibels), f"{name} ({how}), {about}")
+        e.note_each("psnr", name, [picture.tobytes() for picture in truth], decibels)
         e.note(f"{name}.bicubic_psnr", mean_interval(psnr(truth, bicubic)), f"bicubic interpolation, {about}")
         rows = [
             Row([name, e.figures[f"{name}.psnr"]]),

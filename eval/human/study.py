@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from eval.human.criteria import CRITERIA, TAGGED, TAGS
 from eval.human.errors import StudyError, named
+from eval.samples import key_of
 
 Mode = Literal["pairwise", "likert"]
 NAME = re.compile(r"[\w][\w .+-]{0,63}")
@@ -168,7 +169,7 @@ def study_hash(content: dict[str, Any]) -> str:
 
 def prompt_id(prompt: str) -> str:
     """The identity of a prompt in tables: 12 hexadecimal digits."""
-    return hashlib.sha256(prompt.encode("utf-8", "backslashreplace")).hexdigest()[:12]
+    return key_of(prompt)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.blocks import Block, Column, Gallery, Known, Row, RowKind, Table, attempted
+from eval.blocks import Block, Column, Figure, Gallery, Known, Row, RowKind, Table, attempted
 from eval.clip_score import clip_score, cosines, shuffled_floor
 from eval.features import NOTE
+from eval.samples import Samples, key_of, within_prompts
 from pipelines.scoring.cached import Features
 from pipelines.scoring.embedders import Opened
 from pipelines.scoring.sets import PictureSet
@@ -22,7 +23,6 @@ ENDS = 8  # pictures of each end
 SLICED = {"words": "number of words in the caption", "caption": "whether the embedder read the caption whole"}
 SLICE_NOTE = "The number of pictures behind each value stands under the pointer, and in the names of the figures."
 COSINE = Column("cosine", "plain", "higher")
-Each = dict[str, dict[str, tuple[list[str], list[float]]]]  # metric, subject: captions and what is said of each
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class _Read:
 
 
 def agreement(
-    opened: Opened, sets: Mapping[str, Agreement], real: Agreement | None, figures: dict[str, Known], each: Each, *,
-    seed: int, ends: bool = True,
+    opened: Opened, sets: Mapping[str, Agreement], real: Agreement | None, figures: dict[str, Known],
+    samples: dict[str, Samples], *, seed: int, ends: bool = True,
 ) -> list[Block]:  # fmt: skip
     """Note CLIP scores of all sets with captions; return tables, slices, and the pictures that agree best and worst.
 
@@ -62,7 +62,7 @@ def agreement(
     read |= {name: _read(opened, one, "model") for name, one in sets.items() if one.captions}
     if not read:
         return []
-    rows = [row for name, one in read.items() for row in _rows(opened, name, one, figures, each, seed)]
+    rows = [row for name, one in read.items() for row in _rows(opened, name, one, figures, samples, seed)]
     embedder = opened.embedder
     title = f"CLIP score by {embedder.name}:{embedder.sha256[:8]}"
     note = "The raw cosine, neither scaled nor clamped: x 100 and x 2.5 are other people's scales."
@@ -79,13 +79,14 @@ def _read(opened: Opened, shown: Agreement, kind: RowKind) -> _Read:
     return _Read(shown, shown.captions, texts, np.asarray(encoded.truncated, dtype=bool), kind)
 
 
-def _key(opened: Opened, n: int | None, part: str = "") -> str:
+def _key(opened: Opened, n: int, part: str = "") -> str:
     embedder = opened.embedder
-    size = "" if n is None else f"|n={n}"
-    return f"clip_score[{embedder.name}:{embedder.sha256[:8]}|resize={embedder.resize}{size}{part}]"
+    return f"clip_score[{embedder.name}:{embedder.sha256[:8]}|resize={embedder.resize}|n={n}{part}]"
 
 
-def _rows(opened: Opened, name: str, one: _Read, figures: dict[str, Known], each: Each, seed: int) -> list[Row]:
+def _rows(
+    opened: Opened, name: str, one: _Read, figures: dict[str, Known], samples: dict[str, Samples], seed: int
+) -> list[Row]:
     """The score of a set, and that of its pictures with captions of others, which are its floor."""
     assert opened.text is not None
     key, cut, title = _key(opened, len(one.captions)), int(one.cut.sum()), one.shown.pictures.title
@@ -93,8 +94,9 @@ def _rows(opened: Opened, name: str, one: _Read, figures: dict[str, Known], each
     for subject, measure in ((name, clip_score), (f"shuffled.{name}", shuffled_floor)):
         found = partial(measure, one.shown.features, one.texts, one.captions, seed=seed)
         figures[f"{subject}.{key}"] = attempted(found, source)
-    said = each.setdefault(_key(opened, None), {})
-    said[name] = one.captions, cosines(one.shown.features, one.texts).tolist()
+    if isinstance(figures[f"{name}.{key}"], Figure):
+        keys, said = tuple(map(key_of, one.captions)), cosines(one.shown.features, one.texts)
+        samples[f"{name}.{key}"] = Samples(keys, tuple(said.tolist()), within_prompts(keys))
     return [
         Row([title, figures[f"{name}.{key}"], cut], one.kind),
         Row([f"{title}, captions shuffled", figures[f"shuffled.{name}.{key}"], cut], "floor"),

@@ -187,5 +187,6 @@ def _report(asked: Asked, work: Scoring, sections: list[Section], command: str, 
         provenance=provenance,
         sections=sections,
         figures=work.figures,
+        samples=work.samples,
         highlights=_highlights(work),
     )

@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.blocks import Block, Known, Section
 from eval.features import Embedder
+from eval.samples import Samples
 from pipelines.scoring.agreement import Agreement, agreement
 from pipelines.scoring.cached import FeatureCache, Features
 from pipelines.scoring.copies import copies
@@ -25,8 +26,8 @@ class Scoring:
 
     sets: what was generated, by the first part of the names of its figures; against: what tables call the reference;
     held_out: real pictures that are not in the reference; searched: pictures in which copies are looked for, where
-    they are; beside: further pictures, of which only failures are counted; each: what a metric says of single
-    pictures, by subject.
+    they are; beside: further pictures, of which only failures are counted; samples: what single pictures add to
+    figures, by name.
     """
 
     sets: Mapping[str, PictureSet]
@@ -39,7 +40,7 @@ class Scoring:
     searched: PictureSet | None = None
     beside: Mapping[str, PictureSet] = field(default_factory=dict)
     figures: dict[str, Known] = field(default_factory=dict)
-    each: dict[str, dict[str, tuple[list[str], list[float]]]] = field(default_factory=dict)
+    samples: dict[str, Samples] = field(default_factory=dict)
 
     @property
     def fewest(self) -> int:
@@ -65,7 +66,7 @@ def judged(work: Scoring) -> list[Section]:
             words = {name: Agreement(one, made[name]) for name, one in work.sets.items()}
             ceiling = None if unseen is None else Agreement(*unseen)
             agreements += agreement(
-                opened, words, ceiling, work.figures, work.each, seed=work.seed, ends=not agreements
+                opened, words, ceiling, work.figures, work.samples, seed=work.seed, ends=not agreements
             )
         if searched and real is not None and unseen is not None:
             near.append(_copies(work, embedder, made, real, unseen[1]))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from eval.human.power import Effort
 from eval.human.simulate import Truth, answer_pages
+from eval.samples import Samples, key_of, to_json
 from pipelines.config import RecipeError
 from pipelines.errors import PalimpsestError
 from pipelines.study import export_study, import_study, plan_study, registered, report_study, simulate_study
@@ -156,9 +157,13 @@ def test_a_study_from_file_to_report_with_metrics(two, tmp_path):
         "zqddpm.fd[x]": {"value": 3.0},
         "zqflow.kd": {"value": None},
     }
-    (tmp_path / "report.json").write_text(json.dumps({"figures": figures}))
-    singly = {"scene": {"zqflow": dict.fromkeys(WORDS, 1.0), "zqddpm": dict.fromkeys(WORDS, 0.0)}}
-    (tmp_path / "per_prompt.json").write_text(json.dumps(singly))
+    keys = tuple(map(key_of, WORDS))
+    singly = {
+        f"{model}.scene.shape{part}": Samples(own, (value,) * len(own))
+        for model, value in (("zqflow", 1.0), ("zqddpm", 0.0))
+        for part, own in (("", keys[:3]), (".unseen", keys[3:]))
+    } | {f"{model}.nearest": Samples(keys, (value,) * len(keys)) for model, value in (("zqflow", 1.0), ("zqddpm", 0.0))}
+    (tmp_path / "report.json").write_text(json.dumps({"figures": figures, "samples": to_json(singly)}))
     report_study(out, tmp_path / "report.json")
     fits = {
         (one["metric"], one["over"]): one["accuracy"] for one in json.loads((out / "study.json").read_text())["metrics"]
@@ -166,9 +171,12 @@ def test_a_study_from_file_to_report_with_metrics(two, tmp_path):
     assert fits["scene.colour", "models"]["value"] == 1 and fits["fd[x]", "models"]["value"] == 0, (
         "a lower fd is better"
     )
-    assert fits["scene", "prompts"]["value"] > 0.8 and len(fits) == 3
+    assert fits["scene.shape", "prompts"]["value"] > 0.8 and len(fits) == 4
+    assert fits["nearest", "prompts"]["value"] < 0.2, "of copies, fewer are better"
+    (tmp_path / "report.json").write_text(json.dumps({"figures": figures, "samples": {"zqflow.kd": {"keys": 3}}}))
+    with pytest.raises(PalimpsestError, match=r"report.json: the samples of zqflow.kd cannot be read"):
+        report_study(out, tmp_path / "report.json")
     (tmp_path / "report.json").write_text(json.dumps({"figures": {"gan.kd": {"value": 1.0}}}))
-    (tmp_path / "per_prompt.json").unlink()
     with pytest.raises(PalimpsestError, match="no figure of two of the models zqflow, zqddpm"):
         report_study(out, tmp_path / "report.json")
 
