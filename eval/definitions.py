@@ -120,6 +120,10 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Peak signal-to-noise ratio between a held-out picture and its reconstruction (from codes or latents, or, for a "
      "model that enlarges, from the picture made small), 10 log10(1 / MSE) for values in [0, 1] after clamping; one "
      "value per picture, then the mean. Three dB halve the squared error."),
+    (r".*\.lpips(\[.*\])?", "LPIPS", "plain", "lower",
+     "Learned perceptual distance between a held-out picture and its reconstruction (Zhang 2018, version 0.1): squared "
+     "differences between unit vectors of a network's maps, weighed by learned heads; mean over pictures. Weights that "
+     "are not the published ones stand in the brackets, and their figure compares with no other."),
     (r".*\.ssim", "SSIM", "plain", "higher",
      "Structural similarity (Wang 2004): 11-pixel Gaussian window, valid region, mean over pictures; 1 is identical."),
     (r".*\.usage", "codes used", "share", "higher",

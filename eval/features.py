@@ -224,6 +224,8 @@ def paired_distance(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[n
     x, y = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if x.shape != y.shape or x.ndim != 2:
         raise ValueError(f"paired features need one shape (n, dim), got {x.shape} and {y.shape}")
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        raise ValueError("paired features hold NaN or infinite values: check the embedder and its pictures")
     return ((x - y) ** 2).mean(1)
 
 

@@ -10,6 +10,7 @@ from scipy.special import gammaln
 from eval.interval import Interval, jackknife, mean_interval
 
 CAP = 100.0  # decibels given to a picture without any error
+FAR = 100.0  # values that are all >= 0 and reach it are bytes, and no decoder that overshoots
 WINDOW = 11  # taps of the Gaussian of SSIM
 SUBSAMPLE = 10_000  # tokens at which usage is comparable between sets of different size
 
@@ -163,14 +164,18 @@ def _usage_at(counts: NDArray[np.float64], tokens: int) -> float:
 def _images(real: ArrayLike, fake: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """Both sets as float64 with their data range."""
     x, y = np.asarray(real), np.asarray(fake)
-    if x.shape != y.shape or x.ndim < 2 or not len(x):
-        raise ValueError(f"pictures must have one shape (B, ...), got {x.shape} and {y.shape}")
+    if x.shape != y.shape or x.ndim < 2 or not x.size:
+        raise ValueError(f"pictures must have one shape (B, ...) with pixels, got {x.shape} and {y.shape}")
     if x.dtype == y.dtype == np.uint8:
         return x.astype(np.float64), y.astype(np.float64), 255.0
     if not (np.issubdtype(x.dtype, np.floating) and np.issubdtype(y.dtype, np.floating)):
         raise ValueError(f"pictures must both be uint8 or both floats in [-1, 1], got {x.dtype} and {y.dtype}")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        raise ValueError("pictures hold NaN or infinite values")
+    for name, side in (("real", x), ("fake", y)):
+        if not np.isfinite(side).all():
+            broken = int((~np.isfinite(side)).reshape(len(side), -1).any(1).sum())
+            raise ValueError(f"{broken} of {len(side)} {name} pictures hold NaN or infinite values: check the model")
     if np.abs(x).max() > 1 + 1e-6:
-        raise ValueError(f"real pictures must lie in [-1, 1], got [{x.min()}, {x.max()}]")
+        raise ValueError(f"real pictures must lie in [-1, 1], got [{x.min():g}, {x.max():g}]: scale them")
+    if y.min() >= 0 and y.max() > FAR:
+        raise ValueError(f"fake pictures lie in [{y.min():g}, {y.max():g}], expected about [-1, 1]: scale them")
     return x.astype(np.float64), y.astype(np.float64).clip(-1, 1), 2.0

@@ -94,6 +94,7 @@ def evaluate(
     if generated:
         if recipe is not None or not reference:
             raise PalimpsestError("--generated takes --reference beside it, and no recipe.")
+        from pipelines.hardware import is_main
         from pipelines.scoring.score import Asked, score
 
         asked = Asked(
@@ -102,7 +103,8 @@ def evaluate(
             reference_count=reference_count, as_they_are=as_they_are, card=card, seed=seed,
         )  # fmt: skip
         page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]), before)
-        print(f"{page}\n{figures}")
+        if is_main():
+            print(f"{page}\n{figures}")
         return None
     if recipe is None:
         raise PalimpsestError("Name a recipe, or --generated DIR and --reference DIR.")

@@ -107,6 +107,8 @@ def _quality(e: Evaluation, codec: Codec) -> list[Row]:
     source = f"{stage} {e.run.manifest(stage)['hash'][:12]}, {len(e.real)} {e.where} pictures"
     _each(e, "psnr", stage, lambda: codec.decibels, source)
     _each(e, "ssim", stage, lambda: ssim(e.real.pictures, again), source)
+    if (lpips := e.lpips) is not None:
+        _each(e, lpips.name, stage, lambda: lpips.each(e.real.pictures, again), f"{source}; {lpips.about}")
     if e.judges.scene is not None and e.real.labelled:
         for attribute, interval in scene_figures(e.judges, again, e.real.labels).items():
             e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")

@@ -17,6 +17,7 @@ from torch import nn
 from pipelines.errors import PalimpsestError
 from pipelines.hardware import size_of
 from pipelines.judged_config import EvalStage
+from pipelines.lpips_measure import weights_in
 from pipelines.optimizer import matrices_of
 from pipelines.recipe import Recipe
 from pipelines.scoring.kinds import missing_weights
@@ -66,6 +67,8 @@ def check_files(stage: Any) -> None:
     for asked in stage.embedders if isinstance(stage, EvalStage) else ():
         if problem := missing_weights(asked):
             raise ValueError(problem)
+    if isinstance(stage, EvalStage) and stage.lpips:
+        weights_in(Path(stage.lpips))
 
 
 def _numbers(part: Part) -> tuple[str, str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from eval.blocks import (
@@ -27,6 +28,7 @@ from pipelines.judged_models import files_behind, judged_models
 from pipelines.judging import Judges
 from pipelines.ledger import said
 from pipelines.logged import logged, read_log
+from pipelines.lpips_measure import LocalLPIPS
 from pipelines.measures import REFERENCE, Evaluation, read_set
 from pipelines.picture_measures import judged_generated, judged_real
 from pipelines.prior_measures import prior_costs
@@ -49,10 +51,10 @@ NO_LABELS = "this data has no exact labels: only scenes made by `palimpsest data
 
 def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     """Compute all figures and write report.html and report.json beside the manifest."""
+    lpips = LocalLPIPS(Path(stage.lpips)) if stage.lpips else None
     real = read_set(run, run.held_out_name(), stage.reconstructions)
-    e = Evaluation(
-        run, name, stage, Judges.load(run, name), real, read_set(run, "train", max(READ_TRAIN, stage.searched))
-    )
+    train = read_set(run, "train", max(READ_TRAIN, stage.searched))
+    e = Evaluation(run, name, stage, Judges.load(run, name), real, train, lpips)
     autoencoders(e)
     enlargements(e)
     judged_real(e)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
@@ -25,6 +26,11 @@ def step_generator(seed: int, rank: int, step: int, device: torch.device | str =
     """Return the generator of all draws of one step on one rank."""
     key = hashlib.sha256(f"{seed}/{rank}/{step}".encode()).digest()
     return torch.Generator(device).manual_seed(int.from_bytes(key[:8], "little") >> 1)
+
+
+def is_main() -> bool:
+    """Whether this is the main process of a run, or the only one."""
+    return PartialState(cpu=not torch.cuda.is_available()).is_main_process
 
 
 def from_main(value: Item) -> Item:

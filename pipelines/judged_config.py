@@ -148,6 +148,7 @@ class EvalStage(Stage):
     pictures: int = 64  # in each grid
     embedders: tuple[str, ...] = ()  # beside the judge, KIND or KIND=PATH: inception=FILE, dinov2=FOLDER, ...
     searched: int = 5000  # training pictures in which copies are looked for; 0: none is
+    lpips: str = ""  # folder with torchvision's trunk and the lpips package's heads; "" measures no LPIPS
 
     def __post_init__(self) -> None:
         """Refuse embedders that there are not, and numbers that judge nothing."""

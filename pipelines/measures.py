@@ -27,6 +27,7 @@ from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
 from pipelines.judged_config import EvalStage, GenerateStage
 from pipelines.judging import Judges, Pictures
+from pipelines.lpips_measure import LocalLPIPS
 from pipelines.pictures import NOT_FINITE
 from pipelines.runs import Run
 from pipelines.sampling_options import AUTOREGRESSIVE
@@ -98,6 +99,7 @@ class Evaluation:
     judges: Judges
     real: Set
     train: Set
+    lpips: LocalLPIPS | None = None  # of reconstructions, where the recipe says where its weights are
     figures: dict[str, Known] = field(default_factory=dict)
     sections: list[Section] = field(default_factory=list)
     samples: dict[str, Samples] = field(default_factory=dict)  # what single pictures add to figures, by name

@@ -85,7 +85,7 @@ class PerceptualDistance(nn.Module, ABC):
 
     @abstractmethod
     def weighed(self, squares: Sequence[Tensor]) -> Tensor:
-        """Distance (), of the squared differences (B, C_s, h_s, w_s) between directions."""
+        """Distances (B,), of the squared differences (B, C_s, h_s, w_s) between directions."""
 
     def train(self, mode: bool = True) -> Self:
         """Stay in evaluation mode."""
@@ -93,7 +93,11 @@ class PerceptualDistance(nn.Module, ABC):
         return super().train(False)
 
     def forward(self, x_hat: Tensor, x: Tensor) -> Tensor:
-        """x_hat, x: (B, 3, H, W) in [-1, 1]. Returns (), with a gradient to x_hat only."""
+        """x_hat, x: (B, 3, H, W) in [-1, 1]. Returns the mean (), with a gradient to x_hat only."""
+        return self.each(x_hat, x).mean()
+
+    def each(self, x_hat: Tensor, x: Tensor) -> Tensor:
+        """The distance of each picture, (B,)."""
         dtype = next(self.network.parameters()).dtype
         with torch.autocast(x_hat.device.type, enabled=False):
             with torch.no_grad():
@@ -166,8 +170,8 @@ class LPIPS(PerceptualDistance):
 
     def weighed(self, squares: Sequence[Tensor]) -> Tensor:
         """Sum over the maps, channels weighed by the linear heads."""
-        terms = [(self.get_buffer(f"head{i}") * square).sum(1).mean() for i, square in enumerate(squares)]
-        return torch.stack(terms).sum()
+        terms = [(self.get_buffer(f"head{i}") * square).sum(1).mean((1, 2)) for i, square in enumerate(squares)]
+        return torch.stack(terms).sum(0)
 
 
 def _trunk(path: Path, shape: TrunkShape) -> nn.Sequential:
@@ -247,4 +251,4 @@ class FeatureDistance(PerceptualDistance):
 
     def weighed(self, squares: Sequence[Tensor]) -> Tensor:
         """Mean over the maps, channels added up."""
-        return torch.stack([square.sum(1).mean() for square in squares]).mean()
+        return torch.stack([square.sum(1).mean((1, 2)) for square in squares]).mean(0)

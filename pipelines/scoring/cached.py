@@ -11,12 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from numpy.typing import NDArray
 
 from eval.features import BATCH, Embedder
 from pipelines.artefact import digest, write_atomically
+from pipelines.hardware import from_main
 from pipelines.progress import meter
 from pipelines.scoring.sets import Picture, PictureSet
+from pipelines.together import together
 
 FORMAT = 1  # of the files, and of how features are made
 Features = NDArray[np.float32]  # (n, dim)
@@ -31,6 +35,32 @@ class FeatureCache:
 
     def of(self, embedder: Embedder, pictures: PictureSet) -> Features:
         """Features of all pictures, (n, dim); made and kept where there are none. Raises ValueError for NaN."""
+        path, made_of = self._place(embedder, pictures)
+        if (kept := _read(path, made_of)) is not None:
+            return kept
+        made = embed(embedder, pictures)
+        write_atomically(path, lambda temporary: _write(temporary, made, made_of))
+        return made
+
+    def make_together(self, embedder: Embedder, pictures: PictureSet) -> None:
+        """Make features that are not kept yet, each process of a run those of a part; `of` then finds them.
+
+        All processes must call it. What is made is what one process makes, in its order; the main process keeps it.
+        """
+        processes = PartialState(cpu=not torch.cuda.is_available())
+        path, made_of = self._place(embedder, pictures)
+        if from_main(_read(path, made_of) is not None):
+            return
+        with together():
+            mine = np.array_split(np.arange(len(pictures)), processes.num_processes)[processes.process_index]
+            part = [embed(embedder, pictures.at(mine.tolist()))] if len(mine) else []
+        made = np.concatenate(gather_object(part))
+        with together():
+            if processes.is_main_process:
+                write_atomically(path, lambda temporary: _write(temporary, made, made_of))
+
+    def _place(self, embedder: Embedder, pictures: PictureSet) -> tuple[Path, dict[str, Any]]:
+        """The file of some features, and what they are made of."""
         made_of = {
             "format": FORMAT,
             "pictures": pictures.sha256,
@@ -40,12 +70,7 @@ class FeatureCache:
             "resize": embedder.resize,
             "made_by": [torch.__version__, str(getattr(embedder, "device", "cpu"))],
         }
-        path = self.folder / f"{embedder.name}-{embedder.sha256[:8]}-{digest(made_of)[:16]}.npz"
-        if (kept := _read(path, made_of)) is not None:
-            return kept
-        made = embed(embedder, pictures)
-        write_atomically(path, lambda temporary: _write(temporary, made, made_of))
-        return made
+        return self.folder / f"{embedder.name}-{embedder.sha256[:8]}-{digest(made_of)[:16]}.npz", made_of
 
 
 def embed(embedder: Embedder, pictures: PictureSet) -> Features:

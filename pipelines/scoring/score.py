@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from accelerate import PartialState
 from PIL import Image
 
 from eval.blocks import Gallery, Report, Section
@@ -23,9 +25,10 @@ from pipelines.scoring.card import card
 from pipelines.scoring.embedders import open_embedders
 from pipelines.scoring.made import judged_set
 from pipelines.scoring.reference import Reference, Statistics, open_reference
-from pipelines.scoring.scoring import Scoring, judged
+from pipelines.scoring.scoring import Scoring, judged, make_together
 from pipelines.scoring.sets import PictureSet, open_set, splits_there
 from pipelines.scoring.titles import titles_of
+from pipelines.together import together
 
 SHOWN = 48  # pictures of each set in the report
 log = logging.getLogger("palimpsest")
@@ -64,26 +67,38 @@ class Asked:
 def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
     """Score what is asked; returns the paths of report.html and report.json in `asked.out`.
 
-    before: an earlier report that the new one is compared with. Raises PalimpsestError for sets, captions and embedders
-    that cannot be used, CompareError for a report on other data.
+    before: an earlier report that the new one is compared with. Of several processes (torchrun) each makes the features
+    of a part, and the main one all else. Raises PalimpsestError for sets, captions and embedders that cannot be used,
+    CompareError for a report on other data.
     """
     began = time.monotonic()
+    processes = PartialState(cpu=not torch.cuda.is_available())
+    with together():
+        work = _opened(asked, before)
+    if processes.num_processes > 1:
+        make_together(work)
+    if not processes.is_main_process:
+        return asked.out / "report.html", asked.out / "report.json"
+    sections, sets = judged(work), list(work.sets.values())
+    if asked.card and isinstance(work.reference, PictureSet):
+        sections += [card(opened.embedder, work.reference, work.figures, asked.seed) for opened in work.embedders]
+    sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
+    report = _report(asked, work, sections, command, time.monotonic() - began)
+    return write_report(with_change(report, before), asked.out)
+
+
+def _opened(asked: Asked, before: Baseline | None) -> Scoring:
+    """All that a scoring reads."""
     sets = _sets(asked)
     reference = _reference(asked, sets)
     if before is not None:
         before.check_data(reference.sha256[:16])
     pictures = reference if isinstance(reference, PictureSet) else None
-    work = Scoring(
+    return Scoring(
         sets={one.title: one for one in sets}, reference=reference, against=without_credentials(asked.reference),
         embedders=open_embedders(asked.embedders, pictures, asked.seed), cache=FeatureCache(asked.out / "features"),
         seed=asked.seed, held_out=_held_out(asked, reference), searched=pictures,
     )  # fmt: skip
-    sections = judged(work)
-    if asked.card and pictures is not None:
-        sections += [card(opened.embedder, pictures, work.figures, asked.seed) for opened in work.embedders]
-    sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
-    report = _report(asked, work, sections, command, time.monotonic() - began)
-    return write_report(with_change(report, before), asked.out)
 
 
 def _sets(asked: Asked) -> list[PictureSet]:

@@ -56,11 +56,11 @@ def judged(work: Scoring) -> list[Section]:
     failed = failures({**work.sets, **work.beside}, work.held_out, work.figures)
     sections, agreements, near = list[Section](), list[Block](), list[Section]()
     for opened in work.embedders:
-        embedder, first = opened.embedder, opened is work.embedders[0]
+        embedder = opened.embedder
         made = {name: work.cache.of(embedder, one) for name, one in work.sets.items()}
         real = None if isinstance(work.reference, Statistics) else work.cache.of(embedder, work.reference)
-        searched = first and work.held_out is not None and work.searched is not None
-        unseen = _unseen(work, opened, whole=searched)
+        searched, shown = _searched(work, opened), _shown(work, opened)
+        unseen = None if shown is None else (shown, work.cache.of(embedder, shown))
         sections.append(_distances(work, embedder, made, real, unseen))
         if opened.text is not None:
             words = {name: Agreement(one, made[name]) for name, one in work.sets.items()}
@@ -68,20 +68,35 @@ def judged(work: Scoring) -> list[Section]:
             agreements += agreement(
                 opened, words, ceiling, work.figures, work.samples, seed=work.seed, ends=not agreements
             )
-        if searched and real is not None and unseen is not None:
-            near.append(_copies(work, embedder, made, real, unseen[1]))
+        if searched is not None and real is not None and unseen is not None:
+            near.append(_copies(work, searched, embedder, made, real, unseen[1]))
     if agreements:
         sections.append(Section("Agreement with captions", agreements))
     return [*sections, *near, failed]
 
 
-def _unseen(work: Scoring, opened: Opened, *, whole: bool) -> tuple[PictureSet, Features] | None:
-    """Held-out pictures with their features: all where copies or captions ask for them, else as many as compared."""
+def make_together(work: Scoring) -> None:
+    """Make all features that `judged` asks for, of several processes each a part; without those of damaged pictures."""
+    for opened in work.embedders:
+        searched = _searched(work, opened)
+        asked = [*work.sets.values(), work.reference, _shown(work, opened), searched]
+        for pictures in asked:
+            if isinstance(pictures, PictureSet):
+                work.cache.make_together(opened.embedder, pictures)
+
+
+def _searched(work: Scoring, opened: Opened) -> PictureSet | None:
+    """In what copies are looked for: by one embedder, which is enough."""
+    return work.searched if opened is work.embedders[0] and work.held_out is not None else None
+
+
+def _shown(work: Scoring, opened: Opened) -> PictureSet | None:
+    """Held-out pictures: all where copies or captions ask for them, else as many as compared."""
     if work.held_out is None:
         return None
     captioned = opened.text is not None and work.held_out.caption is not None
-    shown = work.held_out if whole or captioned else work.held_out.some(work.fewest, work.seed)
-    return shown, work.cache.of(opened.embedder, shown)
+    whole = captioned or _searched(work, opened) is not None
+    return work.held_out if whole else work.held_out.some(work.fewest, work.seed)
 
 
 def _distances(
@@ -121,11 +136,9 @@ def _ceiling(
 
 
 def _copies(
-    work: Scoring, embedder: Embedder, made: Mapping[str, Features], real: Features, unseen: Features
+    work: Scoring, known: PictureSet, embedder: Embedder, made: Mapping[str, Features], real: Features, unseen: Features
 ) -> Section:
     """How near the sets lie to what a model was trained on, beside held-out pictures."""
-    assert work.searched is not None
-    known = work.searched
     features = real if known is work.reference else work.cache.of(embedder, known)
     sets = {name: (one, made[name]) for name, one in work.sets.items()}
     return copies(sets, unseen, known, features, embedder, work.figures, seed=work.seed)

@@ -1,5 +1,10 @@
 """Laws of the Fréchet distance, and implementations with which it agrees; its goldens are in eval.selftest."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +12,11 @@ import torch
 from backbone.clip import cure_torchvision
 from eval import selftest
 from eval.frechet import frechet_distance, frechet_interval, frechet_terms, moments, rank_note
+from tests.eval.streamed import sets
 
 cure_torchvision()
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -166,3 +174,16 @@ def test_small_sets_have_wide_intervals_or_none(few):
     x, y = (side[:, :2] for side in few)
     assert np.isfinite(frechet_interval(x[:7], y).low)
     assert np.isinf(frechet_interval(x[:3], y).low)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch", [1, 7, 64])
+def test_moments_of_two_processes_merge_to_those_of_one(batch):
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.eval.streamed"]
+    done = subprocess.run(
+        [sys.executable, *launcher, str(batch)], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        capture_output=True, timeout=300, check=True,
+    )  # fmt: skip
+    processes, rows, found = done.stdout.split()[-3:]
+    assert (processes, rows) == ("2", "203")  # the last, shorter batch too
+    assert float(found) == pytest.approx(frechet_distance(*sets()), rel=1e-9)

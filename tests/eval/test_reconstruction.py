@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from eval.features import paired_distance
 from eval.reconstruction import (
     CAP,
     codebook,
@@ -48,6 +49,23 @@ def test_rounding_costs_six_decibels_less_than_truncation():
 def test_uint8_and_float_pictures_give_one_psnr():
     a, b = np.random.RandomState(2).randint(0, 256, (2, 3, 8, 8, 3)).astype(np.uint8)
     assert psnr(a, b) == pytest.approx(psnr(a / 127.5 - 1, b / 127.5 - 1))
+
+
+def test_bytes_as_floats_and_broken_pictures_are_refused_by_all(pictures):
+    real = np.zeros((3, 3, 16, 16))
+    broken = real.copy()
+    broken[1, 0, 0, 0] = np.nan
+    for measure in (psnr, ssim):
+        with pytest.raises(ValueError, match=r"fake pictures lie in \[0, 255\], expected about \[-1, 1\]: scale"):
+            measure(real, np.linspace(0, 255, real.size).reshape(real.shape))
+        with pytest.raises(ValueError, match="1 of 3 fake pictures hold NaN"):
+            measure(real, broken)
+        with pytest.raises(ValueError, match=r"real pictures must lie in \[-1, 1\], got \[0, 255\]"):
+            measure(np.linspace(0, 255, real.size).reshape(real.shape), real)
+        with pytest.raises(ValueError, match=r"with pixels, got \(3, 3, 0, 16\)"):
+            measure(real[:, :, :0], real[:, :, :0])
+    with pytest.raises(ValueError, match="paired features hold NaN"):
+        paired_distance(np.full((2, 3), np.nan), np.zeros((2, 3)))
 
 
 def test_reconstructions_are_clamped_first(pictures):

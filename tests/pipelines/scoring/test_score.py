@@ -12,10 +12,12 @@ from backbone import clip
 from eval.frechet import frechet_distance
 from pipelines import cli
 from pipelines.errors import PalimpsestError
+from pipelines.scoring.cached import embed
 from pipelines.scoring.embedders import open_embedders
 from pipelines.scoring.score import Asked, score
 from pipelines.scoring.sets import open_set
 from tests.conftest import finish
+from tests.pipelines.test_distributed import on_two_ranks
 from tokenizer.text import BPE
 
 HOSTILE = '<script>alert("x")</script> \u202eشمس 🌞 <b>\'&'
@@ -235,3 +237,37 @@ def test_the_command_scores_and_compares(folders, tmp_path, monkeypatch, capsys)
     assert code == 2 and "--generated takes --reference beside it" in err
     code, _, err = command(monkeypatch, capsys, "eval")
     assert code == 2 and "Name a recipe, or --generated DIR" in err
+
+
+@pytest.mark.parametrize("most", [1, 7, 64])
+def test_batches_of_any_size_give_all_pictures_their_features(folders, most, monkeypatch):
+    (conv,) = open_embedders(["random-conv"], None, 0)
+    near = open_set(folders / "near")
+    monkeypatch.setattr("pipelines.scoring.cached.BATCH", most)
+    found, whole = embed(conv.embedder, near), conv.embedder.embed(np.stack(list(near)))
+    assert found.shape == whole.shape == (30, conv.embedder.dim)  # 7 and 64 do not divide 30
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one_and_write_one_report(folders, tmp_path):
+    words = [
+        "eval", "--generated", folders / "near", folders / "far", "--reference", folders / "reference", "--embedders",
+        "random-conv", f"openclip={folders / 'clip'}", "--held-out", folders / "far",
+    ]  # fmt: skip
+    told = on_two_ranks(*words, "--out", tmp_path / "two")
+    assert told.count("report.html") == 1
+    finish(*words, "--out", tmp_path / "one")
+    one, two = (json.loads((tmp_path / name / "report.json").read_text())["figures"] for name in ("one", "two"))
+    assert {name: figure["n"] for name, figure in one.items() if figure["value"] is not None} == {
+        name: figure["n"] for name, figure in two.items() if figure["value"] is not None
+    }
+    for name, figure in one.items():
+        assert two[name]["value"] == pytest.approx(figure["value"], rel=1e-4, abs=1e-5), name
+    kept = sorted(path.name for path in (tmp_path / "one" / "features").iterdir())
+    assert sorted(path.name for path in (tmp_path / "two" / "features").iterdir()) == kept
+    shutil.rmtree(tmp_path / "two" / "features")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
+    with pytest.raises(AssertionError, match="broken"):
+        on_two_ranks("eval", "--generated", tmp_path / "broken", "--reference", folders / "reference")
