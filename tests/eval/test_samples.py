@@ -124,7 +124,7 @@ def test_a_report_of_ten_thousand_pictures_stays_small_and_reads_back(tmp_path):
     whole = Report(title="t", summary="s", provenance=made, sections=[], figures=figures, samples=samples)
     page, twin = write_report(whole, tmp_path)
     assert 300_000 < twin.stat().st_size < 600_000, "150 kB of keys, 60 to 90 kB of values a figure"
-    assert len(twin.read_text().splitlines()) < 100
+    assert len(twin.read_text().splitlines()) < 1000  # no line for every number
     back = from_json(json.loads(twin.read_text())["samples"])
     assert {name: one.keys for name, one in back.items()} == {name: one.keys for name, one in samples.items()}
     assert back["vae.psnr"].values == pytest.approx(samples["vae.psnr"].values, rel=1e-4)
