@@ -262,10 +262,9 @@ class Section:
 
 @dataclass(frozen=True, kw_only=True)
 class Judged:
-    """A model, or a set of pictures, that a report is about. What nobody knows stays empty.
+    """A model, or a set of pictures by their hash, that a report is about. What nobody knows stays empty.
 
-    checkpoint: hash of its weights; pictures: hash of what it made, where that is all there is; weights: which of a
-    training, such as the average over what length; steps: with the evaluations of the network where they differ.
+    checkpoint: hash of its weights, which `weights` says in words; steps: and evaluations, where they differ.
     """
 
     name: str

@@ -88,7 +88,8 @@ def _differing(found: Comparison, before: Mapping[str, Any], now: Mapping[str, A
     ]  # fmt: skip
     note = (
         f"Every figure that differs with p < {LEVEL}, corrected for their number (Holm). Both sides count as "
-        "independent: on the same pictures small changes are missed and none is invented. Figures without intervals "
+        "independent: on the same pictures small changes are missed and none is invented. Differences of shares are in "
+        "points of 100. Figures without intervals "
         f"cannot differ beyond chance: {sum(one.verdict == 'no interval' for one in found.differences)} are in both."
     )
     return [Table("What differs beyond chance", columns, rows, note=note)] if rows else []

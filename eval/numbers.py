@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
+from itertools import groupby
+from operator import itemgetter
 
 from eval.blocks import Bars, Chart, Curve, Figure, Missing, Scatter, Tradeoff, Usage
 from eval.charts import POINTS, thin
@@ -37,8 +39,11 @@ def _rows(block: Chart) -> Iterable[Sequence[Value]]:
                 ends = zip(series.low, series.high, strict=True) if series.low and series.high else [("", "")] * len(x)
                 yield from ((series.name, a, b, *end) for a, b, end in zip(x, y, ends, strict=True))
         case Usage():
-            yield "rank", "count"
-            yield from enumerate(sorted(block.counts, reverse=True), 1)
+            yield "rank from", "to", "count"
+            ranked = groupby(enumerate(sorted(block.counts, reverse=True), 1), key=itemgetter(1))
+            for value, ranks in ranked:  # a line for all codes that are equally common: there may be thousands
+                first, *rest = (rank for rank, _ in ranks)
+                yield first, rest[-1] if rest else first, value
         case Bars():
             yield f"{block.x_label} from", "to", block.y_label
             yield from zip(block.edges[:-1], block.edges[1:], block.heights, strict=True)

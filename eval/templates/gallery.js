@@ -27,6 +27,7 @@ function release() {
 function flip(strip, index, to = index + 1) {
   const all = several(strip);
   if (all.length > 1) swap(all[index], all[index].parentNode.querySelector("bdi"), all[to % all.length]);
+  return all.length > 1;
 }
 function flipLarge() {
   const all = several(strips[at]);
@@ -59,7 +60,7 @@ function pressed(element, flipping, click) {
   let long = false;
   element.addEventListener("pointerdown", (event) => {
     long = false;
-    if (event.button === 0) timer = setTimeout(() => { long = true; flipping(event.target); }, HOLD);
+    if (event.button === 0) timer = setTimeout(() => { long = flipping(event.target); }, HOLD);
   });
   for (const end of ["pointerup", "pointercancel", "pointerleave"]) element.addEventListener(end, release);
   element.addEventListener("contextmenu", (event) => { if (held) event.preventDefault(); });

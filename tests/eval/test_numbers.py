@@ -25,7 +25,8 @@ def test_every_kind_of_chart_has_a_line_for_every_point():
         ["a", "1.0", repr(1 / 3), "0.2", "0.4"],
         ["b", "5.0", "2.0", "", ""],
     ]
-    assert rows(Usage("u", [1, 3, 0])) == [["rank", "count"], ["1", "3"], ["2", "1"], ["3", "0"]]
+    usage = [["rank from", "to", "count"], ["1", "1", "3"], ["2", "3", "1"], ["4", "4", "0"]]
+    assert rows(Usage("u", [1, 3, 0, 1])) == usage
     assert rows(Bars("b", [0, 1, 2], [4, 5], "x", "y")) == [["x from", "to", "y"], ["0", "1", "4"], ["1", "2", "5"]]
     assert rows(Scatter("s", [Point("p", 2.0, figure)], "x", "y"))[1] == ["p", "2.0", "0.5", "0.4", "0.6", "9"]
     dots = Dots("d", {"who": {"all": figure, "two": missing("no"), "one": Figure(1.0, 1)}})

@@ -241,7 +241,9 @@ def test_encode_and_eval_can_be_asked_for_alone(smoke, tmp_path):
     finish("encode", *words)
     assert reopen_run(folder).manifest("encode")["hash"] == reopen_run(smoke).manifest("encode")["hash"]
     whole = without(smoke, tmp_path / "again", "eval")
-    finish("eval", whole / "recipe.json", "--out", tmp_path / "again", "--data", reopen_run(smoke).data)
+    words = (whole / "recipe.json", "--out", tmp_path / "again", "--data", reopen_run(smoke).data)
+    finish("eval", *words, "--against", smoke)
+    assert "No figure differs beyond chance." in (whole / "eval" / "report.html").read_text()
     reports = [json.loads((run / "eval" / "report.json").read_text())["figures"] for run in (smoke, whole)]
     assert reports[0].keys() == reports[1].keys()
     for name, figure in reports[0].items():  # an evaluation repeats itself, but for the last bits of linear algebra
