@@ -123,11 +123,17 @@ def to_html(report: Report) -> str:
         passed=sum(one.passed for one in checks),
         checks=as_table(checks),
         judged=judged(report.provenance.models),
-        captions=any(isinstance(block, Gallery | Texts) for section in report.sections for block in section.blocks),
+        captions=_captioned(report),
         files=Table("Files", ["file", Column("sha256", code=True)], list(report.provenance.files.items())),
         all_figures=_all_figures(report),
         words=_words(report),
     )
+
+
+def _captioned(report: Report) -> bool:
+    """Whether there are captions to be filtered; the texts of a study are questions."""
+    kinds = Gallery | Texts if report.about == "recipe" else Gallery
+    return any(isinstance(block, kinds) for section in report.sections for block in section.blocks)
 
 
 def judged(models: Sequence[Judged]) -> Table:

@@ -55,7 +55,7 @@ function leave() {
   large.close();
   strips[at].focus();
 }
-// Whoever is pressed long enough flips; `click` is told whether the press was short.
+// What is pressed long enough flips; a shorter press is a click.
 function pressed(element, flipping, click) {
   let long = false;
   element.addEventListener("pointerdown", (event) => {
