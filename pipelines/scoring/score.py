@@ -27,6 +27,7 @@ from pipelines.scoring.made import judged_set
 from pipelines.scoring.reference import Reference, Statistics, open_reference
 from pipelines.scoring.scoring import Scoring, judged, make_together
 from pipelines.scoring.sets import PictureSet, open_set, splits_there
+from pipelines.scoring.shared_captions import side_by_side
 from pipelines.scoring.titles import titles_of
 from pipelines.together import together
 
@@ -82,7 +83,7 @@ def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[P
     sections, sets = judged(work), list(work.sets.values())
     if asked.card and isinstance(work.reference, PictureSet):
         sections += [card(opened.embedder, work.reference, work.figures, asked.seed) for opened in work.embedders]
-    sections.append(Section("Pictures", [*_side_by_side(sets), *(_gallery(one) for one in sets)]))
+    sections.append(Section("Pictures", [*side_by_side(sets, SHOWN), *(_gallery(one) for one in sets)]))
     report = _report(asked, work, sections, command, time.monotonic() - began)
     return write_report(with_change(report, before), asked.out)
 
@@ -145,30 +146,6 @@ def _gallery(one: PictureSet) -> Gallery:
     count, said = min(SHOWN, len(one)), one.caption or one.name
     items = [(Image.fromarray(one.read(i)), said(i)) for i in range(count)]
     return Gallery(one.title, items, note=f"The first {count} of {len(one)}, none picked.")
-
-
-def _side_by_side(sets: Sequence[PictureSet]) -> list[Gallery]:
-    """What all sets make of the captions that they share, where there are several sets; of equal captions the first."""
-    if len(sets) < 2:
-        return []
-    first = [_first_of(one) for one in sets]
-    shared = [caption for caption in first[0] if all(caption in found for found in first)]
-    items = [
-        ([Image.fromarray(one.read(found[caption])) for one, found in zip(sets, first, strict=True)], caption)
-        for caption in shared[:SHOWN]
-    ]
-    note = f"The first {len(items)} of the {len(shared)} captions that all sets share, none picked."
-    labels = [one.title for one in sets]
-    columns = max(1, 8 // len(sets))
-    return [Gallery("The same caption by every set", items, columns, note, labels)] if items else []
-
-
-def _first_of(one: PictureSet) -> dict[str, int]:
-    """The first picture of each caption."""
-    found: dict[str, int] = {}
-    for i, caption in enumerate(one.captions() or []):
-        found.setdefault(caption, i)
-    return found
 
 
 def _highlights(work: Scoring) -> list[str]:
