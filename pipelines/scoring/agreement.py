@@ -14,6 +14,7 @@ from eval.blocks import Block, Column, Figure, Gallery, Known, Row, RowKind, Tab
 from eval.clip_score import clip_score, cosines, shuffled_floor
 from eval.features import NOTE
 from eval.samples import Samples, key_of, within_prompts
+from pipelines.errors import DataError
 from pipelines.scoring.cached import Features
 from pipelines.scoring.embedders import Opened
 from pipelines.scoring.sets import PictureSet
@@ -55,10 +56,10 @@ def agreement(
 ) -> list[Block]:  # fmt: skip
     """Note CLIP scores of all sets with captions; return tables, slices, and the pictures that agree best and worst.
 
-    real: held-out pictures, whose own captions are the ceiling; ends: whether the best and the worst are shown. Raises
-    DataError where only some pictures of a set have a caption.
+    real: held-out pictures, whose own captions, where all have one, are the ceiling; ends: whether the best and the
+    worst are shown. Raises DataError where only some pictures of a set have a caption.
     """
-    read = {"real": _read(opened, real, "ceiling")} if real is not None and real.captions else {}
+    read = {"real": _read(opened, real, "ceiling")} if real is not None and _captioned(real) else {}
     read |= {name: _read(opened, one, "model") for name, one in sets.items() if one.captions}
     if not read:
         return []
@@ -70,6 +71,13 @@ def agreement(
     columns = ["pictures", COSINE, "captions cut"]
     shown = [gallery for name, one in read.items() if ends and name in sets for gallery in _ends(one)]
     return [Table(title, columns, rows, note, warning), *_sliced(opened, read, figures, seed), *shown]
+
+
+def _captioned(real: Agreement) -> bool:
+    try:
+        return bool(real.captions)
+    except DataError:
+        return False
 
 
 def _read(opened: Opened, shown: Agreement, kind: RowKind) -> _Read:

@@ -91,12 +91,10 @@ def _searched(work: Scoring, opened: Opened) -> PictureSet | None:
 
 
 def _shown(work: Scoring, opened: Opened) -> PictureSet | None:
-    """Held-out pictures: all where copies or captions ask for them, else as many as compared."""
-    if work.held_out is None:
-        return None
-    captioned = opened.text is not None and work.held_out.caption is not None
-    whole = captioned or _searched(work, opened) is not None
-    return work.held_out if whole else work.held_out.some(work.fewest, work.seed)
+    """Held-out pictures: all where copies ask for them, else as many as are compared."""
+    if work.held_out is None or _searched(work, opened) is not None:
+        return work.held_out
+    return work.held_out.some(work.fewest, work.seed)
 
 
 def _distances(

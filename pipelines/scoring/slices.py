@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-MOST = 8  # values of a label, beyond which it is no kind of picture but something of each
+MOST = 12  # values of a label, beyond which it is no kind of picture but something of each
 PLAIN = re.compile(r"[\w .,+-]{1,40}")  # what stands in the name of a figure
 Labels = Sequence[Mapping[str, Any]]
 Inside = NDArray[np.bool_]  # (n,)
@@ -21,7 +21,7 @@ def slices_of(sets: Named) -> dict[str, dict[str, dict[str, Inside]]]:
     """Slices by kind and name, and of each set which pictures are in it; only kinds that part the pictures.
 
     words: A-B, B+: between the terciles of all captions, each counted once; caption: cut, whole; label.NAME: its
-    values where they are few, of a list its length.
+    values where they are few, of a list its length. Of kinds that part the pictures alike the first.
     """
     captions = {name: words for name, (words, _, _) in sets.items()}
     cut = {name: np.asarray(found, dtype=bool) for name, (_, found, _) in sets.items()}
@@ -33,7 +33,16 @@ def slices_of(sets: Named) -> dict[str, dict[str, dict[str, Inside]]]:
         }
     there = {kind: {part: _not_empty(of) for part, of in parts.items()} for kind, parts in found.items()}
     filled = {kind: {part: of for part, of in parts.items() if of} for kind, parts in there.items()}
-    return {kind: parts for kind, parts in filled.items() if len(parts) > 1}
+    parted = dict[frozenset[bytes], str]()
+    for kind, parts in filled.items():
+        if len(parts) > 1:
+            parted.setdefault(
+                frozenset(
+                    b"".join(inside.tobytes() + name.encode() for name, inside in of.items()) for of in parts.values()
+                ),
+                kind,
+            )
+    return {kind: filled[kind] for kind in parted.values()}
 
 
 def _not_empty(members: Mapping[str, Inside]) -> dict[str, Inside]:

@@ -48,5 +48,7 @@ def test_labels_of_few_plain_values_are_slices_and_lists_count_as_their_lengths(
     assert found["label.kind"]["dog"]["a"].tolist() == [False, True, True]
     assert list(found["label.objects"]) == ["0", "1", "2"] and list(found["label.real"]) == ["False", "True"]
     assert found["label.relation"]["below"]["a"].tolist() == [False, False, True]
+    twins = [{"class": "cat", "number": 3}, {"class": "dog", "number": 5}, {"class": "cat", "number": 3}]
+    assert list(slices_of({"a": captioned([3, 3, 3], twins)})) == ["label.class"]  # which part the pictures alike
     many = [{"file": str(number)} for number in range(20)]
     assert slices_of({"a": captioned([3] * 20, many)}) == {}
