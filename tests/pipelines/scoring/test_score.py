@@ -1,6 +1,7 @@
 """Pictures from anywhere, judged: the whole way from folders to a report, and two reports side by side."""
 
 import json
+import re
 import shutil
 import sys
 
@@ -31,7 +32,7 @@ def draw(folder, count, shade, *, captions=False, side=16, seed=0):
         values = np.clip(rng.normal([shade, 100, 100], 40, (side, side, 3)), 0, 255).astype(np.uint8)
         Image.fromarray(values).save(folder / f"{i:03d}.png")
         if captions:
-            (folder / f"{i:03d}.txt").write_text(f"noise {i} {HOSTILE if i == 0 else ''}", encoding="utf-8")
+            (folder / f"{i:03d}.txt").write_text(f"noise {i}{' more' * (i % 6)} {HOSTILE * (not i)}", encoding="utf-8")
     return folder
 
 
@@ -95,6 +96,22 @@ def test_the_figures_are_those_of_the_features(folders, report):
 def test_captions_are_text_in_the_page(report):
     page, _ = report
     assert "<script>alert" not in page and "&lt;script&gt;alert" in page and "🌞" in page
+
+
+def test_slices_by_length_make_up_the_whole_and_both_ends_are_shown(report):
+    page, figures = report
+    for name in ("near", "far"):
+        found = {key: figure for key, figure in figures.items() if key.startswith(f"{name}.clip_score[openclip:")}
+        (whole,) = (figure for key, figure in found.items() if "|slice=" not in key)
+        parts = [figure for key, figure in found.items() if "|slice=words:" in key]
+        assert len(parts) == 3 and sum(part["n"] for part in parts) == whole["n"] == 24
+        assert sum(part["value"] * part["n"] for part in parts) / 24 == pytest.approx(whole["value"])
+        assert f"{name}: the 8 that agree best with their captions" in page and "Picked by the cosine out of 24" in page
+        best, worst = (
+            [float(said) for said in re.findall(r'tabindex="0">(-?[\d.]+)\. noise', part)[:8]]
+            for part in page.split(f"{name}: the 8 that agree ")[1:]
+        )
+        assert best == sorted(best, reverse=True) and worst == sorted(worst) and worst[-1] <= best[-1]
 
 
 def test_equal_requests_give_equal_figures_and_features_are_read_again(folders, report):
