@@ -24,9 +24,9 @@ def tradeoff(block: Tradeoff, prefix: str) -> Markup:
             axes.plot([p.x.value for p in pairs], [p.y.value for p in pairs], color=colour, linewidth=0.8, alpha=0.5)
             for pair in pairs:
                 _point(axes, pair, colour, _turned(MARKERS, index)[0])
-        for pair in (pair for pair in block.references if _finite(pair)):
+        for index, pair in enumerate(pair for pair in block.references if _finite(pair)):
             _point(axes, pair, LIGHT["muted"], "D")
-            _name(axes, pair)
+            _name(axes, pair, below=index % 2 == 1)  # they may lie side by side
         if block.front:
             x, y = ([value(pair) for pair in block.front] for value in (lambda p: p.x.value, lambda p: p.y.value))
             axes.plot(x, y, color=LIGHT["ink"], linewidth=1.1, dashes=(4, 2))
@@ -65,8 +65,8 @@ def _point(axes: Axes, pair: Pair, colour: str, mark: str) -> None:
     axes.plot([x.value], [y.value], mark, color=colour, markersize=5, markerfacecolor=face, markeredgewidth=0.9)
 
 
-def _name(axes: Axes, pair: Pair) -> None:
-    place, beside = (pair.x.value, pair.y.value), (4, 3)
+def _name(axes: Axes, pair: Pair, *, below: bool = False) -> None:
+    place, beside = (pair.x.value, pair.y.value), (4, -10 if below else 3)
     axes.annotate(clip(pair.name), place, beside, textcoords="offset points", fontsize=8, color=LIGHT["ink"])
 
 

@@ -6,6 +6,7 @@ They come from what training leaves: snapshots (`training.posthoc`), else checkp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,7 +45,7 @@ def over_training(folder: Path, most: int) -> list[Weights]:
     if most < 1:
         return []
     if has_snapshots(folder):
-        index = read_index(folder)
+        index = _index(folder)
         return [Weights(max(index["lengths"]), step) for step in _spread(steps_of(index), most)]
     return [Weights(None, step) for step in _spread(list(kept_for_good(folder)), most)]
 
@@ -55,11 +56,23 @@ def put(network: nn.Module, folder: Path, weights: Weights) -> float:
     Raises ArtefactError where they are not there, or damaged.
     """
     if weights.length is not None:
-        state, error = synthesise(folder, read_index(folder), weights.length, weights.step)
+        state, error = synthesise(folder, _index(folder), weights.length, weights.step)
     else:
         state, error = _of_checkpoint(folder, weights.step), 0.0
     network.load_state_dict(state)
     return error
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    """The index of the snapshots of a stage, whose files are hashed once while it stays as it is."""
+    path = folder / SNAPSHOTS / INDEX
+    return _read(folder, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=8)
+def _read(folder: Path, changed: int) -> dict[str, Any]:
+    del changed
+    return read_index(folder)
 
 
 def _of_checkpoint(folder: Path, step: int | None) -> dict[str, Tensor]:

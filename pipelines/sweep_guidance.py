@@ -18,7 +18,7 @@ def guidance(run: Run, name: str, model: str, rows: Sequence[Measured], lead: st
     mine = [row for row in rows if row["group"] == "guidance" and row["model"] == model]
     beside = [row for row in (real_of(rows), real_of(rows, shuffled=True)) if row is not None]
     kin = kinship(run, name, model)
-    scored = [row for row in mine if "clip_score" in row["figures"]]
+    scored = [row for row in mine if {"clip_score", distance(mine).key} <= row["figures"].keys()]
     blocks: list[Block] = [_tradeoff(name, model, scored, beside[:1], kin)] if scored else []
     blocks += curves(mine, CHARTS if scored else (*CHARTS, "kd"), SCALE)
     blocks.append(table("Guidance: all rows", [*beside, *mine], name, COLUMNS, differences=True))
@@ -32,7 +32,7 @@ def _tradeoff(name: str, model: str, rows: Sequence[Measured], beside: Sequence[
     def pair(row: Measured, label: str) -> Pair:
         return Pair(label, figure_of(row, "clip_score", name), figure_of(row, metric.key, name))
 
-    named = [(row, pair(row, f"{row['scale']:g}")) for row in rows if metric.key in row["figures"]]
+    named = [(row, pair(row, f"{row['scale']:g}")) for row in rows]
     series = {curve: sorted((p for row, p in named if row["curve"] == curve), key=lambda p: float(p.name))
               for curve in dict.fromkeys(row["curve"] for row, _ in named)}  # fmt: skip
     best = front([p.x.value for _, p in named], [p.y.value for _, p in named])
@@ -52,7 +52,7 @@ def _tradeoff(name: str, model: str, rows: Sequence[Measured], beside: Sequence[
 
 def _read(metric: str, rows: Sequence[Measured]) -> str:
     """How the chart is to be read."""
-    n = max(row["figures"][metric]["n"] for row in rows if metric in row["figures"])
+    n = max(row["figures"][metric]["n"] for row in rows)
     why = "" if metric == "fd" else f" It is the kernel distance, since {n} pictures are too few for Fréchet's here."
     return (
         f"A point is a scale, which is written beside it; {n} pictures each.{why} Dashed: the Pareto front, the points "

@@ -163,7 +163,11 @@ class Judged:
                 f"{few} pictures for {self.tower.dim} dimensions: the law in 1 / n holds from {wanted} on; raise `line`"
             )
             return
-        fit = frechet_infinity(features, self.reference, seed=self.seed)
+        try:
+            fit = frechet_infinity(features, self.reference, seed=self.seed)
+        except ValueError as error:
+            found.notes["line"] = str(error)
+            return
         found.line = {"value": fit.value, "se": fit.se, "r2": fit.r2, "bias": fit.bias, "points": fit.points}
 
     def _painter(self, setting: Setting) -> Painter:

@@ -103,7 +103,7 @@ def line(name: str, model: str, rows: Sequence[Measured]) -> list[Section]:
 
 
 def _lead(row: Measured) -> str:
-    n = row["figures"]["kd"]["n"]
+    n = row["figures"]["seconds"]["n"]
     return f"{n} held-out captions, {row['sampler']}, {row['evaluations']} evaluations, guidance {row['scale']:g}."
 
 

@@ -72,10 +72,16 @@ def _over(rows: Sequence[Measured], real: Measured, axis: Axis, what: str) -> li
 
 
 def _trades(rows: Sequence[Measured], real: Measured) -> list[Tradeoff]:
-    """Perplexity against entropy, and where real text stands: over steps for each model, over temperatures for all."""
+    """Perplexity against entropy, and where real text stands: over steps, and over temperatures.
+
+    A model of several samplers has a chart of its own over steps, all others share one.
+    """
     steps = [row for row in rows if row["group"] == "steps"]
-    charts = [(f"over steps, {model}", [row for row in steps if row["model"] == model], _steps_of)
-              for model in dict.fromkeys(row["model"] for row in steps)]  # fmt: skip
+    groups: dict[str, list[Measured]] = {}
+    for row in steps:
+        several = len({other["curve"] for other in steps if other["model"] == row["model"]}) > 1
+        groups.setdefault(f"over steps, {row['model'] if several else 'other models'}", []).append(row)
+    charts = [(what, found, _steps_of) for what, found in groups.items()]
     tempered = [row for row in rows if row["group"] == "temperature"]
     charts += [("over temperatures and cuts", tempered, _sharpness_of)] if tempered else []
     beside = [_pair(row, row["curve"]) for row in rows if row["group"] == REAL]
