@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from eval.blocks import Block, Curve, Figure, Section, Series
+from eval.blocks import Block, Curve, Section, Series
 from pipelines.logged import logged, read_log
 from pipelines.runs import Run
 from pipelines.sweep_judged import STEPS, USUAL
@@ -32,7 +32,7 @@ def lengths(run: Run, name: str, model: str, rows: Sequence[Measured], lead: str
     columns = {
         "weights": lambda row: IN_USE if row["length"] is None else "average",
         "length": lambda row: row["length"],
-        "distance of its profile": lambda row: Figure(row["profile_error"], 1) if row["length"] else None,
+        "distance of its profile": lambda row: row["profile_error"] if row["length"] else None,
         "": lambda row: _mark(row, best, in_use, metric.label),
     }
     note = (
@@ -47,8 +47,10 @@ def _in_use(run: Run, model: str) -> str:
     made = run.manifest(model)
     if "ema_length" in made:
         return f"an average of length {made['ema_length']:g}"
-    decay = run.recipe.stage[model].training.ema  # type: ignore[union-attr]
-    return f"an average of decay {decay:g}" if decay is not None else "the weights of the last step"
+    training = getattr(run.recipe.stage[model], "training", None)
+    assert training is not None  # a swept model has trained
+    which = "that validated best" if training.keep == "best" else "of the last step"
+    return f"the average of decay {training.ema:g} {which}" if training.ema else f"the weights {which}"
 
 
 def _mark(row: Measured, best: Measured | None, in_use: str, label: str) -> str:
