@@ -117,7 +117,8 @@ class Judged:
             self._line(found, features)
         found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions, seed=self.seed))
         found.keys["clip_score"] = f"clip_score[{self.tower.name}:{self.tower.sha256[:8]}]"
-        found.each["clip_score"] = self._by_prompt(cosines(features, self.texts).tolist())
+        if "clip_score" in found.figures:
+            found.each["clip_score"] = self._by_prompt(cosines(features, self.texts).tolist())
         if self.real.labelled and self.judges.scene:
             scores = scene_scores(self.judges, made, self.real.labels)
             scenes = scored(scores, self.real.labels)

@@ -22,6 +22,7 @@ from pipelines.sweep_table import (
     Axis,
     Measured,
     curves,
+    distance,
     figure_of,
     kept,
     measured,
@@ -33,6 +34,7 @@ LIKELIHOODS = {
     "ode": "density of held-out latents along the ODE, down to t = 0.001",
     "bound": "variational bound on held-out latents, down to the noise of their own",
 }
+BEST = ("colour", "shape", "caption_colour", "caption_shape", "clip_score")  # and the distance: what has a best sampler
 TEMPERATURE = Axis("temperature", lambda row: row["temperature"])
 SAMPLED = {"samplers": ("Samplers", ("colour", "shape", DISTANCE)),
            "captions": ("Samplers of captions", ("caption_colour", "caption_shape"))}  # fmt: skip
@@ -157,7 +159,8 @@ def _students(name: str, rows: Sequence[Measured], lead: str) -> list[Section]:
 
 def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:
     """The best sampler within each number of evaluations, by each metric."""
-    lines, metrics = [], [metric for metric in measured(rows) if metric.better and metric.key != "seconds"]
+    read = {*BEST, distance(rows).key}
+    lines, metrics = [], [metric for metric in measured(rows) if metric.key in read]
     for budget in budgets:
         within = [row for row in rows if row["evaluations"] <= budget and (row["within"] in (None, budget))]
         cells: list[Cell] = [str(budget)]
