@@ -269,3 +269,17 @@ def test_rows_of_other_weights_leave_the_weights_in_use_and_the_draws_as_they_ar
     after = judged.measure(setting)
     assert after["each"]["clip_score"] == pytest.approx(before["each"]["clip_score"], abs=1e-4)
     assert other["each"] != after["each"] and 0 < other["profile_error"] < 0.2 and after["profile_error"] == 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_few_pictures_cost_figures_and_no_row(judged: Judged, run: Run, count: int):
+    few = dataclasses.replace(judged, real=judged.real.first(count))
+    groups = ("guidance", "ema", "checkpoints", "usual")
+    weights = {"ema": Weights(0.2), "checkpoints": Weights(0.1, 10)}
+    settings = [Setting(group, "latent", "plain", PLAIN, weights=weights.get(group, USED)) for group in groups]
+    found = [json.loads(json.dumps(few.measure(setting))) for setting in settings]
+    assert "needs 2 <= blocks" in found[0]["notes"]["kd"] or "at least 2 are needed" in found[0]["notes"]["kd"]
+    assert "kd" not in found[0]["figures"] and ("clip_score" in found[0]["figures"]) == (count == 3)
+    assert f"{count} pictures for 32 dimensions" in found[-1]["notes"]["line"]
+    made = sections(run, "latent_sweep", count, (4,), found)
+    assert len(made) == 4 and dict(figures("latent_sweep", found)) and to_csv({"latent_sweep": found})
