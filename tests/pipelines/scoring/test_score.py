@@ -276,14 +276,13 @@ def test_two_processes_score_as_one_and_write_one_report(folders, tmp_path):
     assert told.count("report.html") == 1
     finish(*words, "--out", tmp_path / "one")
     one, two = (json.loads((tmp_path / name / "report.json").read_text())["figures"] for name in ("one", "two"))
-    assert {name: figure["n"] for name, figure in one.items() if figure["value"] is not None} == {
-        name: figure["n"] for name, figure in two.items() if figure["value"] is not None
-    }
-    for name, figure in one.items():
+    had = {name: figure for name, figure in one.items() if figure["value"] is not None}
+    assert had.keys() == {name for name, figure in two.items() if figure["value"] is not None} and len(had) > 20
+    for name, figure in had.items():
+        assert two[name]["n"] == figure["n"], name
         assert two[name]["value"] == pytest.approx(figure["value"], rel=1e-4, abs=1e-5), name
     kept = sorted(path.name for path in (tmp_path / "one" / "features").iterdir())
     assert sorted(path.name for path in (tmp_path / "two" / "features").iterdir()) == kept
-    shutil.rmtree(tmp_path / "two" / "features")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "a.png").write_bytes(b"nothing")
     with pytest.raises(AssertionError, match="broken"):
