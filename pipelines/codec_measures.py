@@ -20,7 +20,7 @@ from eval.towers import is_fid
 from pipelines.codebook_measures import codebook_use
 from pipelines.codebook_measures import table as codebooks
 from pipelines.hardware import device_of
-from pipelines.judging import Pictures, scene_figures
+from pipelines.judging import Pictures, scene_scores, scored
 from pipelines.measures import Evaluation
 from pipelines.models import load_vae, load_vqvae
 from pipelines.pictures import from_uint8
@@ -110,7 +110,9 @@ def _quality(e: Evaluation, codec: Codec) -> list[Row]:
     if (lpips := e.lpips) is not None:
         _each(e, lpips.name, stage, lambda: lpips.each(e.real.pictures, again), f"{source}; {lpips.about}")
     if e.judges.scene is not None and e.real.labelled:
-        for attribute, interval in scene_figures(e.judges, again, e.real.labels).items():
+        scores = scene_scores(e.judges, again, e.real.labels)
+        e.note_verdicts(f"recon.{stage}", [picture.tobytes() for picture in e.real.pictures], scores)
+        for attribute, interval in scored(scores, e.real.labels).items():
             e.note(f"recon.{stage}.scene.{attribute}", interval, f"scene judge on reconstructions by {source}")
     return _features(e, f"recon.{stage}", again, source)
 

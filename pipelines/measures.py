@@ -22,6 +22,7 @@ from eval.features import quantise
 from eval.human.errors import named
 from eval.interval import Interval
 from eval.samples import Samples, key_of
+from eval.scene import Scores
 from pipelines.artefact import ArtefactError, read_json
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import some
@@ -124,6 +125,18 @@ class Evaluation:
         """
         keys, numbers = tuple(map(key_of, of)), tuple(map(float, values))
         self.samples[f"{subject}.{metric}"] = Samples(keys, numbers, tuple(map(float, weights)))
+
+    def note_verdicts(self, subject: str, of: Sequence[str | bytes], scores: Sequence[Scores], part: str = "") -> None:
+        """Keep, for every attribute of a scene, the share of each picture's verdicts that are right, and their number.
+
+        part: what follows the attribute in the figures' names.
+        """
+        for attribute in scores[0]:
+            asked = [(key, one[attribute]) for key, one in zip(of, scores, strict=True) if one[attribute]]
+            if asked:
+                keys, verdicts = zip(*asked, strict=True)
+                shares, counts = [sum(one) / len(one) for one in verdicts], [len(one) for one in verdicts]
+                self.note_each(f"scene.{attribute}{part}", subject, keys, shares, counts)
 
     @property
     def where(self) -> str:

@@ -28,14 +28,7 @@ def judged_real(e: Evaluation) -> None:
 def note_scenes(e: Evaluation, subject: str, shown: Set, source: str, *, unseen: bool = False) -> None:
     """Note how many attributes are as asked; unseen compositions go by one slice of their own."""
     scores = scene_scores(e.judges, shown.pictures, shown.labels)
-    for attribute in scores[0]:
-        asked = [
-            (caption, one[attribute]) for caption, one in zip(shown.captions, scores, strict=True) if one[attribute]
-        ]
-        if asked:
-            captions, verdicts = zip(*asked, strict=True)
-            shares, counts = [sum(one) / len(one) for one in verdicts], [len(one) for one in verdicts]
-            e.note_each(f"scene.{attribute}{'.unseen' if unseen else ''}", subject, captions, shares, counts)
+    e.note_verdicts(subject, shown.captions, scores, ".unseen" if unseen else "")
     for attribute, interval in scored(scores, shown.labels).items():
         if not unseen:
             e.note(f"{subject}.scene.{attribute}", interval, source)
