@@ -5,21 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blockwise import over_blocks
 from eval.clip_score import clip_score, cosines, shuffled_floor
 from eval.features import Tower, feature_key
 from eval.frechet import frechet_interval, rank_note
 from eval.frechet_infinity import frechet_infinity
-from eval.interval import Interval, mean_interval, wilson
+from eval.interval import Interval, mean_interval
 from eval.kernel import kid_interval
-from eval.prdc import prdc
-from eval.sliced import mind
+from eval.prdc import prdc_intervals
+from eval.sliced import mind_interval
 from eval.text import sequence_entropy
 from pipelines.judging import Judges, Pictures, scene_scores, scored
 from pipelines.kept_weights import USED, Weights
@@ -112,7 +111,8 @@ class Judged:
         self._distances(found, features)
         if mind_too:
             sizes = len(features), len(self.reference)
-            self._keyed(found, "mind", sizes, lambda: over_blocks(mind, features, self.reference, blocks=BLOCKS))
+            blocks = min(BLOCKS, min(sizes) // 2)
+            self._keyed(found, "mind", sizes, lambda: mind_interval(features, self.reference, blocks=blocks))
         if line:
             self._line(found, features)
         found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions, seed=self.seed))
@@ -144,9 +144,9 @@ class Judged:
         self._keyed(found, "fd", (n, m), lambda: frechet_interval(features, reference, blocks=BLOCKS))
         if rank := rank_note(n, m, self.tower.dim):
             found.notes["fd"] = rank
+        overlap = cache(lambda: prdc_intervals(reference[:same], features[:same], NEIGHBOURS))
         for name in ("precision", "recall"):  # of equal sizes of both sets: they depend on them
-            measure = partial(_share, name, features[:same], reference[:same])
-            self._keyed(found, name, (same, same), measure, f"{name}-k{NEIGHBOURS}")
+            self._keyed(found, name, (same, same), lambda name=name: overlap()[name], f"{name}-k{NEIGHBOURS}")
 
     def _keyed(
         self, found: Figures, name: str, sizes: tuple[int, int], measure: Callable[[], Interval], metric: str = ""
@@ -215,15 +215,3 @@ def settings_of_real() -> list[Setting]:
     """The rows between which those of models lie."""
     plain = Settings(sampler=REAL, steps=1, guidance=1.0)
     return [Setting(REAL, REAL, curve, plain) for curve in ("held-out pictures", SHUFFLED)]
-
-
-def _share(name: str, generated: Features, real: Features) -> Interval:
-    """Precision or recall by the jackknife, within [0, 1]; Wilson's interval where all blocks agree."""
-    found = over_blocks(partial(_overlap, name), generated, real, blocks=BLOCKS)
-    if found.low == found.high:
-        return wilson(found.value * found.n, found.n)
-    return Interval(found.value, max(0.0, found.low), min(1.0, found.high), found.n)
-
-
-def _overlap(name: str, generated: NDArray, real: NDArray) -> float:
-    return float(getattr(prdc(real, generated, NEIGHBOURS), name))
