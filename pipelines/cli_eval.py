@@ -14,7 +14,7 @@ import tyro
 from pipelines.errors import PalimpsestError
 
 if TYPE_CHECKING:
-    from eval.change import Baseline
+    from pipelines.beside import Beside
 
 Recipe = Annotated[Path | None, tyro.conf.Positional]
 Report = Annotated[Path, tyro.conf.Positional]
@@ -31,7 +31,8 @@ def evaluate(
     held_out: str = "",
     count: int | None = None, reference_count: int | None = None, as_they_are: bool = False,
     card: bool = False, texts: Files = (), train: Path | None = None, scorer: Path | None = None,
-    words: int | None = None, seed: int = 0, against: Path | None = None, self_test: bool = False,
+    words: int | None = None, seed: int = 0, against: Path | None = None, study: Path | None = None,
+    self_test: bool = False,
 ) -> None:  # fmt: skip
     """Judge the models of a recipe, or pictures from anywhere, and write report.html and report.json.
 
@@ -68,17 +69,16 @@ def evaluate(
         words: cut every text to so many words, since entropy and variety grow with length.
         seed: of what is drawn.
         against: an earlier report.json on the same data, or a folder that holds one: the new report says what differs.
+        study: the folder of a human study whose votes are imported: what people said stands in the same report.
         self_test: measure known answers, print them, and end with 1 where a metric misses one.
     """
     if self_test:
         if recipe is not None or generated or texts:
             raise PalimpsestError("--self-test stands alone: it judges metrics, neither a recipe nor pictures.")
         return test_metrics()
-    before = None
-    if against is not None:
-        from eval.change import Baseline
+    from pipelines.beside import Beside
 
-        before = Baseline.read(against)
+    beside = Beside.read(against, study)
     if texts:
         if recipe is not None or generated or not reference:
             raise PalimpsestError("--texts takes --reference beside it, and neither a recipe nor --generated.")
@@ -88,7 +88,7 @@ def evaluate(
             texts=texts, reference=reference, out=Path("scores") if out == Path("runs") else out, train=train,
             scorer=scorer, count=count, words=words, seed=seed,
         )  # fmt: skip
-        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]), before)
+        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]), beside)
         print(f"{page}\n{figures}")
         return
     if generated:
@@ -102,13 +102,13 @@ def evaluate(
             embedders=embedders, prompts=prompts, held_out=held_out, split=split, count=count,
             reference_count=reference_count, as_they_are=as_they_are, card=card, seed=seed,
         )  # fmt: skip
-        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]), before)
+        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]), beside)
         if is_main():
             print(f"{page}\n{figures}")
         return None
     if recipe is None:
         raise PalimpsestError("Name a recipe, or --generated DIR and --reference DIR.")
-    return run_kind(("eval", "text_eval"), recipe, out, data, set_, before)
+    return run_kind(("eval", "text_eval"), recipe, out, data, set_, beside)
 
 
 def test_metrics() -> None:
@@ -126,9 +126,9 @@ def test_metrics() -> None:
 
 def run_kind(
     kinds: tuple[str, ...], recipe: Path, out: Path, data: str | None, overrides: tuple[str, ...],
-    before: Baseline | None = None,
+    beside: Beside | None = None,
 ) -> None:  # fmt: skip
-    """Run the stages of some kinds, once more where they are done; their reports say what differs from `before`."""
+    """Run the stages of some kinds, once more where they are done; `beside`: what reports hold beside figures."""
     from pipelines.runs import open_run
     from pipelines.stages import ensure_data, run_stage
 
@@ -139,10 +139,10 @@ def run_kind(
         raise PalimpsestError(
             f'The recipe {opened.recipe.name} has no stage of kind {kind!r}: add [stage.{kind}] with kind = "{kind}".'
         )
-    if before is not None:
+    if beside is not None:
         ensure_data(opened)
-        before.check_data(opened.data_hash())
-        opened = replace(opened, against=before)
+        beside.check_data(opened.data_hash())
+        opened = replace(opened, beside=beside)
     for name in names:
         run_stage(opened, name, again=True)
 

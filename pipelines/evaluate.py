@@ -16,7 +16,6 @@ from eval.blocks import (
     Series,
     missing,
 )
-from eval.change import with_change
 from eval.report import headline, write_report
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import KMEANS_TRAIN, autoencoders
@@ -145,7 +144,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         sections=sections,
         figures=figures,
     )
-    return with_change(report, run.against)
+    return report if run.beside is None else run.beside.added_to(report)
 
 
 def judged_by(run: Run) -> dict[str, str]:

@@ -57,7 +57,7 @@ from pipelines.text.config import TextData, TextEvalStage
 from pipelines.version import code_version
 
 if TYPE_CHECKING:
-    from eval.change import Baseline
+    from pipelines.beside import Beside
 
 log = logging.getLogger("palimpsest")
 RECIPE = "recipe.json"  # in a run's folder: the resolved recipe, where the data lies, and what was asked for
@@ -76,7 +76,7 @@ class Run:
     data: Path
     source: Place | None = None
     hurried: bool = False  # whether sets that are out of reach can be done without
-    against: Baseline | None = None  # an earlier report that a new one is compared with
+    beside: Beside | None = None  # what a report holds beside its figures
 
     @property
     def place(self) -> Place:

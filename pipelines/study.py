@@ -96,17 +96,22 @@ def registered(folder: Path) -> Registered:
     return Registered(parse(Study, content["study"], str(path)), found, content)
 
 
-def report_study(folder: Path, figures: Path | None) -> str:
-    """Evaluate the imported votes and write the report; returns the main figures as lines of text."""
+def material_of(folder: Path, figures: Path | None = None) -> Material:
+    """Evaluate the imported votes of a study. figures: report.json, whose metrics are compared with people."""
     known = registered(folder)
     votes = read_votes(folder / "votes.csv", known.study, known.identity)
     results = analyse(votes, known.study, known.identity)
     fits = agreements(votes, results, known.study, known.content["prompts"], figures) if figures else []
     asked = f"palimpsest study report {folder}" + (f" --figures {figures}" if figures else "")
     versions = {package: version(package) for package in ("numpy", "scipy")}
-    material = Material(known.study, results, votes, known.content, fits, asked, code_version(), versions)
+    return Material(known.study, results, votes, known.content, fits, asked, code_version(), versions)
+
+
+def report_study(folder: Path, figures: Path | None) -> str:
+    """Evaluate the imported votes and write the report; returns the main figures as lines of text."""
+    material = material_of(folder, figures)
     page, twin = write_report(material, folder)
-    return "\n".join([*_said(results), f"  {page}", f"  {twin}"])
+    return "\n".join([*_said(material.results), f"  {page}", f"  {twin}"])
 
 
 def plan_study(asked: Effort) -> str:

@@ -14,9 +14,9 @@ from accelerate import PartialState
 from PIL import Image
 
 from eval.blocks import Gallery, Report, Section
-from eval.change import Baseline, with_change
 from eval.report import write_report
 from pipelines.artefact import digest
+from pipelines.beside import NOTHING, Beside
 from pipelines.data.remote.address import without_credentials
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
@@ -65,17 +65,17 @@ class Asked:
                 raise PalimpsestError(f"--{name.replace('_', '-')} is {value}, expected at least 2 pictures.")
 
 
-def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
+def score(asked: Asked, command: str, beside: Beside = NOTHING) -> tuple[Path, Path]:
     """Score what is asked; returns the paths of report.html and report.json in `asked.out`.
 
-    before: an earlier report that the new one is compared with. Of several processes (torchrun) each makes the features
+    beside: what the report holds beside its figures. Of several processes (torchrun) each makes the features
     of a part, and the main one all else. Raises PalimpsestError for sets, captions and embedders that cannot be used,
     CompareError for a report on other data.
     """
     began = time.monotonic()
     processes = PartialState(cpu=not torch.cuda.is_available())
     with together():
-        work = _opened(asked, before)
+        work = _opened(asked, beside)
     if processes.num_processes > 1:
         make_together(work)
     if not processes.is_main_process:
@@ -85,15 +85,14 @@ def score(asked: Asked, command: str, before: Baseline | None = None) -> tuple[P
         sections += [card(opened.embedder, work.reference, work.figures, asked.seed) for opened in work.embedders]
     sections.append(Section("Pictures", [*side_by_side(sets, SHOWN), *(_gallery(one) for one in sets)]))
     report = _report(asked, work, sections, command, time.monotonic() - began)
-    return write_report(with_change(report, before), asked.out)
+    return write_report(beside.added_to(report), asked.out)
 
 
-def _opened(asked: Asked, before: Baseline | None) -> Scoring:
+def _opened(asked: Asked, beside: Beside) -> Scoring:
     """All that a scoring reads."""
     sets = _sets(asked)
     reference = _reference(asked, sets)
-    if before is not None:
-        before.check_data(reference.sha256[:16])
+    beside.check_data(reference.sha256[:16])
     pictures = reference if isinstance(reference, PictureSet) else None
     return Scoring(
         sets={one.title: one for one in sets}, reference=reference, against=without_credentials(asked.reference),

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from eval.blocks import Figure, Known, Report, RowKind, Section, attempted, missing
-from eval.change import Baseline, with_change
 from eval.generative import BLEU_TEXTS, generative_text, self_bleu
 from eval.interval import Interval, mean_interval, share_interval
 from eval.mauve import mauve
 from eval.report import write_report
 from eval.text import Corpus, distinct, duplicates, sequence_entropy, whole_share
 from pipelines.artefact import digest
+from pipelines.beside import NOTHING, Beside
 from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.runs import reopen_run
@@ -98,17 +98,16 @@ class TextScoring:
             self.names[name] = found.label()[len("mauve") :]
 
 
-def score_texts(asked: TextsAsked, command: str, before: Baseline | None = None) -> tuple[Path, Path]:
+def score_texts(asked: TextsAsked, command: str, beside: Beside = NOTHING) -> tuple[Path, Path]:
     """Judge texts; returns the paths of report.html and report.json in `asked.out`.
 
-    before: an earlier report that the new one is compared with.
+    beside: what the report holds beside its figures.
     Raises PalimpsestError for files that hold no texts and for a scorer that is none.
     """
     began = time.monotonic()
     sets = [open_texts(Path(path), title) for path, title in titles_of("--texts", asked.texts).items()]
     reference = open_texts(Path(asked.reference), "reference")
-    if before is not None:
-        before.check_data(reference.sha256[:16])
+    beside.check_data(reference.sha256[:16])
     train = None if asked.train is None else open_texts(asked.train, "train", gaps=True)
     scorer = None if asked.scorer is None else Scorer.load(reopen_run(asked.scorer.parent), asked.scorer.name)
     n = min(asked.count or len(reference), len(reference), *map(len, sets))
@@ -126,7 +125,7 @@ def score_texts(asked: TextsAsked, command: str, before: Baseline | None = None)
         work.overlap(one, real)
     hashes = {one.title: one.sha256[:16] for one in (*sets, *([] if train is None else [train]))}
     report = _report(work, judged, real, reference, hashes, command, time.monotonic() - began)
-    return write_report(with_change(report, before), asked.out)
+    return write_report(beside.added_to(report), asked.out)
 
 
 def _report(

@@ -13,7 +13,7 @@ from pipelines.config import RecipeError
 from pipelines.errors import PalimpsestError
 from pipelines.study import export_study, import_study, plan_study, registered, report_study, simulate_study
 from pipelines.study_file import gather, load_study
-from tests.conftest import ROOT
+from tests.conftest import ROOT, finish
 
 WORDS = [f"a blue ring, number {i}" for i in range(8)]
 
@@ -179,6 +179,24 @@ def test_a_study_from_file_to_report_with_metrics(two, tmp_path):
     (tmp_path / "report.json").write_text(json.dumps({"figures": {"gan.kd": {"value": 1.0}}}))
     with pytest.raises(PalimpsestError, match="no figure of two of the models zqflow, zqddpm"):
         report_study(out, tmp_path / "report.json")
+
+
+def test_what_people_said_stands_in_the_report_of_an_evaluation(two, tmp_path):
+    out = tmp_path / "out"
+    export_study(file(two, "name = 'mine'\ncriteria = ['preference']"), out)
+    evaluation = ["eval", "--texts", tmp_path / "texts.txt", "--reference", tmp_path / "real.txt"]
+    for name in ("texts", "real"):
+        (tmp_path / f"{name}.txt").write_text("a red star\na blue ring\ntwo stars\n", encoding="utf-8")
+    said = finish(*evaluation, "--study", out, "--out", tmp_path / "scores", code=2)
+    assert "import the votes first" in said and not (tmp_path / "scores").exists(), "before anything is measured"
+    import_study(answered(out), out, names=False)
+    finish(*evaluation, "--study", out, "--out", tmp_path / "scores")
+    own = json.loads((tmp_path / "scores" / "report.json").read_text())["figures"]
+    report_study(out, None)
+    people = json.loads((out / "study.json").read_text())["figures"]
+    assert people and {name: own[name] for name in people} == people
+    assert "texts.txt.entropy[words|n=3]" in own
+    assert "People: What people prefer" in (tmp_path / "scores" / "report.html").read_text()
 
 
 def test_what_was_registered_cannot_be_changed_afterwards(two, tmp_path):
