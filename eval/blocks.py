@@ -17,18 +17,22 @@ RowKind = Literal["model", "floor", "ceiling", "judge", "better", "worse", "unli
 
 @dataclass(frozen=True)
 class Figure:
-    """One number with the count behind it, its 95 % interval where there is one, and what made it."""
+    """One number with the count behind it, its 95 % interval where there is one, and what made it.
+
+    df: degrees of freedom behind the interval, as of `eval.interval.Interval`.
+    """
 
     value: float
     n: int
     low: float | None = None
     high: float | None = None
     source: str = ""
+    df: float = math.inf
 
     @classmethod
     def of(cls, interval: Interval, source: str) -> "Figure":
         """The figure of an interval; an infinite end (one value alone has no spread) becomes no interval."""
-        return cls(interval.value, interval.n, interval.low, interval.high, source)
+        return cls(interval.value, interval.n, interval.low, interval.high, source, interval.df)
 
     def interval(self) -> tuple[float, float] | None:
         """Both ends, or None where either is missing or not finite."""

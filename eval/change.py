@@ -80,16 +80,21 @@ def _differing(found: Comparison, before: Mapping[str, Any], now: Mapping[str, A
     differing = sorted((one for one in found.differences if one.verdict in SIGNS), key=lambda one: one.p)
     rows = [_row(one, before, now) for one in differing]
     rows += [
-        Row([name, _known(before, name), None, None, None, "✗ lost: measured before and not now"], "worse", _unit(name))
+        Row(
+            [name, _known(before, name), None, None, None, None, "✗ lost: measured before and not now"],
+            "worse",
+            _unit(name),
+        )
         for name in found.lost
     ]
     columns = [
-        Column("figure", code=True), "before", "after", Column("difference", signed=True), "p (Holm)", "verdict",
+        Column("figure", code=True), "before", "after", Column("difference", signed=True), "pairs", "p (Holm)", "verdict",
     ]  # fmt: skip
     note = (
-        f"Every figure that differs with p < {LEVEL}, corrected for their number (Holm). Both sides count as "
-        "independent: on the same pictures small changes are missed and none is invented. Differences of shares are in "
-        "points of 100. Figures without intervals "
+        f"Every figure that differs with p < {LEVEL}, corrected for their number (Holm). Of "
+        f"{sum(one.pairs > 0 for one in found.differences)} figures the same pictures or prompts are compared pair by "
+        "pair, as many as their row says; both sides of all others count as independent, so that on the same pictures "
+        "small changes are missed. Differences of shares are in points of 100. Figures without intervals "
         f"cannot differ beyond chance: {sum(one.verdict == 'no interval' for one in found.differences)} are in both."
     )
     return [Table("What differs beyond chance", columns, rows, note=note)] if rows else []
@@ -98,7 +103,15 @@ def _differing(found: Comparison, before: Mapping[str, Any], now: Mapping[str, A
 def _row(one: Difference, before: Mapping[str, Any], now: Mapping[str, Any]) -> Row:
     after = now["figures"][one.name]
     moved = Figure(one.change, after["n"], one.low, one.high, "after less before")
-    cells = [one.name, _known(before, one.name), _known(now, one.name), moved, one.p, SIGNS[one.verdict]]
+    cells = [
+        one.name,
+        _known(before, one.name),
+        _known(now, one.name),
+        moved,
+        one.pairs or None,
+        one.p,
+        SIGNS[one.verdict],
+    ]
     return Row(cells, KINDS.get(one.verdict, "model"), _unit(one.name))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Hashable, Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.interval import Interval, cluster_bootstrap
+from eval.interval import Interval, mean_interval
 from eval.rows import check_pair
 
 
@@ -26,7 +26,7 @@ def cosines(images: ArrayLike, texts: ArrayLike) -> NDArray[np.float64]:
 def clip_score(
     images: ArrayLike, texts: ArrayLike, prompts: Sequence[Hashable] | None = None, *, seed: int = 0
 ) -> Interval:
-    """Mean raw cosine: over the pictures of a prompt, then over prompts; interval by bootstrap over prompts.
+    """Mean raw cosine: over the pictures of a prompt, then over prompts, which the interval is over (Student's t).
 
     images, texts: (n, d); prompts: n ids, by default every row is its own prompt. Published scales (x 100, x 2.5) and
     other models give other numbers: the caller names the embedder beside the value.
@@ -35,7 +35,7 @@ def clip_score(
     groups: dict[Hashable, list[float]] = {}
     for prompt, value in zip(range(len(cos)) if prompts is None else prompts, cos, strict=True):
         groups.setdefault(prompt, []).append(float(value))
-    return cluster_bootstrap([np.mean(g) for g in groups.values()], range(len(groups)), seed=seed)
+    return mean_interval([float(np.mean(group)) for group in groups.values()])
 
 
 def shuffled_floor(

@@ -150,13 +150,13 @@ def _verdict(one: Difference, p: float) -> Verdict:
 def _difference(name: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Difference:
     first, second = float(a["value"]), float(b["value"])
     errors = [_error(one) for one in (a, b)]
-    gap, error = second - first, math.hypot(*errors)
+    gap, error, df = second - first, math.hypot(*errors), _welch(errors, [_df(one) for one in (a, b)])
     if math.isnan(error) or (not error and gap):  # intervals without width come from samples that are all alike
         p, verdict = math.nan, "no interval"
     else:
-        p = float(2 * stats.norm.sf(abs(gap) / error)) if error else float(gap == 0)
+        p = float(2 * stats.t.sf(abs(gap) / error, df)) if error else float(gap == 0)
         verdict = ""
-    half = float(stats.norm.ppf(0.975)) * error
+    half = float(stats.t.ppf(0.975, df)) * error
     return Difference(name, first, second, gap, gap - half, gap + half, p, _better(name), verdict)
 
 
@@ -181,10 +181,7 @@ def _paired(
     if found is None:
         return None
     gap, p = found
-    verdict: Verdict = "no interval" if math.isnan(p) else ""
-    made = Difference(
-        name, float(a["value"]), float(b["value"]), gap.value, gap.low, gap.high, p, _better(name), verdict
-    )
+    made = Difference(name, float(a["value"]), float(b["value"]), gap.value, gap.low, gap.high, p, _better(name))
     return replace(made, pairs=gap.n)
 
 
@@ -202,4 +199,15 @@ def _error(figure: Mapping[str, Any]) -> float:
     low, high = figure.get("low"), figure.get("high")
     if low is None or high is None:
         return math.nan
-    return float(high - low) / (2 * float(stats.norm.ppf(0.975)))
+    return float(high - low) / (2 * float(stats.t.ppf(0.975, _df(figure))))
+
+
+def _df(figure: Mapping[str, Any]) -> float:
+    return float(figure.get("df", math.inf))
+
+
+def _welch(errors: list[float], df: list[float]) -> float:
+    """Degrees of freedom of a difference of two independent figures (Welch 1947, Satterthwaite 1946)."""
+    total = sum(error**2 for error in errors)
+    parts = sum(error**4 / each for error, each in zip(errors, df, strict=True))
+    return total**2 / parts if parts else math.inf

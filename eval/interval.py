@@ -14,17 +14,22 @@ from scipy import stats
 
 Clusters = Sequence[Hashable] | NDArray
 RESAMPLES = 2000
+FEWEST = 10  # clusters from which on they are resampled
 BLOCK = 4_000_000  # bootstrap indices held in memory at once
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its interval [low, high]; n counts the independent units (clusters where there are any)."""
+    """A value with its interval [low, high]; n counts the independent units (clusters where there are any).
+
+    df: degrees of freedom of Student's t behind the ends; infinite for a normal law.
+    """
 
     value: float
     low: float
     high: float
     n: int
+    df: float = np.inf
 
 
 def wilson(successes: float, n: int, *, confidence: float = 0.95) -> Interval:
@@ -75,7 +80,7 @@ def mean_interval(
     if len(x) == 1:
         return Interval(mean, -np.inf, np.inf, 1)
     half = float(stats.t.ppf(0.5 + confidence / 2, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
-    return Interval(mean, mean - half, mean + half, len(x))
+    return Interval(mean, mean - half, mean + half, len(x), len(x) - 1)
 
 
 def share_interval(values: ArrayLike, clusters: Clusters | None = None, *, confidence: float = 0.95) -> Interval:
@@ -109,13 +114,21 @@ def cluster_bootstrap(
 ) -> Interval:
     """Interval of sum(values) / sum(weights) over RESAMPLES draws of whole clusters; weights default to 1.
 
-    With weights this is a ratio, such as total nats over total characters. values, weights: (n,). A single cluster has
-    no spread: its interval is [-inf, inf].
+    With weights this is a ratio, such as total nats over total characters. values, weights: (n,). Draws of fewer than
+    ten clusters cannot leave their own range: those have Student's t, and a single one [-inf, inf]. Raises ValueError
+    for weights that are all 0.
     """
     x = _finite(values)
     sums, totals = _by_cluster(x, clusters, weights)
-    draws = _resample(sums, totals, np.random.default_rng(seed)) if len(sums) > 1 else sums
-    return Interval(float(sums.sum() / totals.sum()), *ends(draws, len(sums), confidence=confidence), len(sums))
+    value, k = float(sums.sum() / totals.sum()), len(sums)
+    if k < FEWEST:
+        half = (
+            float(stats.t.ppf(0.5 + confidence / 2, k - 1)) * ratio_variance(sums, totals) ** 0.5 if k > 1 else np.inf
+        )
+        return Interval(value, value - half, value + half, k, max(1, k - 1))
+    draws = _resample(sums, totals, np.random.default_rng(seed))
+    low, high = ends(draws[np.isfinite(draws)], k, confidence=confidence)  # a draw may be of empty texts alone
+    return Interval(value, low, high, k, k - 1)
 
 
 def ends(drawn: NDArray[np.float64], n: int, *, confidence: float = 0.95) -> tuple[float, float]:
@@ -154,7 +167,7 @@ def jackknife(value: float, without: ArrayLike, *, confidence: float = 0.95) -> 
         return Interval(float(value), -np.inf, np.inf, 1)
     spread = np.sqrt((n - 1) / n * ((v - v.mean()) ** 2).sum())
     half = float(stats.t.ppf(0.5 + confidence / 2, n - 1) * spread)
-    return Interval(float(value), float(value) - half, float(value) + half, n)
+    return Interval(float(value), float(value) - half, float(value) + half, n, n - 1)
 
 
 def _score(share: float, count: float, n: int, confidence: float) -> Interval:
@@ -180,6 +193,8 @@ def _by_cluster(x: NDArray, clusters: Clusters, weights: ArrayLike | None = None
     w = np.ones_like(x) if weights is None else _finite(weights)
     if not len(x) == len(codes) == len(w):
         raise ValueError(f"{len(x)} values, {len(codes)} cluster ids and {len(w)} weights: the lengths must agree")
+    if not w.sum() > 0:
+        raise ValueError(f"the weights of {len(x)} values have the sum {w.sum():g}, expected one above 0")
     return np.bincount(codes, x), np.bincount(codes, w)
 
 

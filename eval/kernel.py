@@ -58,7 +58,7 @@ def kid_subsets(
         )
     rng = np.random.RandomState(seed)
     drawn = [[rng.choice(len(rows), subset_size, replace=False) for rows in (x, y)] for _ in range(subsets)]
-    return np.array(list(spread(lambda pair: _kid(x[pair[0]], y[pair[1]]), drawn)))
+    return np.array(spread(lambda pair: _kid(x[pair[0]], y[pair[1]]), drawn))
 
 
 def cmmd(a: ArrayLike, b: ArrayLike) -> float:

@@ -147,7 +147,7 @@ def _settled(x: NDArray, others: NDArray, found: _Candidates, k: int, *, own: bo
         near = found.index[rows]
         return squared_distances(x, others, np.repeat(np.arange(rows.start, rows.stop), keep), near.ravel())
 
-    squared = np.concatenate(list(spread(exactly, blocks(len(x))))).reshape(-1, keep)
+    squared = np.concatenate(spread(exactly, blocks(len(x)))).reshape(-1, keep)
     order = np.argsort(squared, axis=1, kind="stable")[:, :k]
     squared, index = np.take_along_axis(squared, order, 1), np.take_along_axis(found.index, order, 1)
     left_out = len(others) - own > keep

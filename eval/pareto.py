@@ -19,7 +19,7 @@ def front(gain: ArrayLike, cost: ArrayLike) -> list[int]:
         raise ValueError(f"a front needs one gain and one cost for each point, got shapes {x.shape} and {y.shape}")
     kept, least = list[int](), np.inf
     for i in np.lexsort((np.arange(len(x)), y, -x)):  # most gain first, of equal gain the cheapest
-        if np.isfinite(x[i]) and y[i] < least:
+        if np.isfinite(x[i]) and np.isfinite(y[i]) and y[i] < least:
             kept.append(int(i))
             least = y[i]
     return kept[::-1]

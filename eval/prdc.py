@@ -79,7 +79,7 @@ def _interval(name: str, found: PRDC, variance: float | None, n: int) -> Interva
     if name != "density":
         return wilson_of(value, variance, n)
     half = float(stats.norm.ppf(0.975) * np.sqrt(variance))
-    return Interval(value, value - half, value + half, n)
+    return Interval(value, max(0.0, value - half), value + half, n)
 
 
 def _counted(real: Array, fake: Array) -> list[tuple[str, Array]]:
@@ -138,8 +138,9 @@ def _overlap(
             covered |= in_real.any(1)
             recalled |= in_fake.any(1)
             if pairs is not None:
-                held = Found.of(in_real, within[1], rows.start, columns.start, pairs[0])
-                listed.append((held, Found.of(in_fake.T, within[3].T, columns.start, rows.start, pairs[1])))
+                before = [sum(found[side].number for found in listed) for side in (0, 1)]
+                held = Found.of(in_real, within[1], rows.start, columns.start, before[0])
+                listed.append((held, Found.of(in_fake.T, within[3].T, columns.start, rows.start, before[1])))
         return around, recalled, covered, listed
 
     around, recalled, covered = np.zeros(len(fake), dtype=np.int64), list[NDArray](), list[NDArray]()

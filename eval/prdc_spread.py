@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
-MOST = 20_000_000  # pairs of balls and points in them that are kept: 180 MB
+MOST = 4_000_000  # pairs of balls and points in them that are kept: 36 MB, and several times as much to sum them
 
 Array = NDArray[np.float64]
 
@@ -30,13 +30,13 @@ class Found(NamedTuple):
     number: int  # q, also where the pairs themselves were left out
 
     @classmethod
-    def of(cls, within: NDArray[np.bool_], reach: NDArray[np.bool_], ball: int, point: int, before: "Pairs") -> "Found":
+    def of(cls, within: NDArray[np.bool_], reach: NDArray[np.bool_], ball: int, point: int, before: int) -> "Found":
         """From whether balls (rows) and larger ones hold points (columns); ball, point: numbers of the first.
 
-        before: what was found so far: no pairs are listed where they are too many already.
+        before: how many this part has listed so far: none are where they would be too many.
         """
         count = int(np.count_nonzero(reach))
-        if before.count + count > MOST:
+        if before + count > MOST:
             reach = np.zeros_like(reach)
         i, j = np.nonzero(reach)
         return cls((i + ball).astype(np.int32), (j + point).astype(np.int32), within[i, j], count)

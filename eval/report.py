@@ -176,7 +176,15 @@ def _figure_json(figure: Known) -> dict[str, Any]:
     if not math.isfinite(figure.value):
         return {"value": None, "reason": why_not_finite(figure), "n": int(figure.n), "source": figure.source}
     low, high = figure.interval() or (None, None)
-    return {"value": float(figure.value), "n": int(figure.n), "low": low, "high": high, "source": figure.source}
+    known = {"df": figure.df} if low is not None and math.isfinite(figure.df) else {}
+    return {
+        "value": float(figure.value),
+        "n": int(figure.n),
+        "low": low,
+        "high": high,
+        **known,
+        "source": figure.source,
+    }
 
 
 def _finite(value: Any) -> Any:

@@ -17,6 +17,7 @@ from scipy import stats
 
 from eval.interval import Interval
 
+NOISE = 1e-4  # of the spread of values: what rounding and other processors change
 DIGITS = 5  # significant ones of every value: 10,000 of them are some 70 kB
 Array = NDArray[np.float64]
 
@@ -72,20 +73,33 @@ def change(first: Samples, second: Samples) -> tuple[Interval, float] | None:
         e_k = (s'_k - r' t'_k) / T' - (s_k - r t_k) / T,   variance K / (K - 1) sum_k e_k^2
 
     s, t: sums of weighted values and of weights of each of K keys, r and T those of all. What both share, such as how
-    hard a caption is, cancels in e. Student's t with K - 1 degrees of freedom. Differences that are all equal prove
-    nothing and have p NaN, unless they are 0.
+    hard a caption is, cancels in e. Student's t with K - 1 degrees of freedom; where every key has one value that is 0
+    or 1, p is that of the exact sign test over the keys that changed. Changes below NOISE of the spread of the values
+    are none: another processor moves as much. None also where all keys changed by the same: nothing says how much they
+    vary.
     """
     (keys, *a), (others, *b) = first.by_key(), second.by_key()
     if keys != others or len(keys) < 2 or not a[1].sum() or not b[1].sum():
         return None
     left = [(sums - sums.sum() / totals.sum() * totals) / totals.sum() for sums, totals in (a, b)]
     error = float(np.sqrt(len(keys) / (len(keys) - 1) * ((left[1] - left[0]) ** 2).sum()))
-    value = second.mean - first.mean
+    value, df = second.mean - first.mean, len(keys) - 1
+    half = float(stats.t.ppf(0.975, df)) * error
+    found = Interval(value, value - half, value + half, len(keys), df)
+    if abs(value) <= max(1e-12, NOISE * float(np.std([*first.values, *second.values]))):
+        return found, 1.0
+    if _verdicts(first) and _verdicts(second):
+        moved = b[0] - a[0]
+        return found, float(stats.binomtest(int((moved > 0).sum()), int((moved != 0).sum())).pvalue)
     if error <= 1e-12 * max(1.0, abs(value)):
-        return Interval(value, value, value, len(keys)), 1.0 if abs(value) <= 1e-12 else float("nan")
-    half = float(stats.t.ppf(0.975, len(keys) - 1)) * error
-    p = float(2 * stats.t.sf(abs(value) / error, len(keys) - 1))
-    return Interval(value, value - half, value + half, len(keys)), p
+        return None
+    return found, float(2 * stats.t.sf(abs(value) / error, df))
+
+
+def _verdicts(one: Samples) -> bool:
+    """Whether every key has one value, which is right or wrong."""
+    plain = not one.weights or set(one.weights) == {1.0}
+    return plain and set(one.values) <= {0.0, 1.0} and len(set(one.keys)) == len(one.keys)
 
 
 def to_json(samples: Mapping[str, Samples]) -> dict[str, dict[str, Any]]:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from eval.interval import Clusters, Interval, cluster_bootstrap, jackknife
+from eval.interval import Clusters, Interval, cluster_bootstrap, jackknife, wilson
 
 Tokens = Sequence[Hashable]
 LN2 = math.log(2)
 KEPT = 12  # length of n-grams up to which they are kept
+TOGETHER = 16  # windows of one text that are resampled together
 BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, of the hashes of n-grams
 
 
@@ -37,16 +38,13 @@ def text_bound(nats: ArrayLike, tokens: ArrayLike, texts: Sequence[str], *, seed
     """
     draws = np.asarray(nats, np.float64)
     draws = draws[:, None] if draws.ndim == 1 else draws  # (n, draws)
-    sizes = ([len(text) for text in texts], [len(text.encode()) for text in texts])
+    sizes = ([len(text) for text in texts], [len(text.encode("utf-8", "surrogatepass")) for text in texts])
     return _bound(draws, tokens, *sizes, texts, seed)
-
-
-NEIGHBOURS = 16  # windows of one text that are resampled together
 
 
 def neighbours(count: int) -> list[int]:
     """Cluster of each window of one text: neighbours share what they are about, so they are no independent draws."""
-    size = max(1, min(NEIGHBOURS, count // 10))
+    size = max(1, min(TOGETHER, count // 10))
     return [number // size for number in range(count)]
 
 
@@ -73,8 +71,6 @@ def _bound(
     """Costs (n, draws) over tokens, characters and bytes; with a single cluster there is no interval."""
     costs, repeats = draws.mean(1), draws.shape[1]
     per = [cluster_bootstrap(costs, clusters, seed=seed, weights=units) for units in (tokens, characters, sizes)]
-    if len(set(clusters)) == 1:
-        per = [Interval(found.value, -math.inf, math.inf, 1) for found in per]
     bits = [Interval(one.value / LN2, one.low / LN2, one.high / LN2, one.n) for one in per]
     spread = draws.var(1, ddof=1).sum() / repeats if repeats > 1 else math.nan
     return TextBound(
@@ -117,6 +113,8 @@ def whole_share(statistic: Callable[[Sequence], float], texts: Sequence, *, bloc
         raise ValueError(f"{len(texts)} texts have no spread, at least 2 are needed: judge more texts")
     without = [statistic([text for i, text in enumerate(texts) if i % count != block]) for block in range(count)]
     found = jackknife(statistic(texts), without)
+    if found.low == found.high:  # no copy among so few texts does not mean that there never is one
+        return wilson(found.value * len(texts), len(texts))
     return Interval(found.value, max(0.0, found.low), min(1.0, found.high), len(texts))
 
 

@@ -4,7 +4,8 @@ A product uses all cores by itself, what stands between two products uses one. W
 faster to give every core a part of its own.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -12,9 +13,10 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
+LIMITED = threading.RLock()  # the limit is that of the process, and its end gives back what its begin found
 
 
-def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> list[Made]:
     """`work` of every item, in the order of the items, on as many threads as the linear algebra has (OMP_NUM_THREADS).
 
     `work` must be free of side effects. A work that spreads its own runs it on its own thread.
@@ -22,10 +24,9 @@ def spread(work: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made
     parts = list(items)
     threads = _threads() if len(parts) > 1 else 1
     if threads < 2:
-        yield from map(work, parts)
-        return
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(min(threads, len(parts))) as pool:
-        yield from pool.map(work, parts)
+        return list(map(work, parts))
+    with LIMITED, threadpool_limits(1, "blas"), ThreadPoolExecutor(min(threads, len(parts))) as pool:
+        return list(pool.map(work, parts))
 
 
 def _threads() -> int:

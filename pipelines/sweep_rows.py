@@ -85,7 +85,8 @@ def read_rows(path: Path) -> dict[str, dict[str, Any]]:
 def plain_interval(interval: Interval) -> dict[str, float | None]:
     """Return an interval as plain values; an end that is not finite is None."""
     low, high = (end if math.isfinite(end) else None for end in (interval.low, interval.high))
-    return {"value": interval.value, "low": low, "high": high, "n": interval.n}
+    known = {"df": interval.df} if math.isfinite(interval.df) else {}
+    return {"value": interval.value, "low": low, "high": high, "n": interval.n, **known}
 
 
 def timed(taken: Sequence[float], sizes: Sequence[int]) -> Interval:

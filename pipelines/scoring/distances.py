@@ -125,7 +125,10 @@ def _infinite(
     if few < wanted:
         reason = f"{few} pictures for {found.shape[1]} dimensions: its law holds from {wanted} pictures on"
         return partial(_refused, reason), ""
-    line = frechet_infinity(found, against, seed=seed)
+    try:
+        line = frechet_infinity(found, against, seed=seed)
+    except ValueError as error:
+        return partial(_refused, str(error)), ""
     return lambda: line.interval(whole()), f"; the error of the fit is {line.se:.3g}, R2 {line.r2:.3f}"
 
 
