@@ -87,9 +87,8 @@ def _differing(found: Comparison, before: Mapping[str, Any], now: Mapping[str, A
         )
         for name in found.lost
     ]
-    columns = [
-        Column("figure", code=True), "before", "after", Column("difference", signed=True), "pairs", "p (Holm)", "verdict",
-    ]  # fmt: skip
+    moved = Column("difference", signed=True)
+    columns = [Column("figure", code=True), "before", "after", moved, "pairs", "p (Holm)", "verdict"]
     note = (
         f"Every figure that differs with p < {LEVEL}, corrected for their number (Holm). Of "
         f"{sum(one.pairs > 0 for one in found.differences)} figures the same pictures or prompts are compared pair by "

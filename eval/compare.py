@@ -199,7 +199,9 @@ def _error(figure: Mapping[str, Any]) -> float:
     low, high = figure.get("low"), figure.get("high")
     if low is None or high is None:
         return math.nan
-    return float(high - low) / (2 * float(stats.t.ppf(0.975, _df(figure))))
+    df = _df(figure)
+    half = high - figure["value"] if math.isfinite(df) else (high - low) / 2  # Student's are cut off at 0 only below
+    return float(half) / float(stats.t.ppf(0.975, df))
 
 
 def _df(figure: Mapping[str, Any]) -> float:

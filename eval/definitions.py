@@ -262,6 +262,12 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r"text\.entropy", "entropy within a text", "plain", None,
      "Entropy in nats of the word frequencies inside one generated text, mean over texts; a model that repeats itself "
      "is low."),
+    (r".*\.distinct_1(\[.*\])?", "distinct words", "share", "higher",
+     "Share of words in the generated texts that are different."),
+    (r".*\.distinct_2(\[.*\])?", "distinct pairs of words", "share", "higher",
+     "Share of runs of two words in the generated texts that are different."),
+    (r".*\.distinct_4(\[.*\])?", "distinct runs of four words", "share", "higher",
+     "Share of runs of four words in the generated texts that are different."),
     (r".*\.distinct_\d(\[.*\])?", "distinct n-grams", "share", "higher",
      "Share of n-grams in the generated texts that are different."),
     (r".*\.duplicates(\[.*\])?", "repeated texts", "share", "lower",

@@ -20,7 +20,7 @@ from torch import Tensor
 from eval.resize import Pictures, Resize, resize_id, resized, scaled
 
 BATCH = 256
-NOTE = "made by an embedder of this domain: not comparable with published FID, KID or CLIP scores"
+NOTE = "made by a judge that a run of this project trained: not comparable with published FID, KID or CLIP scores"
 
 
 class Embedder(Protocol):

@@ -92,7 +92,8 @@ def frechet_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interva
         return Interval(value, -np.inf, np.inf, smaller)
     parts = [np.array_split(np.arange(len(rows)), min(blocks, smaller // 2)) for rows in (x, y)]
     without = [frechet_distance(np.delete(x, i, 0), np.delete(y, j, 0)) for i, j in zip(*parts, strict=True)]
-    return replace(jackknife(value, without), n=smaller)
+    found = jackknife(value, without)
+    return replace(found, low=max(0.0, found.low), n=smaller)
 
 
 def rank_note(n: int, m: int, d: int) -> str:

@@ -67,7 +67,8 @@ def _overview(grid: Grid) -> Table | None:
     columns = ["pictures from", *(Column(attribute, "share", "higher") for attribute in grid)]
     note = (
         "Share of pictures in which the scene judge reads the attribute as the caption asked, each object in its own "
-        "place. The judge's own rows say how far its reading can be trusted: no model can be measured above them."
+        "place. The judge's own rows say how far its reading can be trusted: a model above that of real pictures is a "
+        "sign of the judge's error."
     )
     return Table("Text to image: scene accuracy, all held-out scenes", columns, rows, note)
 

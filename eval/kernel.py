@@ -81,7 +81,7 @@ def cmmd_interval(a: ArrayLike, b: ArrayLike, *, blocks: int = 10) -> Interval:
     """
     x, y = (unit_rows(rows) for rows in check_pair(a, b))
     found = _jackknifed(x, y, blocks, lambda p, q: _Sums.of(p, q, gaussian, diagonal=True).biased)
-    return Interval(SCALE * found.value, SCALE * found.low, SCALE * found.high, found.n)
+    return Interval(SCALE * found.value, max(0.0, SCALE * found.low), SCALE * found.high, found.n, found.df)
 
 
 def _kid(x: Array, y: Array) -> float:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 KEY = re.compile(r"\[(?P<name>[\w.-]+):(?P<sha>[0-9a-f]{8})(?:\|resize=(?P<resize>[^|\]]+))?")
-OWN = ("judge", "indomain")  # how embedders are called that were trained on the data they judge
+OWN = ("judge", "indomain")  # how judges are called that were trained by a run of this project
 RANDOM, FITTED = "random-conv", "pixels-pca"
 
 
@@ -33,7 +33,11 @@ def mark(names: Iterable[str]) -> Mark | None:
     if not found:
         return None
     trained = [name for name, _ in others if name.startswith(OWN)]
-    why = "The embedders were trained on this data" if len(trained) == len(others) else "No embedder is a published one"
+    why = (
+        "The embedders are judges that runs of this project trained"
+        if len(trained) == len(others)
+        else "No embedder is a published one"
+    )
     who = ", ".join(f"{name}:{sha}" for name, sha in others) if len(trained) == len(others) else _listed(others)
     return Mark(False, f"{why}: no figure compares with a published FID or CLIP score. Judged by {who}.")
 
@@ -52,7 +56,7 @@ def _listed(found: list[tuple[str, str]]) -> str:
 
 def _about(name: str) -> str:
     if name.startswith(OWN):
-        return "trained on this data"
+        return "a judge, trained on the data of its own run"
     if name == RANDOM:
         return "random weights"
     if name == FITTED:

@@ -78,8 +78,8 @@ def _interval(name: str, found: PRDC, variance: float | None, n: int) -> Interva
         return Interval(value, -np.inf, np.inf, n)
     if name != "density":
         return wilson_of(value, variance, n)
-    half = float(stats.norm.ppf(0.975) * np.sqrt(variance))
-    return Interval(value, max(0.0, value - half), value + half, n)
+    half = float(stats.t.ppf(0.975, n - 1) * np.sqrt(variance))
+    return Interval(value, max(0.0, value - half), value + half, n, n - 1)
 
 
 def _counted(real: Array, fake: Array) -> list[tuple[str, Array]]:

@@ -41,7 +41,8 @@ def mind_interval(
     if not 2 <= blocks <= smaller // 2:
         raise ValueError(f"blocks={blocks} needs 2 <= blocks <= {smaller // 2}, half of the smaller set")
     value, *without = _costs(x, y, directions, seed, blocks)
-    return replace(jackknife(value, without), n=smaller)
+    found = jackknife(value, without)
+    return replace(found, low=max(0.0, found.low), n=smaller)
 
 
 def _costs(x: Array, y: Array, directions: int, seed: int, blocks: int) -> Array:

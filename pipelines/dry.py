@@ -68,7 +68,10 @@ def check_files(stage: Any) -> None:
         if problem := missing_weights(asked):
             raise ValueError(problem)
     if isinstance(stage, EvalStage) and stage.lpips:
-        weights_in(Path(stage.lpips))
+        try:
+            weights_in(Path(stage.lpips))
+        except PalimpsestError as error:
+            raise ValueError(str(error)) from error
 
 
 def _numbers(part: Part) -> tuple[str, str, str]:

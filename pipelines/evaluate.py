@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from eval.blocks import (
     missing,
 )
 from eval.report import headline, write_report
+from eval.samples import Samples
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES
 from pipelines.codec_measures import KMEANS_TRAIN, autoencoders
 from pipelines.config import dump_recipe
@@ -68,7 +68,7 @@ def evaluate(run: Run, name: str, stage: EvalStage) -> dict[str, Any]:
     _name_missing(e)
     credit = credits_of(run.recipe.data)
     summary = f"at {run.recipe.size} pixels, judged on {len(e.real)} {e.where} pictures. {credit}"
-    report = dataclasses.replace(report_of(run, name, e.figures, sections, summary), samples=e.samples)
+    report = report_of(run, name, e.figures, sections, summary, samples=e.samples)
     page, figures = write_report(report, run.stage_folder(name))
     return {"report": page.name, "figures": figures.name, "count": len(e.figures)}
 
@@ -121,8 +121,11 @@ def mixed_of(run: Run) -> dict[str, str]:
     return {"sets": ", ".join(named)} if named else {}
 
 
-def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Sequence[Section], summary: str) -> Report:
-    """Put a report together with what made it."""
+def report_of(
+    run: Run, name: str, figures: Mapping[str, Known], sections: Sequence[Section], summary: str,
+    samples: Mapping[str, Samples] | None = None,
+) -> Report:  # fmt: skip
+    """Put a report together with what made it, and with what it holds beside its own figures."""
     recipe = run.recipe
     manifests = {other: run.manifest(other) for other in recipe.order() if other != name and run.finished(other)}
     provenance = made_by(
@@ -143,6 +146,7 @@ def report_of(run: Run, name: str, figures: Mapping[str, Known], sections: Seque
         provenance=provenance,
         sections=sections,
         figures=figures,
+        samples=samples or {},
     )
     return report if run.beside is None else run.beside.added_to(report)
 

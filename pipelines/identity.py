@@ -35,6 +35,9 @@ def embedder_files(stage: EvalStage) -> dict[str, str]:
         if path is not None:
             each = {one.name if path.is_dir() else "": content(one) for one in weights_of(asked)}
             found[f"{kind} {number}"] = digest(each) if each and GONE not in each.values() else GONE
+    if stage.lpips:
+        files = sorted(one for one in Path(stage.lpips).glob("*.pth"))
+        found["lpips"] = digest({one.name: content(one) for one in files}) if files else GONE
     return found
 
 
@@ -67,6 +70,7 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
         plain.pop("batch", None)
     if plain["kind"] == "eval":
         plain["embedders"] = [parsed(asked)[0] for asked in plain["embedders"]]  # where weights lie is no matter
+        plain["lpips"] = bool(plain["lpips"])
     return plain
 
 

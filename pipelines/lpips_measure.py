@@ -45,7 +45,7 @@ class LocalLPIPS:
             raise PalimpsestError(f"lpips: {error}") from error
         known, hashes = PUBLISHED[self.net], (file_sha256(trunk), file_sha256(heads))
         published = hashes[0].startswith(known.trunk_hash) and hashes[1].startswith(known.heads_hash)
-        self.name = "lpips" if published else f"lpips[unknown weights:{hashes[0][:8]}]"
+        self.name = f"lpips[{self.net}{'' if published else f', unknown weights:{hashes[0][:8]}/{hashes[1][:8]}'}]"
         self.about = f"{self.net}, trunk {hashes[0][:8]}, heads {hashes[1][:8]}, version 0.1"
 
     @torch.no_grad()
@@ -62,7 +62,6 @@ class LocalLPIPS:
         found = []
         for start in range(0, len(real), BATCH):
             pair = [from_uint8(side[start : start + BATCH]).to(device()) for side in (again, real)]
-            assert all(-1 <= float(x.min()) and float(x.max()) <= 1 for x in pair)
             found.append(self.network.each(*pair).double().cpu().numpy())
         return np.concatenate(found)
 

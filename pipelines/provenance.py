@@ -30,4 +30,4 @@ def machine() -> str:
     """Describe the machine in a few words."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, {platform.system()}"
-    return f"CPU ({platform.machine()}, {torch.get_num_threads()} threads at evaluation), {platform.system()}"
+    return f"CPU ({platform.machine()}, {torch.get_num_threads()} thread(s) at evaluation), {platform.system()}"

@@ -61,7 +61,11 @@ def _values(figures: Mapping[str, Any], subjects: Mapping[str, str]) -> dict[str
             if not sign or not isinstance(value, int | float) or (scene is not None and scene["slice"] is not None):
                 continue
             if math.isfinite(value):
-                found.setdefault(name.removeprefix(subject + "."), {})[model] = sign * float(value)
+                metric = name.removeprefix(subject + ".")
+                metric = (
+                    SIZE.sub("", metric) if metric.startswith("clip_score") else metric
+                )  # a mean, whatever the size
+                found.setdefault(metric, {})[model] = sign * float(value)
     return {metric: given for metric, given in found.items() if len(given) > 1}
 
 

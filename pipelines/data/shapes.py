@@ -68,5 +68,5 @@ def header(data: bytes) -> Shape:
             width, height = image.size
             turned = exif.get(ORIENTATION) in TURNED
     except Exception as error:  # the readers of Pillow raise many kinds for broken bytes
-        raise ValueError(f"no header of a picture ({error})") from error
+        raise ValueError("no header of a picture that Pillow reads") from error
     return Shape(width, height) if turned else Shape(height, width)

@@ -22,7 +22,7 @@ from pipelines.scoring.slices import slices_of
 
 ENDS = 8  # pictures of each end
 SLICED = {"words": "number of words in the caption", "caption": "whether the embedder read the caption whole"}
-SLICE_NOTE = "The number of pictures behind each value stands under the pointer, and in the names of the figures."
+SLICE_NOTE = "The number of pictures behind each value stands in the appendix, in the names of the figures."
 COSINE = Column("cosine", "plain", "higher")
 
 
@@ -156,7 +156,7 @@ def _ends(one: _Read) -> list[Gallery]:
     note = f"Picked by the cosine out of {len(order)}: no fair sample, and no better than what picked them."
 
     def gallery(which: str, places: Sequence[int]) -> Gallery:
-        items = [(Image.fromarray(pictures.read(i)), f"{said[i]:.3f}. {one.captions[i]}") for i in places]
+        items = [(Image.fromarray(pictures.read(i)), f"{said[i]:.3f}. \u2068{one.captions[i]}\u2069") for i in places]
         return Gallery(f"{pictures.title}: the {len(items)} that agree {which} with their captions", items, note=note)
 
     return [gallery("best", order[::-1][:many]), gallery("worst", order[:many])] if many else []

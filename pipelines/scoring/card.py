@@ -13,6 +13,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.scoring.cached import embed
 from pipelines.scoring.sets import Picture, PictureSet
 
+SEEN = 0.6  # Kendall's rank correlation from which on a damage is seen
 PICTURES = 800  # of the reference: half of them stay clean, the others are damaged
 
 
@@ -34,6 +35,8 @@ def card(embedder: Embedder, reference: PictureSet, figures: dict[str, Known], s
         f"{round(share.value * share.n)} of {share.n} steps of damage make the distance larger. Left of each chart "
         "stands the distance between two untouched parts of the reference."
     )
+    if blind := [dose.damage for dose in found if dose.rank < SEEN]:
+        lead += f" It hardly answers to {', '.join(blind)}, or the wrong way: do not judge by it what shows in that."
     return Section(f"Validity of {embedder.name}", [_chart(dose) for dose in found], lead=lead)
 
 

@@ -9,7 +9,7 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Better, Column, Known, Row, RowKind, Table, Unit, attempted
+from eval.blocks import Better, Column, Figure, Known, Missing, Row, RowKind, Table, Unit, attempted
 from eval.features import NOTE, Embedder, feature_key
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
 from eval.frechet_infinity import frechet_infinity
@@ -60,15 +60,22 @@ def figures_of(rows: Sequence[SetRow]) -> dict[str, Known]:
     return {f"{row.subject}.{one.key}": one.figure for row in rows for one in row.distances}
 
 
-def table_of(title: str, rows: Sequence[SetRow], embedder: Embedder) -> Table:
-    """All sets, a distance a column; the warning says why a Fréchet distance is no FID."""
+def table_of(title: str, rows: Sequence[SetRow], embedder: Embedder, about: str = "") -> Table:
+    """All sets, a distance a column; the warning says why a Fréchet distance is no FID.
+
+    about: what more there is to say of them. What no set has is said below, with the reason, instead of a column.
+    """
+    columns = [[row.distances[i] for row in rows] for i in range(len(rows[0].distances))]
+    shown = [column for column in columns if any(isinstance(one.figure, Figure) for one in column)]
+    reasons = {column[0].column.name: column[0].figure for column in columns if column not in shown}
+    absent = [f"{name}: {found.reason}." for name, found in reasons.items() if isinstance(found, Missing)]
+    by = f"By {embedder.name}:{embedder.sha256[:8]}, resize {embedder.resize}."
     return Table(
         title,
-        ["pictures", *(one.column for one in rows[0].distances)],
-        [Row([row.label, *(one.figure for one in row.distances)], row.kind) for row in rows],
+        ["pictures", *(column[0].column for column in shown)],
+        [Row([row.label, *(column[i].figure for column in shown)], row.kind) for i, row in enumerate(rows)],
         warning="" if is_fid(embedder.name, embedder.sha256, embedder.resize) else f"No FID: {_why(embedder)}.",
-        note=f"By {embedder.name}:{embedder.sha256[:8]}, resize {embedder.resize}. Distances depend on the sizes of "
-        "both sets, which the keys in the appendix hold.",
+        note=" ".join(filter(None, (by, about, "Distances depend on the sizes of both sets.", *absent))),
     )
 
 

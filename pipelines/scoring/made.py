@@ -28,6 +28,6 @@ def _said(folder: Path) -> Iterator[dict[str, Any]]:
             made = json.loads(path.read_text(encoding="utf-8"))
             known = {"settings": made["settings"], "seed": int(made["seed"])}
             drawn_with(known["settings"])
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
             known = {}
         yield known

@@ -22,7 +22,7 @@ from pipelines.errors import PalimpsestError
 from pipelines.provenance import made_by
 from pipelines.scoring.cached import FeatureCache
 from pipelines.scoring.card import card
-from pipelines.scoring.embedders import open_embedders
+from pipelines.scoring.embedders import Opened, open_embedders
 from pipelines.scoring.made import judged_set
 from pipelines.scoring.reference import Reference, Statistics, open_reference
 from pipelines.scoring.scoring import Scoring, judged, make_together
@@ -94,11 +94,24 @@ def _opened(asked: Asked, beside: Beside) -> Scoring:
     reference = _reference(asked, sets)
     beside.check_data(reference.sha256[:16])
     pictures = reference if isinstance(reference, PictureSet) else None
+    embedders = open_embedders(asked.embedders, pictures, asked.seed)
+    if isinstance(reference, Statistics):
+        _check_width(reference, embedders)
     return Scoring(
         sets={one.title: one for one in sets}, reference=reference, against=without_credentials(asked.reference),
-        embedders=open_embedders(asked.embedders, pictures, asked.seed), cache=FeatureCache(asked.out / "features"),
+        embedders=embedders, cache=FeatureCache(asked.out / "features"),
         seed=asked.seed, held_out=_held_out(asked, reference), searched=pictures,
     )  # fmt: skip
+
+
+def _check_width(reference: Statistics, embedders: Sequence[Opened]) -> None:
+    """Raise PalimpsestError where no embedder can have made the statistics."""
+    for one in embedders:
+        if one.embedder.dim != len(reference.mean):
+            raise PalimpsestError(
+                f"{reference.title} holds statistics of {len(reference.mean)} numbers a picture, {one.embedder.name} "
+                f"makes {one.embedder.dim}: name the embedder that made them with --embedders."
+            )
 
 
 def _sets(asked: Asked) -> list[PictureSet]:

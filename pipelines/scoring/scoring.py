@@ -9,6 +9,7 @@ import numpy as np
 
 from eval.blocks import Block, Known, Section
 from eval.features import Embedder
+from eval.frechet import rank_note
 from eval.samples import Samples
 from pipelines.scoring.agreement import Agreement, agreement
 from pipelines.scoring.cached import FeatureCache, Features
@@ -115,7 +116,15 @@ def _distances(
     work.figures |= figures_of(rows)
     alike = [one for one in work.embedders if one.embedder.name == embedder.name]
     named = embedder.name if len(alike) == 1 else f"{embedder.name}:{embedder.sha256[:8]}"
-    return Section(f"Distances by {named}", [table_of(f"Against {work.against}", rows, embedder)])
+    return Section(f"Distances by {named}", [table_of(f"Against {work.against}", rows, embedder, _sizes(work, real))])
+
+
+def _sizes(work: Scoring, real: Features | None) -> str:
+    """How many pictures of each set are compared, and what is to be said of so few."""
+    n, most = work.fewest, max((len(one) for one in work.sets.values()), default=0)
+    cut = ", as many as the smallest has" if most > n else ""
+    rank = "" if real is None else rank_note(n, len(real), real.shape[1])
+    return f"{n} pictures of each set{cut}.{f' Fréchet distance: {rank}.' if rank else ''}"
 
 
 def _ceiling(

@@ -142,6 +142,8 @@ def open_set(
         return _of_folder(Path(path), prompts, title or Path(path).name, captions)
     if prompts is not None:
         raise DataError(f"--prompts {prompts} names captions of files, but {path} holds shards, which have their own.")
+    if "://" not in str(path) and not Path(path).is_dir():
+        raise DataError(f"There is no folder {path}: name one of pictures, or of shards.")
     place = place_of(path)
     opened = open_split(place, split)
     return PictureSet(

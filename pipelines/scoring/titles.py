@@ -7,7 +7,15 @@ from pathlib import Path
 
 from pipelines.errors import PalimpsestError
 
-TAKEN = {"reference", "real", "shuffled", "chance"}  # names that figures have for other things
+TAKEN = {
+    "reference",
+    "real",
+    "shuffled",
+    "chance",
+    "train",
+    "hash",
+    "split",
+}  # names that figures have for other things
 
 
 def titles_of(option: str, paths: Sequence[str]) -> dict[str, str]:

@@ -95,7 +95,9 @@ def read_text(path: Path) -> str:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise DataError(f"There is no text at {path}: say where the files are with --data DIR.") from error
+        raise DataError(
+            f"There is no text at {path}: check the path; a recipe's files are looked for in --data DIR."
+        ) from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 ({error}): convert it first.") from error
     if not text.strip():

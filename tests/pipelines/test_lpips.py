@@ -52,11 +52,11 @@ def test_each_picture_has_the_distance_of_torchmetrics(folder):
 
 def test_only_the_published_files_are_called_lpips(folder, tmp_path, monkeypatch):
     """Not even the right file name makes the name; the hashes of both files do."""
-    trunk = file_sha256(folder / PUBLISHED["alex"].trunk)
-    assert LocalLPIPS(folder).name == f"lpips[unknown weights:{trunk[:8]}]"
+    trunk, top = (file_sha256(folder / name) for name in PUBLISHED["alex"][:2])
+    assert LocalLPIPS(folder).name == f"lpips[alex, unknown weights:{trunk[:8]}/{top[:8]}]"
     known = PUBLISHED["alex"]._replace(trunk_hash=trunk[:8])
     monkeypatch.setitem(lpips_measure.PUBLISHED, "alex", known)
-    assert LocalLPIPS(folder).name == "lpips"
+    assert LocalLPIPS(folder).name == "lpips[alex]"
     shutil.copytree(folder, tmp_path / "other")
     heads = torch.load(HEADS / "alex.pth", map_location="cpu", weights_only=True)
     heads["lin0.model.1.weight"] = heads["lin0.model.1.weight"] * 2
