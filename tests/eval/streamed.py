@@ -10,6 +10,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from eval.frechet import frechet_distance, moments
+from pipelines.hardware import leave_group
 
 
 def sets():
@@ -33,6 +34,7 @@ def main() -> None:
         first = first.merge(other)
     if processes.is_main_process:
         print(f"{processes.num_processes} {first.n} {frechet_distance(first, y)!r}")
+    leave_group(0, together=True)
 
 
 if __name__ == "__main__":

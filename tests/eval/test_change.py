@@ -33,10 +33,10 @@ def test_what_differs_stands_with_values_interval_p_and_verdict_in_words():
     section, found = tables(before, now)
     rows = {cells[0]: (kind, cells) for kind, cells in found["What differs beyond chance"]}
     assert set(rows) == {"vae.psnr", "text.entropy", "mdlm.psnr"}
-    kind, (_, first, second, moved, p, verdict) = rows["vae.psnr"]
+    kind, (_, first, second, moved, _, p, verdict) = rows["vae.psnr"]
     assert (kind, first.value, second.value, moved.value, verdict) == ("worse", 20.0, 19.0, -1.0, "✗ worse")
     assert moved.low < -1 < moved.high < 0 and 0 <= p < 0.05
-    assert rows["mdlm.psnr"][0] == "better" and rows["text.entropy"][1][5] == "≠ changed"
+    assert rows["mdlm.psnr"][0] == "better" and rows["text.entropy"][1][6] == "≠ changed"
     assert "old/report.json, made by commit 0.1.0+abcdef123456" in section.lead
     assert "4 figures in both, 4 of them with intervals: 1 better, 1 worse, 1 changed." in section.lead
     page = to_html(report([section]))
@@ -66,7 +66,7 @@ def test_what_is_no_longer_measured_is_lost():
     before = content(**{"vae.psnr": figure(20.0), "a.psnr": figure(1.0)})
     _, found = tables(before, content(**{"vae.psnr": missing("NaN"), "a.psnr": figure(1.0)}))
     ((kind, cells),) = found["What differs beyond chance"]
-    assert kind == "worse" and cells[0] == "vae.psnr" and cells[5].startswith("✗ lost")
+    assert kind == "worse" and cells[0] == "vae.psnr" and cells[6].startswith("✗ lost")
 
 
 def test_reports_without_a_common_figure_say_so_and_cost_no_report():

@@ -145,7 +145,7 @@ def test_ends_are_expanded_as_students_t_and_one_unit_has_none():
     drawn = stats.norm.ppf((np.arange(20_000) + 0.5) / 20_000) * np.sqrt(9 / 10)  # means of ten, as a bootstrap sees
     assert ends(drawn, 10) == pytest.approx((-stats.t.ppf(0.975, 9), stats.t.ppf(0.975, 9)), rel=0.01)
     assert ends(np.array([1.0]), 1) == (-np.inf, np.inf)
-    assert cluster_bootstrap([1.0, 2.0], ["a", "a"]) == Interval(1.5, -np.inf, np.inf, 1)
+    assert cluster_bootstrap([1.0, 2.0], ["a", "a"]) == Interval(1.5, -np.inf, np.inf, 1, 1)
     assert share_interval([1.0, 0.0], ["a", "a"]) == Interval(0.5, -np.inf, np.inf, 1)
 
 

@@ -48,6 +48,6 @@ def test_the_page_is_red_or_not():
     def page(name):
         return to_html(report(figures={name: Figure(1.0, 5)}))
 
-    assert '<p class="warning">The embedders were trained' in page(OWN)
+    assert '<p class="warning">The embedders are judges' in page(OWN)
     assert '<p class="mark">FID here is by the published network' in page(FID) and 'class="warning"' not in page(FID)
     assert 'class="warning"' not in page("vae.psnr") and 'class="mark"' not in page("vae.psnr")

@@ -104,12 +104,29 @@ def test_other_pictures_and_other_values_are_not_paired():
         compare(report(before), broken)
 
 
-def test_nothing_changed_is_no_change_and_equal_differences_prove_nothing():
+def test_nothing_changed_is_no_change_and_equal_differences_do_not_pair():
     before, _ = two(np.random.RandomState(6), 0.0)
     (same,) = compare(report(before), report(before)).differences
     assert (same.change, same.p, same.verdict, same.pairs) == (0, 1, "", 60)
     exact = [Samples(keys(4), values) for values in ((1.0, 2.0, 3.0, 4.0), (2.0, 3.0, 4.0, 5.0))]
-    assert np.isnan(change(*exact)[1])
+    assert change(*exact) is None
+
+
+def test_right_and_wrong_go_by_the_exact_sign_test():
+    """All wrong that was right is the worst that can happen, and no t test knows it."""
+    eight = [Samples(keys(8), values) for values in ((1.0,) * 8, (0.0,) * 8)]
+    gap, p = change(*eight)
+    assert gap.value == -1 and p == pytest.approx(2**-7)
+    some = Samples(keys(8), (0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 1.0, 1.0))
+    assert change(eight[0], some)[1] == pytest.approx(2**-2)
+
+
+def test_what_another_processor_moves_is_no_change():
+    rng = np.random.RandomState(0)
+    values = rng.rand(500) * 0.2
+    moved = values - 1e-6 + 1e-6 * rng.randn(500)
+    gap, p = change(Samples(keys(500), tuple(values)), Samples(keys(500), tuple(moved)))
+    assert p == 1 and gap.high < 0
 
 
 def test_a_report_of_ten_thousand_pictures_stays_small_and_reads_back(tmp_path):

@@ -61,7 +61,7 @@ def test_only_the_published_files_are_called_lpips(folder, tmp_path, monkeypatch
     heads = torch.load(HEADS / "alex.pth", map_location="cpu", weights_only=True)
     heads["lin0.model.1.weight"] = heads["lin0.model.1.weight"] * 2
     torch.save(heads, tmp_path / "other" / "alex.pth")
-    assert LocalLPIPS(tmp_path / "other").name.startswith("lpips[unknown weights:")
+    assert LocalLPIPS(tmp_path / "other").name.startswith("lpips[alex, unknown weights:")
 
 
 def test_the_heads_on_this_machine_are_the_published_ones():

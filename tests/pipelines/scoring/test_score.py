@@ -108,7 +108,7 @@ def test_slices_by_length_make_up_the_whole_and_both_ends_are_shown(report):
         assert sum(part["value"] * part["n"] for part in parts) / 24 == pytest.approx(whole["value"])
         assert f"{name}: the 8 that agree best with their captions" in page and "Picked by the cosine out of 24" in page
         best, worst = (
-            [float(said) for said in re.findall(r">(-?[\d.]+)\. noise", part)[:8]]
+            [float(said) for said in re.findall(r">(-?[\d.]+)\. .?noise", part)[:8]]
             for part in page.split(f"{name}: the 8 that agree ")[1:]
         )
         assert best == sorted(best, reverse=True) and worst == sorted(worst) and worst[-1] <= best[-1]
