@@ -183,7 +183,8 @@ def _resample(sums: NDArray, totals: NDArray, rng: np.random.Generator) -> NDArr
     draws = []
     for start in range(0, RESAMPLES, step):
         index = rng.integers(0, k, (min(step, RESAMPLES - start), k))
-        draws.append(sums[index].sum(1) / totals[index].sum(1))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            draws.append(sums[index].sum(1) / totals[index].sum(1))
     return np.concatenate(draws)
 
 

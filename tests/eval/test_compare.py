@@ -28,6 +28,20 @@ def test_one_difference_has_the_p_value_of_the_normal_law():
     assert found.low == pytest.approx(3 - math.sqrt(2) * 1.96) and found.high == pytest.approx(3 + math.sqrt(2) * 1.96)
 
 
+def test_intervals_of_few_blocks_have_welchs_test():
+    """Two equal jackknifes over ten blocks: Welch's t of two samples of ten, as scipy has it."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal(10), rng.standard_normal(10) * 2 + 3
+    made = []
+    for x in (a, b):
+        half = stats.t.ppf(0.975, 9) * x.std(ddof=1) / math.sqrt(10)
+        made.append(report(**{"x.kd": {**figure(float(x.mean()), half), "df": 9}}))
+    (found,) = compare(*made).differences
+    expected = stats.ttest_ind(b, a, equal_var=False)
+    interval = expected.confidence_interval(0.95)
+    assert found.p == pytest.approx(expected.pvalue) and found.low == pytest.approx(interval.low)
+
+
 def test_directions_decide_what_is_worse():
     before = report(**{"vae.psnr": figure(20, 0.1), "x.fd[a]": figure(2.0, 0.1), "text.entropy": figure(1.0, 0.01)})
     after = report(**{"vae.psnr": figure(19, 0.1), "x.fd[a]": figure(1.0, 0.1), "text.entropy": figure(2.0, 0.01)})

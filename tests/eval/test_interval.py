@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -81,6 +83,17 @@ def test_single_prompts_get_wilson():
 def test_ratio_weights_totals():
     found = cluster_bootstrap([2.0, 6.0], ["a", "b"], weights=[1, 3])
     assert (found.value, found.low, found.high) == (2.0, 2.0, 2.0)
+
+
+def test_few_clusters_have_students_t_and_empty_texts_no_infinite_end():
+    x = [1.0, 2.0, 4.0, 5.0]
+    assert asdict(cluster_bootstrap(x, range(4))) == pytest.approx(asdict(mean_interval(x)), rel=1e-12)
+    found = cluster_bootstrap(
+        [0.0] * 15 + [5.0], range(16), weights=[0.0] * 15 + [1.0]
+    )  # a third of the draws is 0 / 0
+    assert np.isfinite([found.low, found.high]).all()
+    with pytest.raises(ValueError, match="have the sum 0, expected one above 0"):
+        cluster_bootstrap([1.0, 2.0], [0, 1], weights=[0.0, 0.0])
 
 
 def test_pairing_removes_what_both_share():
