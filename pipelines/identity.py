@@ -70,7 +70,7 @@ def plain_stage(recipe: Recipe, name: str) -> dict[str, Any]:
         plain.pop("batch", None)
     if plain["kind"] == "eval":
         plain["embedders"] = [parsed(asked)[0] for asked in plain["embedders"]]  # where weights lie is no matter
-        plain["lpips"] = bool(plain["lpips"])
+        plain["lpips"] = plain["lpips"] and "a folder"
     return plain
 
 
