@@ -80,7 +80,7 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "first batch of a model is drawn before the clock runs. It says nothing of another machine."),
     (r".*\.sweep\.(relation|caption_\w+)\[.*\]", "sampling sweep: as asked", "share", "higher",
      "Share of pictures whose relation the scene judge reads as asked, or of attributes that captions of held-out "
-     "pictures name rightly, with the sampler, the network evaluations and the guidance in the brackets."),
+     "pictures name rightly, with the sampler, its steps and the guidance in the brackets."),
     (r".*\.text\[.*\]\.bits_per_(character|byte)", "bits per character or byte", "plain", "lower",
      "What the model says the text in the brackets costs, in bits over its characters or UTF-8 bytes: exactly for an "
      "autoregressive model, as an upper bound for all others. It compares over tokenizers."),
@@ -202,6 +202,9 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
     (r".*\.coverage-k\d+(\[.*\])?", "coverage", "share", "higher",
      "Share of real pictures whose ball of k nearest real neighbours holds a generated picture (Naeem 2020): like "
      "recall, but one odd generated picture cannot cover much. It depends on both set sizes."),
+    (r".*\.sweep\.kd\[.*\]", "sampling sweep: kernel distance", "plain", "lower",
+     "Unbiased squared maximum mean discrepancy with the cubic kernel on the judge's features between generated and "
+     "training pictures, with the sampler, its steps, the guidance, the judge and both sizes in the brackets."),
     (r".*\.kd(\[.*\])?", "kernel distance", "plain", "lower",
      "Unbiased squared maximum mean discrepancy with the cubic kernel on the embedder's features; it may be "
      "slightly negative."),
@@ -234,16 +237,13 @@ RULES: tuple[tuple[str, str, Unit, Better | None, str], ...] = (
      "Cosine between the embedder's embeddings of picture and caption, unscaled; mean within prompts, then over "
      "prompts."),
     (r".*\.sweep\.(colour|shape)\[.*\]", "sampling sweep: as asked", "share", "higher",
-     "Share of asked objects whose attribute the scene judge reads as the caption asked, with the sampler, the number "
-     "of network evaluations (both branches of guidance count as one) and the guidance in the brackets."),
-    (r".*\.sweep\.kd\[.*\]", "sampling sweep: kernel distance", "plain", "lower",
-     "Unbiased squared maximum mean discrepancy with the cubic kernel on judge features between generated and training "
-     "pictures, with the sampler, the number of network evaluations and the guidance in the brackets."),
-    (r".*\.bits_per_dim\[ode\]", "bits per latent dimension", "plain", "lower",
+     "Share of asked objects whose attribute the scene judge reads as the caption asked, with the sampler, its steps "
+     "and the guidance in the brackets."),
+    (r".*\.bits_per_dim\[ode(\|.*)?\]", "bits per latent dimension", "plain", "lower",
      "-log2 of the density that the model without guidance gives a held-out latent with its caption, along the "
      "probability-flow ODE (Hutchinson's estimate), divided by the number of values. Latents have unit variance: "
      "N(0, I) costs 2.05 bits. It compares models of one autoencoder only."),
-    (r".*\.bits_per_dim\[bound\]", "bits per latent dimension, bound", "plain", "lower",
+    (r".*\.bits_per_dim\[bound(\|.*)?\]", "bits per latent dimension, bound", "plain", "lower",
      "The variational upper bound on the same, for the reverse SDE down to the noise that latents have of their own "
      "(the posterior's). Far above the density along the ODE where the model was hardly trained at low noise."),
     (r"caption\.grammatical", "grammatical captions", "share", "higher",
