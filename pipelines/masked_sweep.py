@@ -26,7 +26,7 @@ from pipelines.sampling import chunks, generators
 from pipelines.sampling_options import AUTOREGRESSIVE, MaskedOptions, Settings, variant_of
 from pipelines.stage_config import ArStage
 from pipelines.sweep import judged_of
-from pipelines.sweep_judged import ATTRIBUTES, BATCH, REAL, USUAL, Figures, Judged, settings_of_real
+from pipelines.sweep_judged import ATTRIBUTES, BATCH, REAL, USUAL, Figures, Judged, settings_of_real, where
 from pipelines.sweep_rows import Setting, measure_rows, timed
 from pipelines.sweep_training import settings_of_training
 from pipelines.vocabulary import load_vocabulary
@@ -34,12 +34,10 @@ from pipelines.vocabulary import load_vocabulary
 INTERVAL = (0.2, 0.8)  # of guidance in a limited interval
 STEPS = 16  # while guidance and temperature are compared
 CAPTIONS = ("captions", "caption_temperature")  # groups
-CODES = "held-out pictures and captions"  # a curve of real rows
 
 
 def settings_of_sweep(recipe: Recipe, stage: MaskedSweepStage, model: str) -> Iterator[Setting]:
-    """Yield every setting of a model, those about its training left out."""
-    yield Setting(REAL, model, CODES, Settings(sampler=REAL, steps=1, guidance=1.0))
+    """Yield every setting of a model, those of real data and about its training left out."""
     yield from _autoregressive(recipe, stage, model) if _is_ar(recipe, model) else _masked(stage, model)
 
 
@@ -95,7 +93,7 @@ class MaskedJudged:
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""
-        if setting.curve == CODES:
+        if setting.group == REAL and setting.model != REAL:
             words = [caption.split() for caption in self.judged.real.captions]
             entropies = {
                 "code_entropy": self._real_entropy(setting.model),
@@ -149,13 +147,15 @@ def masked_sweep(run: Run, name: str, stage: MaskedSweepStage) -> dict[str, Any]
     """Measure every setting of the sweep; captions only where a grammar can score them."""
     judged, many = judged_of(run, name, stage.count, stage.line, stage.seed)
     images = some(run.held_out(), image_and_caption(run.recipe.size), stage.count, seed=run.recipe.seed)["image"]
-    wanted = settings_of_real()
+    wanted = settings_of_real(run)
+    real = Settings(sampler=REAL, steps=1, guidance=1.0)
     for model in run.recipe.swept_codes(stage):
+        wanted.append(Setting(REAL, model, f"{where(run)} pictures and captions", real))
         wanted += [*settings_of_sweep(run.recipe, stage, model), *settings_of_training(run, stage, model)]
     if not run.recipe.grammatical:
         wanted = [row for row in wanted if row.group not in CAPTIONS]
-    measure_rows(run.stage_folder(name), name, wanted, MaskedJudged(run, judged, many, images).measure)
-    return {"rows": len(wanted), "count": len(judged.real)}
+    rows = measure_rows(run.stage_folder(name), name, wanted, MaskedJudged(run, judged, many, images).measure)
+    return {"rows": rows, "count": len(judged.real)}
 
 
 def _is_ar(recipe: Recipe, model: str) -> bool:

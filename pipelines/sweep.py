@@ -73,7 +73,9 @@ def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[Setti
             yield Setting("samplers", model, sampler, settings)
         return
     for calls in stage.evaluations:
-        options = LatentOptions(start=start, langevin_steps=min(8, max(1, calls // 4)))
+        options = LatentOptions(start=start)
+        if sampler == "annealed_langevin":
+            options = dataclasses.replace(options, langevin_steps=min(8, max(1, calls // 4)))
         steps = steps_within(sampler, calls, options.langevin_steps)
         settings = Settings(sampler=sampler, steps=steps, guidance=stage.guidance, latent=options)
         yield Setting("samplers", model, sampler, settings, calls)
@@ -82,18 +84,18 @@ def _sampler_rows(model: str, sampler: str, stage: SweepStage) -> Iterator[Setti
 def sweep(run: Run, name: str, stage: SweepStage) -> dict[str, Any]:
     """Measure every setting of the sweep."""
     models = run.recipe.swept(stage)
-    wanted = [*settings_of_real(), *settings_of_sweep(run.recipe, stage)]
+    wanted = [*settings_of_real(run), *settings_of_sweep(run.recipe, stage)]
     wanted += [row for model in models for row in settings_of_training(run, stage, model)]
     judged, many = judged_of(run, name, stage.count, stage.line, stage.seed)
-    measure_rows(
+    rows = measure_rows(
         run.stage_folder(name), name, wanted, lambda row: (many if row.group == USUAL else judged).measure(row)
     )
     bits = {model: _bits(run, model, stage.likelihoods) for model in models}
-    return {"rows": len(wanted), "count": len(judged.real), "bits_per_dim": bits}
+    return {"rows": rows, "count": len(judged.real), "bits_per_dim": bits}
 
 
 def judged_of(run: Run, name: str, count: int, line: int, seed: int) -> tuple[Judged, Judged]:
-    """Return what rows of `count` held-out captions are measured against, and those of `line` captions."""
+    """Return what rows of `count` captions that judge are measured against, and those of `line` captions."""
     judges = Judges.load(run, name)
     real, train = read_set(run, run.held_out_name(), max(count, line)), read_set(run, "train", REFERENCE)
     judged = Judged(run, judges, real.first(count), judges.features(train.pictures), seed)

@@ -12,8 +12,10 @@ from typing import Any
 from pipelines.artefact import write_atomically
 
 NAME = "sweep.csv"
-OWN = ("sweep", "group", "model", "curve", "sampler", "steps", "evaluations", "scale", "temperature", "length", "step")
+OWN = ("sweep", "group", "model", "curve", "sampler", "steps", "evaluations", "scale", "temperature", "length", "step",
+       "passes", "comparable", "why")  # fmt: skip
 OPTIONS = ("latent", "masked", "choice_temperature", "caption_guidance")  # of sampling, together in one column
+SAID = ("keys", "notes")  # of metrics: what they were measured with, and what is to be minded or why one is missing
 PARTS = {"": "value", "_low": "low", "_high": "high", "_n": "n"}
 
 
@@ -37,10 +39,10 @@ def to_csv(sweeps: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
     metrics = list(dict.fromkeys(metric for row in rows for metric in row["figures"]))
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*OWN, "options", *(f"{metric}{end}" for metric in metrics for end in PARTS), "keys"])
+    writer.writerow([*OWN, "options", *(f"{metric}{end}" for metric in metrics for end in PARTS), *SAID])
     for row in rows:
         figures = [row["figures"].get(metric, {}).get(part) for metric in metrics for part in PARTS.values()]
         options = json.dumps({name: row[name] for name in OPTIONS if name in row}, sort_keys=True)
-        keys = json.dumps(row["keys"], sort_keys=True) if "keys" in row else None
-        writer.writerow([*(row.get(name) for name in OWN), options, *figures, keys])
+        said = [json.dumps(row[name], sort_keys=True) if name in row else None for name in SAID]
+        writer.writerow([*(row.get(name) for name in OWN), options, *figures, *said])
     return buffer.getvalue()

@@ -35,12 +35,17 @@ BATCH = 50
 ATTRIBUTES = ("colour", "shape", "relation")
 BLOCKS = 10
 REAL, SHUFFLED, USUAL, STEPS = "real", "captions shuffled", "usual", "checkpoints"  # groups, and a curve of the first
+DISTANCES = {"kd", "fd", "precision", "recall"}
+SAME = "the data has no test split: the real pictures are in the reference, and no distance to it says anything"
 Features = NDArray[np.float32]  # (n, d)
 
 
 @dataclass
 class Figures:
-    """What a row was measured by: intervals, the keys of those that have one, remarks, and means of each prompt."""
+    """What a row was measured by.
+
+    figures: intervals; keys: of those that have one; notes: remarks, or why one is missing; each: means of prompts.
+    """
 
     figures: dict[str, Interval] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
@@ -54,6 +59,12 @@ class Figures:
             self.figures[name] = measure()
         except ValueError as error:
             self.notes[name] = str(error)
+
+    def only(self, *names: str) -> Figures:
+        """These alone, with their keys and remarks."""
+        figures = {name: value for name, value in self.figures.items() if name in names}
+        keys, notes = ({name: part[name] for name in names if name in part} for part in (self.keys, self.notes))
+        return Figures(figures, keys, notes)
 
     def plain(self) -> dict[str, Any]:
         """As plain values; what is empty is left out."""
@@ -108,15 +119,30 @@ class Judged:
         mind_too: also by MIND; line: also by the Fréchet distance of infinitely many.
         """
         features, found = self.judges.features(made), Figures()
-        self._distances(found, features)
+        sets = self._mixed(features)
+        self._distances(found, *sets)
         if mind_too:
             sizes = len(features), len(self.reference)
             blocks = min(BLOCKS, min(sizes) // 2)
-            self._keyed(found, "mind", sizes, lambda: mind_interval(features, self.reference, blocks=blocks))
+            self._keyed(found, "mind", sizes, lambda: mind_interval(*sets, blocks=blocks))
         if line:
-            self._line(found, features)
+            self._line(found, *sets)
+        self._as_asked(found, features, made)
+        return found
+
+    def _mixed(self, features: Features) -> tuple[Features, Features]:
+        """Features (n, d) and the reference (m, d), both in an order that the seed draws, for all distances of a row.
+
+        Parts of a set are taken as they come, and pictures in order may mean kinds in order.
+        """
+        rng = np.random.default_rng(self.seed)
+        first, second = (rows[rng.permutation(len(rows))] for rows in (features, self.reference))
+        return first, second
+
+    def _as_asked(self, found: Figures, features: Features, made: Pictures) -> None:
+        """How pictures (n, H, W, 3) and their features (n, d) agree with the captions of `real`, each with its own."""
         found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions, seed=self.seed))
-        found.keys["clip_score"] = f"clip_score[{self.tower.name}:{self.tower.sha256[:8]}]"
+        found.keys["clip_score"] = f"clip_score[{self.tower.name}:{self.tower.sha256[:8]}|n={len(features)}]"
         if "clip_score" in found.figures:
             found.each["clip_score"] = self._by_prompt(cosines(features, self.texts).tolist())
         if self.real.labelled and self.judges.scene:
@@ -125,24 +151,30 @@ class Judged:
             found.figures |= {name: scenes[name] for name in ATTRIBUTES if name in scenes}
             right = [[verdict for verdicts in one.values() for verdict in verdicts] for one in scores]
             found.each["scene"] = self._by_prompt([sum(one) / len(one) for one in right])
-        return found
 
     def _real(self, shuffled: bool) -> Figures:
-        """What held-out pictures have with their own captions, or with those of others."""
+        """What real pictures have with their own captions, or with those of others.
+
+        Pictures of the training have no distance to themselves.
+        """
         found = self.judge(self.real.pictures)
         if shuffled:
             features = self.judges.features(self.real.pictures)
-            kept = {name: found.figures[name] for name in ("fd", "kd") if name in found.figures}
-            found = Figures(kept, found.keys, found.notes)
+            key, found = found.keys["clip_score"], found.only("fd", "kd")
+            found.keys["clip_score"] = key
             found.add("clip_score", lambda: shuffled_floor(features, self.texts, self.real.captions, seed=self.seed))
+        if not held_out(self.run):
+            for name in found.keys.keys() & DISTANCES:
+                found.figures.pop(name, None)
+                found.notes[name] = SAME
         return found
 
-    def _distances(self, found: Figures, features: Features) -> None:
-        reference, n, m = self.reference, len(features), len(self.reference)
+    def _distances(self, found: Figures, features: Features, reference: Features) -> None:
+        n, m = len(features), len(reference)
         same = min(n, m)
-        found.add("kd", lambda: kid_interval(features, reference, blocks=min(BLOCKS, same // 2)))
+        self._keyed(found, "kd", (n, m), lambda: kid_interval(features, reference, blocks=min(BLOCKS, same // 2)))
         self._keyed(found, "fd", (n, m), lambda: frechet_interval(features, reference, blocks=BLOCKS))
-        if rank := rank_note(n, m, self.tower.dim):
+        if "fd" in found.figures and (rank := rank_note(n, m, self.tower.dim)):
             found.notes["fd"] = rank
         overlap = cache(lambda: prdc_intervals(reference[:same], features[:same], NEIGHBOURS))
         for name in ("precision", "recall"):  # of equal sizes of both sets: they depend on them
@@ -156,16 +188,16 @@ class Judged:
         n, m = sizes
         found.keys[name] = str(feature_key(metric or name, self.tower, generated=n, reference=m, split="train"))
 
-    def _line(self, found: Figures, features: Features) -> None:
+    def _line(self, found: Figures, features: Features, reference: Features) -> None:
         """The Fréchet distance at 15 sizes of both sets, and the line through them."""
-        few, wanted = min(len(features), len(self.reference)), LARGER * self.tower.dim
+        few, wanted = min(len(features), len(reference)), LARGER * self.tower.dim
         if few < wanted:
             found.notes["line"] = (
                 f"{few} pictures for {self.tower.dim} dimensions: the law in 1 / n holds from {wanted} on; raise `line`"
             )
             return
         try:
-            fit = frechet_infinity(features, self.reference, seed=self.seed)
+            fit = frechet_infinity(features, reference, seed=self.seed)
         except ValueError as error:
             found.notes["line"] = str(error)
             return
@@ -211,7 +243,17 @@ class Judged:
         return [round(float(np.mean(group)), 6) for group in groups.values()]
 
 
-def settings_of_real() -> list[Setting]:
+def settings_of_real(run: Run) -> list[Setting]:
     """The rows between which those of models lie."""
     plain = Settings(sampler=REAL, steps=1, guidance=1.0)
-    return [Setting(REAL, REAL, curve, plain) for curve in ("held-out pictures", SHUFFLED)]
+    return [Setting(REAL, REAL, curve, plain) for curve in (f"{where(run)} pictures", SHUFFLED)]
+
+
+def held_out(run: Run) -> bool:
+    """Whether the pictures and captions that judge are held out."""
+    return run.held_out_name() == "test"
+
+
+def where(run: Run) -> str:
+    """Say which pictures and captions judge: held out, or, where the data has no test split, those of the training."""
+    return "held-out" if held_out(run) else "TRAINING (the data has no test split)"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from eval.blocks import Block, Curve, Section, Series
 from pipelines.logged import logged, read_log
 from pipelines.runs import Run
-from pipelines.sweep_judged import STEPS, USUAL
+from pipelines.sweep_judged import STEPS, USUAL, where
 from pipelines.sweep_table import DISTANCE, METRICS, Axis, Measured, curves, distance, table
 from pipelines.sweep_training import IN_USE, LENGTH
 
@@ -89,7 +89,7 @@ def _which(row: Measured) -> str:
     return "a checkpoint" if row["length"] is None else f"average of length {row['length']:g}"
 
 
-def line(name: str, model: str, rows: Sequence[Measured]) -> list[Section]:
+def line(run: Run, name: str, model: str, rows: Sequence[Measured]) -> list[Section]:
     """The Fréchet distance of the model as it is usually sampled, over 1 / n, and all figures of those pictures."""
     mine = [row for row in rows if row["group"] == USUAL and row["model"] == model]
     blocks: list[Block] = []
@@ -101,12 +101,13 @@ def line(name: str, model: str, rows: Sequence[Measured]) -> list[Section]:
         note = row.get("notes", {}).get("line", "")
         blocks.append(table("As it is usually sampled", [row], name, columns, note=f"No line: {note}." if note else ""))
     title = f"Fréchet distance over 1 / n: {model}"
-    return [Section(title, blocks, lead=_lead(mine[0]))] if mine else []
+    return [Section(title, blocks, lead=_lead(run, mine[0]))] if mine else []
 
 
-def _lead(row: Measured) -> str:
+def _lead(run: Run, row: Measured) -> str:
     n = row["figures"]["seconds"]["n"]
-    return f"{n} held-out captions, {row['sampler']}, {row['evaluations']} evaluations, guidance {row['scale']:g}."
+    how = f"{row['sampler']}, {row['evaluations']} evaluations, guidance {row['scale']:g}"
+    return f"{n} {where(run)} captions, {how}."
 
 
 def _fit(fit: Measured) -> Curve:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 
-from eval.blocks import Cell, Column, Figure, Row, Section, Table
+from eval.blocks import Cell, Column, Figure, Known, Row, Section, Table, missing
 from eval.features import NOTE
 from pipelines.judged_config import MaskedSweepStage, SweepStage
 from pipelines.measures import Evaluation
 from pipelines.runs import Run
+from pipelines.sampling_options import AUTOREGRESSIVE
 from pipelines.sweep_csv import NAME, write_csv
 from pipelines.sweep_guidance import guidance
-from pipelines.sweep_judged import BATCH, REAL
+from pipelines.sweep_judged import BATCH, REAL, where
 from pipelines.sweep_progress import lengths, line, training
 from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.sweep_table import (
@@ -25,14 +27,15 @@ from pipelines.sweep_table import (
     distance,
     figure_of,
     kept,
+    known,
     measured,
     real_of,
     table,
 )
 
 LIKELIHOODS = {
-    "ode": "density of held-out latents along the ODE, down to t = 0.001",
-    "bound": "variational bound on held-out latents, down to the noise of their own",
+    "ode": "density of {where} latents along the ODE, down to t = 0.001",
+    "bound": "variational bound on {where} latents, down to the noise of their own",
 }
 BEST = ("colour", "shape", "caption_colour", "caption_shape", "clip_score")  # and the distance: what has a best sampler
 TEMPERATURE = Axis("temperature", lambda row: row["temperature"])
@@ -50,51 +53,92 @@ TEMPERED = {
 def sweeps(e: Evaluation) -> None:
     """Add the sections of every sweep before this stage, note their figures, and write their table."""
     found: dict[str, list[Measured]] = {}
+    made: dict[str, dict[str, Known]] = {}
     for name in e.run.recipe.forerunners(e.name):
         stage = e.run.recipe.stage[name]
         if isinstance(stage, SweepStage | MaskedSweepStage):
-            for model, bits_of in e.run.manifest(name).get("bits_per_dim", {}).items():
-                for how, bits in bits_of.items():
-                    e.figures[f"{model}.bits_per_dim[{how}]"] = kept(bits, f"{name}: {LIKELIHOODS[how]}")
             rows = found[name] = list(read_rows(e.run.stage_folder(name) / ROWS).values())
-            e.figures.update(figures(name, rows))
+            made[name] = {**_likelihoods(e.run, name), **dict(figures(name, rows))}
             budgets = stage.evaluations if isinstance(stage, SweepStage) else stage.steps
             e.sections += sections(e.run, name, stage.count, budgets, rows)
+    e.figures |= apart(made)
     write_csv(e.run.stage_folder(e.name), found)
 
 
-def figures(name: str, rows: Sequence[Measured]) -> Iterator[tuple[str, Figure]]:
-    """Yield the figures of all rows with their names, which hold all that they depend on."""
+def _likelihoods(run: Run, name: str) -> dict[str, Known]:
+    """What latents cost under the models of a sweep, by the figures' names."""
+    return {
+        f"{model}.bits_per_dim[{how}]": kept(bits, f"{name}: {LIKELIHOODS[how].format(where=where(run))}")
+        for model, bits_of in run.manifest(name).get("bits_per_dim", {}).items()
+        for how, bits in bits_of.items()
+    }
+
+
+def apart(sweeps: Mapping[str, Mapping[str, Known]]) -> dict[str, Known]:
+    """The figures of sweeps by their names; where several have one name, each has its sweep in the brackets, too."""
+    taken = Counter(name for of in sweeps.values() for name in of)
+    return {
+        name if taken[name] == 1 else f"{name.removesuffix(']')}|sweep={sweep}]": figure
+        for sweep, of in sweeps.items()
+        for name, figure in of.items()
+    }
+
+
+def figures(name: str, rows: Sequence[Measured]) -> Iterator[tuple[str, Known]]:
+    """Yield the figures of all rows with their names, which hold all that they depend on; or why one is missing."""
     for row in rows:
-        for metric in row["figures"]:
-            key = row.get("keys", {}).get(metric, metric)
-            full, _, embedder = key.removesuffix("]").partition("[")
-            inside = "|".join(filter(None, (f"{row['group']}: {_how(row)}", embedder)))
-            yield f"{row['model']}.sweep.{full}[{inside}]", figure_of(row, metric, name)
+        notes = row.get("notes", {})
+        for metric in dict.fromkeys([*row["figures"], *(metric for metric in notes if metric != "line")]):
+            if figure := known(row, metric, name):
+                yield _name(row, metric, row.get("keys", {}).get(metric, metric)), figure
         if fit := row.get("line"):
-            embedder = row["keys"]["fd"].removesuffix("]").partition("[")[2]
             source = f"{name}: a line over 1 / n of both sides; its error is {fit['se']:.3g}, R2 {fit['r2']:.3f}"
-            figure = Figure(fit["value"], row["figures"]["fd"]["n"], source=source)
-            yield f"{row['model']}.sweep.fd-infinity[{row['group']}: {_how(row)}|{embedder}]", figure
+            yield _line(row), Figure(fit["value"], row["figures"]["fd"]["n"], source=source)
+        elif "line" in notes:
+            yield _line(row), missing(notes["line"])
+
+
+def _name(row: Measured, metric: str, key: str) -> str:
+    """The name of a figure; its count stands in it where the key has no sizes."""
+    full, _, embedder = key.removesuffix("]").partition("[")
+    counted = metric in row["figures"] and "n=" not in embedder
+    count = f"n={row['figures'][metric]['n']}" if counted else ""
+    inside = "|".join(filter(None, (f"{row['group']}: {_how(row)}", embedder, count)))
+    return f"{row['model']}.sweep.{full}[{inside}]"
+
+
+def _line(row: Measured) -> str:
+    return _name(row, "fd", row["keys"]["fd"].replace("fd[", "fd-infinity[", 1))
 
 
 def _how(row: Measured) -> str:
-    """What tells a row from the others of its group."""
+    """What tells a row from the others of its group: what was asked, and not what it took."""
     if row["group"] == REAL:
         return row["curve"]
-    parts = [row["curve"], f"evaluations={row['evaluations']}", f"guidance={row['scale']:g}"]
-    parts += [f"tolerance={row['latent']['tolerance']:g}"] if row["sampler"] == "dormand_prince" else []
-    parts += [f"bound={row['masked']['bound']:g}"] if row["sampler"] == "entropy_bound" else []
+    parts = [row["curve"], *_asked(row), f"guidance={row['scale']:g}"]
     parts += [f"temperature={row['temperature']:g}"] if row["group"] in TEMPERED else []
     parts += [f"{of}={row[of]:g}" for of in ("length", "step") if row.get(of) is not None]
     return "|".join(parts)
 
 
+def _asked(row: Measured) -> list[str]:
+    """By what a sampler was told how long to go on."""
+    match row["sampler"]:
+        case "dormand_prince":
+            return [f"tolerance={row['latent']['tolerance']:g}"]
+        case "entropy_bound":
+            return [f"bound={row['masked']['bound']:g}"]
+        case "annealed_langevin":
+            return [f"steps={row['steps']}", f"langevin={row['latent']['langevin_steps']}"]
+        case sampler:
+            return [] if sampler == AUTOREGRESSIVE else [f"steps={row['steps']}"]
+
+
 def sections(run: Run, name: str, count: int, budgets: Sequence[int], rows: Sequence[Measured]) -> list[Section]:
     """Return one section per model and group that has rows; students stand together, beside their teacher."""
     lead = (
-        f"{count} held-out captions per row, the same for all, with the same draws. Distances and CLIP scores are "
-        f"{NOTE}. All numbers of all rows are in {NAME} beside this page."
+        f"{count} {where(run)} captions per row, the same for all, with the same draws. Distances and CLIP scores are "
+        f"{NOTE}. The figures of all rows, with their intervals and remarks, are in {NAME} beside this page."
     )
     made: list[Section] = []
     models = dict.fromkeys(row["model"] for row in rows if row["model"] != REAL)
@@ -106,7 +150,7 @@ def sections(run: Run, name: str, count: int, budgets: Sequence[int], rows: Sequ
     made += _students(name, rows, lead)
     for model in models:
         made += [*lengths(run, name, model, rows, lead), *training(run, name, model, rows, lead)]
-        made += line(name, model, rows)
+        made += line(run, name, model, rows)
     return made
 
 
@@ -137,7 +181,7 @@ def _clock(rows: Sequence[Measured]) -> str:
 
 
 def _tempered(name: str, model: str, group: str, rows: Sequence[Measured], lead: str) -> Section:
-    """Figures over temperatures, beside what held-out pictures have."""
+    """Figures over temperatures, beside what real pictures have."""
     title, metrics = TEMPERED[group]
     mine, beside = _of(rows, group, model), [row for row in (real_of(rows),) if row is not None]
     levels = {row["curve"]: row for row in rows if row["group"] == REAL and row["model"] == model}
@@ -162,7 +206,7 @@ def _best(rows: Sequence[Measured], budgets: Sequence[int], name: str) -> Table:
     read = {*BEST, distance(rows).key}
     lines, metrics = [], [metric for metric in measured(rows) if metric.key in read]
     for budget in budgets:
-        within = [row for row in rows if row["evaluations"] <= budget and (row["within"] in (None, budget))]
+        within = [row for row in rows if row["evaluations"] <= budget]
         cells: list[Cell] = [str(budget)]
         for metric in metrics:
             fit = [row for row in within if metric.key in row["figures"]]

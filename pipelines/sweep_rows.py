@@ -17,7 +17,7 @@ from pipelines.progress import meter
 from pipelines.sampling_options import Settings
 
 ROWS = "sweep.jsonl"
-SCHEMA = 2  # of rows: an unfinished sweep makes those of another one again, a report shows what they have
+SCHEMA = 3  # of rows: an unfinished sweep makes those of another one again, a report shows what they have
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Setting:
 
     @property
     def key(self) -> str:
-        """What tells a row from the others."""
+        """What tells a row from the others: how it is sampled, and not how many evaluations were allowed."""
         other = [self.weights] if self.weights != USED else []
         parts = [self.group, self.model, self.curve, dataclasses.asdict(self.settings), *other]
         return json.dumps(parts, sort_keys=True)
@@ -54,20 +54,25 @@ class Setting:
 Wanted = TypeVar("Wanted", bound=Setting)
 
 
-def measure_rows(
-    folder: Path, name: str, wanted: Sequence[Wanted], measure: Callable[[Wanted], dict[str, Any]]
-) -> None:
-    """Measure every setting that is not yet in the file of rows, as rows are made now."""
+def measure_rows(folder: Path, name: str, wanted: Sequence[Wanted], measure: Callable[[Wanted], dict[str, Any]]) -> int:
+    """Measure every setting that is not yet in the file of rows, as rows are made now; equal settings are one row.
+
+    Returns the number of rows that were wanted.
+    """
     path = folder / ROWS
     rows = {key: row for key, row in read_rows(path).items() if row.get("schema") == SCHEMA}
     whole = "".join(json.dumps(row) + "\n" for row in rows.values())
     write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
-    with meter(name, len(wanted)) as shown, path.open("a", encoding="utf-8") as file:
-        for setting in wanted:
-            if setting.key not in rows:
-                file.write(json.dumps({"schema": SCHEMA, "key": setting.key, **measure(setting)}) + "\n")
+    once = dict[str, Wanted]()
+    for setting in wanted:
+        once.setdefault(setting.key, setting)
+    with meter(name, len(once)) as shown, path.open("a", encoding="utf-8") as file:
+        for key, setting in once.items():
+            if key not in rows:
+                file.write(json.dumps({"schema": SCHEMA, "key": key, **measure(setting)}) + "\n")
                 file.flush()
             shown.advance(1, setting.curve)
+    return len(once)
 
 
 def read_rows(path: Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.blocks import Better, Block, Cell, Column, Curve, Figure, Row, Series, Table, Unit
+from eval.blocks import Better, Block, Cell, Column, Curve, Figure, Known, Row, Series, Table, Unit, missing
 from eval.interval import paired
 from pipelines.sampling_options import NOISY_SAMPLERS, REMASKING_SAMPLERS
 from pipelines.sweep_judged import REAL, SHUFFLED
@@ -84,6 +84,14 @@ def figure_of(row: Measured, metric: str, name: str) -> Figure:
         how = row["curve"]
     note = row.get("notes", {}).get(metric)
     return kept(row["figures"][metric], f"{name}: {row['model']}, {how}{f'; {note}' if note else ''}")
+
+
+def known(row: Measured, metric: str, name: str) -> Known | None:
+    """A figure of a row of sweep `name`, or why it cannot be had; None for what was not asked."""
+    if metric in row["figures"]:
+        return figure_of(row, metric, name)
+    note = row.get("notes", {}).get(metric)
+    return missing(note) if note else None
 
 
 def family(curve: str) -> str:
@@ -172,7 +180,7 @@ def table(
     made = []
     for row in rows:
         cells = [of(row) for of in columns.values()]
-        cells += [figure_of(row, m.key, name) if m.key in row["figures"] else None for m in metrics]
+        cells += [known(row, m.key, name) for m in metrics]
         cells += [difference(row, top, which) for which, top in best.items()]
         kind = "model" if row["group"] != REAL else "floor" if row["curve"] == SHUFFLED else "ceiling"
         made.append(Row(cells, kind=kind))

@@ -208,5 +208,5 @@ def text_sweep(run: Run, name: str, stage: TextSweepStage) -> dict[str, Any]:
     """Measure every setting of the sweep."""
     judged = TextJudged(run, stage, Corpus.load(run, name), Scorer.load(run, stage.judge))
     wanted = list(settings_of_sweep(run, stage))
-    measure_rows(run.stage_folder(name), name, wanted, judged.measure)
-    return {"rows": len(wanted), "count": stage.count, "scorer": judged.scorer.name}
+    rows = measure_rows(run.stage_folder(name), name, wanted, judged.measure)
+    return {"rows": rows, "count": stage.count, "scorer": judged.scorer.name}

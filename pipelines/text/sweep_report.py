@@ -27,7 +27,7 @@ def sweep_sections(
         how = f"{_label(row)}|steps={row['steps']}|temperature={row['temperature']:g}"
         for figure, value in row["figures"].items():
             source = f"{name}: {row['scorer']}, {row['mauve']}"
-            figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}]"] = kept(value, source)
+            figures[f"{row['model']}.sweep.{figure}[{row['group']}: {how}|n={value['n']}]"] = kept(value, source)
     return figures, _sections(stage, rows)
 
 

@@ -40,7 +40,7 @@ def test_beside_fid_the_others_are_named():
 
 
 def test_without_an_embedder_nothing_is_said():
-    names = ["text.nats_per_token", "latent.sweep.kd[samplers: euler|evaluations=4|guidance=3]", "study.x.points[a b]"]
+    names = ["text.nats_per_token", "latent.sweep.kd[samplers: euler|steps=4|guidance=3|n=20]", "study.x.points[a b]"]
     assert mark(names) is None
 
 

@@ -153,14 +153,14 @@ def test_the_sweep_of_masked_samplers_stands_in_the_report(smoke: Path):
     for group, metric in (("samplers", "colour"), ("samplers", "kd"), ("captions", "caption_colour")):
         names = [name for name in figures if name.startswith(f"mdlm.sweep.{metric}[{group}: ")]
         assert len(names) == len(MASKED_SAMPLERS) + len(get_args(Variant))
-        assert all("evaluations=" in name for name in names)
+        assert all("steps=" in name or "entropy_bound|bound=" in name for name in names)
     for model in ("mdlm", "ar"):
         found = {
             name: figures[name]["value"] for name in figures if name.startswith(f"{model}.sweep.code_entropy[temp")
         }
-        (cold,), (warm,) = ([found[name] for name in found if name.endswith(f"={t}]")] for t in ("0.7", "1"))
+        (cold,), (warm,) = ([found[name] for name in found if name.endswith(f"={t}|n=20]")] for t in ("0.7", "1"))
         assert 0 < cold < warm < math.log(64)  # of 64 codes; a sharper law has less of it
-        assert f"{model}.sweep.code_entropy[real: held-out pictures and captions]" in figures
+        assert f"{model}.sweep.code_entropy[real: held-out pictures and captions|n=20]" in figures
     assert any(name.startswith("ar.sweep.clip_score[guidance: plain|") for name in figures)
     page = (smoke / "eval" / "report.html").read_text(encoding="utf-8")
     assert "Samplers of captions: mdlm" in page and "Guidance: ar" in page and "Temperature of captions: mdlm" in page

@@ -5,27 +5,33 @@ import dataclasses
 import io
 import json
 import math
+import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eval.blocks import Curve, Table, Tradeoff
+from eval.blocks import Curve, Figure, Missing, Table, Tradeoff
 from eval.definitions import define
+from eval.features import Tower
 from eval.interval import Interval, paired
+from eval.kernel import kid_interval
 from pipelines.artefact import ArtefactError
 from pipelines.checkpoints import Checkpoints
+from pipelines.judged_config import SweepStage
 from pipelines.kept_weights import USED, Weights, over_training, put
+from pipelines.measures import Set
 from pipelines.posthoc import PosthocEMA, Tracked
 from pipelines.runs import Run, reopen_run
-from pipelines.sampling_options import LatentOptions, Settings
-from pipelines.sweep import judged_of
+from pipelines.sampling_options import Settings
+from pipelines.sweep import _sampler_rows, judged_of
 from pipelines.sweep_csv import to_csv, write_csv
 from pipelines.sweep_guidance import kinship
-from pipelines.sweep_judged import STEPS, Judged
-from pipelines.sweep_report import figures, sections
+from pipelines.sweep_judged import REAL, SAME, SHUFFLED, STEPS, Figures, Judged, settings_of_real
+from pipelines.sweep_report import _best, apart, figures, sections
 from pipelines.sweep_rows import ROWS, SCHEMA, Setting, measure_rows, plain_interval, read_rows, timed
 from pipelines.sweep_table import difference, distance
 from pipelines.sweep_training import LENGTH
@@ -71,6 +77,24 @@ def test_an_interrupted_sweep_makes_rows_of_an_older_version_again(tmp_path: Pat
     measure_rows(tmp_path, "sweep", WANTED[:1], lambda _: {"figures": {}})
     (row,) = read_rows(tmp_path / ROWS).values()
     assert row == {"schema": SCHEMA, "key": WANTED[0].key, "figures": {}}
+
+
+def test_equal_settings_are_measured_once_whatever_was_allowed(tmp_path: Path):
+    one_step = dataclasses.replace(PLAIN, sampler="rk4", steps=1)
+    wanted = [Setting("samplers", "latent", "rk4", one_step, within) for within in (4, 5)]
+    made = []
+    assert measure_rows(tmp_path, "sweep", wanted, lambda setting: made.append(setting) or {"figures": {}}) == 1
+    assert made == wanted[:1] and len((tmp_path / ROWS).read_text().splitlines()) == 1
+
+
+def test_settings_of_equal_steps_are_equal_but_where_other_steps_count():
+    stage = SweepStage(kind="sweep", needs=["latent", "judge"], evaluations=(4, 7, 8))
+
+    def keys(sampler):
+        return {row.key for row in _sampler_rows("latent", sampler, stage)}
+
+    assert len(keys("heun")) == 2  # two steps, and four for 7 and 8
+    assert len(keys("annealed_langevin")) == 3
 
 
 def test_the_key_of_a_row_with_the_weights_in_use_is_what_it_always_was():
@@ -158,6 +182,120 @@ def test_the_table_has_a_line_for_each_row_and_four_cells_for_each_metric(tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_table_has_the_remarks_and_what_may_be_ranked():
+    rows = [row(notes={"fd": "rank-deficient"}), row(comparable=False, passes=2.5, why="repeats itself")]
+    first, second = csv.DictReader(io.StringIO(to_csv({"sweep": rows})))
+    assert json.loads(first["notes"]) == {"fd": "rank-deficient"} and first["comparable"] == second["notes"] == ""
+    assert (second["comparable"], second["passes"], second["why"]) == ("False", "2.5", "repeats itself")
+
+
+def names(**changes):
+    return [name for name, _ in figures("sweep", [row(**changes)])]
+
+
+def test_names_hold_what_was_asked_and_not_what_it_took():
+    adaptive = {"sampler": "dormand_prince", "curve": "dormand_prince"}
+    assert names(**adaptive, evaluations=18.0) == names(**adaptive, evaluations=19.5)
+    assert names(**adaptive)[0] == "latent.sweep.kd[guidance: dormand_prince|tolerance=0.001|guidance=3|n=20]"
+    assert names(sampler="entropy_bound")[0] == "latent.sweep.kd[guidance: plain|bound=0.1|guidance=3|n=20]"
+    assert names(sampler="autoregressive")[0] == "latent.sweep.kd[guidance: plain|guidance=3|n=20]"
+    assert "|steps=4|" in names(sampler="first_hitting", evaluations=3.2)[0]
+    assert "18" in dict(figures("sweep", [row(**adaptive, evaluations=18.0)]))[names(**adaptive)[0]].source
+
+
+def test_a_figure_that_cannot_be_had_is_missing_with_its_reason_under_the_same_name():
+    keys = {"kd": "kd[judge:abc|n=20/100]", "fd": "fd[judge:abc|n=20/100]"}
+    whole = dict(figures("sweep", [row(keys=keys, line={"value": 1.0, "se": 0.1, "r2": 0.9})]))
+    notes = {"kd": "too few", "line": "far too few"}
+    less = dict(figures("sweep", [row(keys=keys, notes=notes, figures={"fd": row()["figures"]["fd"]})]))
+    lost = {name: one.reason for name, one in less.items() if isinstance(one, Missing)}
+    assert whole.keys() == less.keys() and sorted(lost.values()) == ["far too few", "too few"]
+
+
+def test_names_that_two_sweeps_share_have_the_sweep_in_them():
+    real, other = row(group=REAL, model=REAL, curve="held-out pictures"), row(curve="other")
+    found = apart({name: dict(figures(name, rows)) for name, rows in (("a", [real]), ("b", [real, other]))})
+    assert [name for name in found if ".kd[" in name] == [
+        "real.sweep.kd[real: held-out pictures|n=20|sweep=a]",
+        "real.sweep.kd[real: held-out pictures|n=20|sweep=b]",
+        "latent.sweep.kd[guidance: other|steps=4|guidance=3|n=20]",
+    ]
+    assert all("No definition" not in define(name).text for name in found)
+    bits = apart({name: {"latent.bits_per_dim[ode]": Figure(1.0, 5)} for name in "ab"})
+    assert len(bits) == 2 and all("No definition" not in define(name).text for name in bits)
+
+
+def test_the_kernel_distance_of_a_sweep_has_a_definition_of_its_own():
+    assert define(names()[0]).label == "sampling sweep: kernel distance"
+
+
+def test_the_best_sampler_goes_by_evaluations():
+    rows = [row(group="samplers", curve="rk4", within=4, evaluations=2)]
+    rows[0]["figures"] = {"kd": rows[0]["figures"]["kd"]}
+    table = _best(rows, (1, 4, 8), "sweep")
+    assert [line.cells[1] for line in table.rows] == ["–", "rk4", "rk4"]
+
+
+class Splits:
+    """A run whose data has some splits."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def held_out_name(self) -> str:
+        return self.name
+
+
+class Faces:
+    """Judges that take pictures for their features."""
+
+    tower = Tower(name="judge", sha256="a" * 64, dim=2, size=8, network=lambda x: x)
+    scene = None
+
+    def features(self, pictures):
+        return pictures
+
+    def caption_features(self, captions):
+        return np.ones((len(captions), 2)) / math.sqrt(2)
+
+
+def sorted_judged(split: str, count: int = 40) -> Judged:
+    """What judges pictures whose order means kinds."""
+    rng = np.random.default_rng(0)
+    made, reference = (np.sort(rng.normal(size=(n, 2)), axis=0).astype(np.float32) for n in (count, 200))
+    captions = [f"caption {number}" for number in range(count)]
+    return Judged(Splits(split), Faces(), Set(made, captions, [{}] * count), reference, 0)  # type: ignore[arg-type]
+
+
+def test_distances_of_a_row_go_over_sets_in_a_drawn_order():
+    judged = sorted_judged("test")
+    found = judged.judge(judged.real.pictures, mind_too=True)
+    in_order = kid_interval(judged.real.pictures, judged.reference, blocks=10)
+    assert found.figures["kd"].value == pytest.approx(in_order.value, abs=1e-6)
+    width, ordered = (one.high - one.low for one in (found.figures["kd"], in_order))
+    assert width > 2 * ordered  # blocks of like kinds, left out together on both sides, hide the spread
+    assert found.figures["precision"].value > 0.8 and found.figures["recall"].value > 0.8
+    assert found.keys["kd"] == "kd[judge:aaaaaaaa|resize=none|n=40/200|split=train]"
+
+
+def test_without_a_test_split_real_pictures_have_no_distance_and_are_called_what_they_are():
+    judged = sorted_judged("train")
+    first, second = settings_of_real(judged.run)
+    assert first.curve == "TRAINING (the data has no test split) pictures" and second.curve == SHUFFLED
+    for setting, gone in ((first, {"kd", "fd", "precision", "recall"}), (second, {"kd", "fd"})):
+        found = judged.measure(setting)
+        assert found["notes"] == dict.fromkeys(gone, SAME) and found["figures"].keys() == {"clip_score"}
+    held = sorted_judged("test").measure(settings_of_real(Splits("test"))[0])  # type: ignore[arg-type]
+    assert held["curve"] == "held-out pictures" and "kd" in held["figures"] and "notes" not in held
+
+
+def test_the_remark_on_rank_leaves_the_reason_of_a_missing_distance():
+    judged = sorted_judged("test", 1)
+    found = Figures()
+    judged._distances(found, judged.real.pictures, judged.reference)
+    assert "fd" not in found.figures and "rank-deficient" not in found.notes["fd"]
+
+
 def test_the_distance_to_read_is_the_kernel_distance_where_some_row_lacks_rank():
     assert distance([row(), row()]).key == "fd"
     assert distance([row(), row(notes={"fd": "rank-deficient"})]).key == "kd"
@@ -185,11 +323,11 @@ def test_every_figure_of_a_sweep_is_known_and_has_a_name_of_its_own(run: Run, ro
     for name in ("latent_sweep", "mdlm_sweep"):
         mine = list(read_rows(run.stage_folder(name) / ROWS).values())
         found = list(figures(name, mine))
-        lines = sum("line" in row for row in mine)
+        lines = sum("line" in row or "line" in row.get("notes", {}) for row in mine)
         assert len(dict(found)) == len(found) == sum(len(row["figures"]) for row in mine) + lines
         for name, _ in found:
             assert "No definition" not in define(name).text, name
-    keyed = [name for name, _ in figures("latent_sweep", rows) if ".sweep.fd[guidance" in name]
+    keyed = [name for name, _ in figures("latent_sweep", rows) if re.search(r"\.sweep\.[fk]d\[guidance", name)]
     assert keyed and all("|n=20/" in name and "|split=train]" in name for name in keyed)
 
 
@@ -263,8 +401,7 @@ def test_a_row_measured_again_has_the_same_figures_but_for_the_time(judged: Judg
 
 def test_rows_of_other_weights_leave_the_weights_in_use_and_the_draws_as_they_are(judged: Judged, rows):
     other = judged.measure(Setting(LENGTH, "latent", "averages", PLAIN, weights=Weights(0.2)))
-    options = LatentOptions(langevin_steps=1)
-    setting = Setting("samplers", "latent", "euler", dataclasses.replace(PLAIN, latent=options))
+    setting = Setting("samplers", "latent", "euler", PLAIN)
     (before,) = [row for row in rows if row["key"] == setting.key]
     after = judged.measure(setting)
     assert after["each"]["clip_score"] == pytest.approx(before["each"]["clip_score"], abs=1e-4)

@@ -279,7 +279,7 @@ def test_the_sweep_has_a_row_for_every_sampler_and_the_real_text(words: Path, re
     assert of["masked: blocks", 2, 1.0]["evaluations"] == of["masked: maskgit", 8, 1.0]["evaluations"] == 8
     laws = [of["masked: masked_ancestral", 8, 1.0], *(of[f"masked: {name}", 8, 1.0] for name in ("cosine", "square"))]
     assert len({row["texts"][0] for row in laws}) == 3  # the same draws, revealed by other schedules
-    assert "ar.sweep.genppl[temperature: ar: top_p 0.9|steps=16|temperature=1]" in report
+    assert "ar.sweep.genppl[temperature: ar: top_p 0.9|steps=16|temperature=1|n=24]" in report
     assert of["ar: one by one", 16, 1.0]["evaluations"] == 32 and of["ar: one by one", 16, 1.0]["passes"] == 1
     assert of["masked: cached", 8, 1.0]["texts"] == of["masked: masked_ancestral", 8, 1.0]["texts"]
     assert of["masked: cached", 8, 1.0]["evaluations"] <= 8
