@@ -21,6 +21,7 @@ from pipelines.evaluate import curves, report_of
 from pipelines.hardware import device_of
 from pipelines.runs import Run
 from pipelines.sweep_csv import write_csv
+from pipelines.sweep_report import apart
 from pipelines.sweep_rows import ROWS, read_rows
 from pipelines.text.config import TextEvalStage, TextModelStage, TextSweepStage
 from pipelines.text.corpus import Corpus, TokenText, read_text, tokenise
@@ -85,13 +86,13 @@ def evaluate_text(run: Run, name: str, stage: TextEvalStage) -> dict[str, Any]:
         found = {model: tokenise(corpus.tokenizer, text) for model, corpus in corpora.items()}
         e.sections.append(_costs(e, f"{other.file}|{other.detokenise}", found, f"Zero-shot: {other.file}"))
     e.sections += _short(e, test)
-    rows = {}
+    rows, swept_figures = {}, {}
     for sweep in run.recipe.forerunners(name):
         if isinstance(swept := run.recipe.stage[sweep], TextSweepStage):
             rows[sweep] = list(read_rows(run.stage_folder(sweep) / ROWS).values())
-            figures, sections = sweep_sections(sweep, swept, rows[sweep])
-            e.figures |= figures
+            swept_figures[sweep], sections = sweep_sections(sweep, swept, rows[sweep])
             e.sections += sections
+    e.figures |= apart(swept_figures)
     write_csv(run.stage_folder(name), rows)
     e.sections.append(curves(run))
     characters = int(next(iter(test.values())).characters.sum())
