@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from eval.blocks import Column, Figure, Report, Row, RowKind, Section, Table, Unit
+from eval.blocks import Column, Report, Row, RowKind, Section, Table
 from eval.compare import LEVEL, CompareError, Comparison, Difference, compare, read_report
 from eval.definitions import define
+from eval.figure import Figure, Unit
 from eval.report import to_json
 
 KEYED = re.compile(r"(?P<what>[^\[]+)\[(?P<parts>.*)\]")

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from numpy.typing import NDArray
 
-from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage
+from eval.blocks import Bars, Curve, Dots, Point, Scatter, Series, Usage
+from eval.figure import Figure
 from eval.labels import clip, compact, spread
 from eval.page import printable
 from eval.svg import inline

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from scipy import stats
 
-from eval.blocks import Better
 from eval.definitions import define
+from eval.figure import Better
 from eval.report import SCHEMA
 from eval.samples import Samples, change, from_json
 

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass
 
-from eval.blocks import Better, Unit
+from eval.figure import Better, Unit
 
 SUBJECTS = {
     "latent": "latent flow",

@@ -8,24 +8,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from eval import charts
-from eval.blocks import (
-    Bars,
-    Block,
-    Cell,
-    Chart,
-    Column,
-    Dots,
-    Figure,
-    Gallery,
-    Missing,
-    Row,
-    Scatter,
-    Table,
-    Tradeoff,
-    Unit,
-    Usage,
-    why_not_finite,
-)
+from eval.blocks import Bars, Block, Cell, Chart, Column, Dots, Gallery, Row, Scatter, Table, Tradeoff, Usage
+from eval.figure import Figure, Missing, Unit, why_not_finite
 from eval.page import LARGEST, QUALITY, lossy
 from eval.tradeoff import tradeoff
 

@@ -4,8 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 
-from eval.blocks import Column, Dots, Figure, Known, Row, RowKind, Section, Table
+from eval.blocks import Column, Dots, Row, RowKind, Section, Table
 from eval.definitions import ATTRIBUTES, SCENE, SLICES, define, subject
+from eval.figure import Figure, Known
 
 KINDS: dict[str, RowKind] = {"real": "judge", "shuffled": "floor", "chance": "floor"}
 RECONSTRUCTION = re.compile(r"[^.]+\.(psnr|ssim|usage|perplexity|patch_kmeans_psnr|bicubic_psnr)")

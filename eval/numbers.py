@@ -8,8 +8,9 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
 
-from eval.blocks import Bars, Chart, Curve, Figure, Missing, Scatter, Tradeoff, Usage
+from eval.blocks import Bars, Chart, Curve, Scatter, Tradeoff, Usage
 from eval.charts import POINTS, thin
+from eval.figure import Figure, Missing
 from eval.page import printable
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet would take for one

@@ -19,11 +19,8 @@ from eval.blocks import (
     Column,
     Curve,
     Dots,
-    Figure,
     Gallery,
     Judged,
-    Known,
-    Missing,
     Provenance,
     Report,
     Row,
@@ -32,11 +29,10 @@ from eval.blocks import (
     Table,
     Texts,
     Usage,
-    missing,
-    why_not_finite,
 )
 from eval.definitions import define
 from eval.display import draw, grid, labelled, pictures_line, runs, seconds, show, usage_line
+from eval.figure import Figure, Known, Missing, missing, why_not_finite
 from eval.headline import headline
 from eval.marks import mark
 from eval.numbers import as_csv, thinned

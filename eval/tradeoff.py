@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 from matplotlib.axes import Axes
 
-from eval.blocks import Figure, Pair, Tradeoff
+from eval.blocks import Pair, Tradeoff
 from eval.charts import LIGHT, MARKERS, _colour, _logarithmic, _plain_ticks, _svg, _turned
+from eval.figure import Figure
 from eval.labels import clip
 
 MANY = 14  # points from which on only the ends of a series and the front are named

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from eval.blocks import Column, Figure, Row, Table, Usage, missing
+from eval.blocks import Column, Row, Table, Usage
+from eval.figure import Figure, missing
 from eval.interval import jackknife
 from eval.reconstruction import (
     SUBSAMPLE,

@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.blocks import Bars, Block, Column, Figure, Gallery, Known, Point, Row, Scatter, Section, Table, missing
+from eval.blocks import Bars, Block, Column, Gallery, Point, Row, Scatter, Section, Table
 from eval.features import NOTE, feature_key, paired_distance, quantise
+from eval.figure import Figure, Known, missing
 from eval.frechet import frechet_interval, rank_note
 from eval.interval import Interval, mean_interval
 from eval.reconstruction import psnr, ssim

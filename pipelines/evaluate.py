@@ -7,14 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from eval.blocks import (
-    Curve,
-    Known,
-    Report,
-    Section,
-    Series,
-    missing,
-)
+from eval.blocks import Curve, Report, Section, Series
+from eval.figure import Known, missing
 from eval.report import headline, write_report
 from eval.samples import Samples
 from pipelines.codebook_measures import FIGURES as CODEBOOK_FIGURES

@@ -12,13 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.blocks import (
-    Figure,
-    Known,
-    Section,
-    attempted,
-)
+from eval.blocks import Section
 from eval.features import quantise
+from eval.figure import Figure, Known, attempted
 from eval.human.errors import named
 from eval.interval import Interval
 from eval.samples import Samples, key_of

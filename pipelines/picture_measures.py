@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from PIL import Image
 
-from eval.blocks import Figure, Gallery, Section
+from eval.blocks import Gallery, Section
+from eval.figure import Figure
 from eval.scene import chance
 from pipelines.judging import scene_scores, scored
 from pipelines.measures import Evaluation, Generated, Set, read_set

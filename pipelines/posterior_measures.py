@@ -10,7 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eval.blocks import Bars, Block, Column, Curve, Figure, Row, Series, Table, missing
+from eval.blocks import Bars, Block, Column, Curve, Row, Series, Table
+from eval.figure import Figure, missing
 from eval.interval import mean_interval
 from eval.surgery import ACTIVE, Surgery, channel_surgery, mean_surgery, some_positions, surgery, unit_variance
 from pipelines.data.decode import image_and_caption

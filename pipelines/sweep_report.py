@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 
-from eval.blocks import Cell, Column, Figure, Known, Row, Section, Table, missing
+from eval.blocks import Cell, Column, Row, Section, Table
 from eval.features import NOTE
+from eval.figure import Figure, Known, missing
 from pipelines.judged_config import MaskedSweepStage, SweepStage
 from pipelines.measures import Evaluation
 from pipelines.runs import Run

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from eval.blocks import Better, Block, Cell, Column, Curve, Figure, Known, Row, Series, Table, Unit, missing
+from eval.blocks import Block, Cell, Column, Curve, Row, Series, Table
+from eval.figure import Better, Figure, Known, Unit, missing
 from eval.interval import paired
 from pipelines.sampling_options import NOISY_SAMPLERS, REMASKING_SAMPLERS
 from pipelines.sweep_judged import REAL, SHUFFLED

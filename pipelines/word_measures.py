@@ -7,15 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from eval.blocks import (
-    Column,
-    Figure,
-    Section,
-    Table,
-    Texts,
-    missing,
-)
+from eval.blocks import Column, Section, Table, Texts
 from eval.definitions import define
+from eval.figure import Figure, missing
 from eval.interval import share_interval, wilson
 from eval.scene import score_caption
 from eval.text import Corpus, text_bound, variety

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from eval.blocks import Figure, Judged, Known, Missing, Provenance, Report
+from eval.blocks import Judged, Provenance, Report
+from eval.figure import Figure, Known, Missing
 from eval.human.analysis import Results, View
 from eval.human.metrics import Fit
 from eval.human.sections import (

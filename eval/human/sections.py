@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from eval.blocks import Bars, Block, Cell, Column, Dots, Figure, Known, Missing, Section, Table, Texts
+from eval.blocks import Bars, Block, Cell, Column, Dots, Section, Table, Texts
+from eval.figure import Figure, Known, Missing
 from eval.human.analysis import Results, View
 from eval.human.audit import Rater
 from eval.human.criteria import CRITERIA

@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from eval.blocks import Block, Column, Figure, Gallery, Known, Row, RowKind, Table, attempted
+from eval.blocks import Block, Column, Gallery, Row, RowKind, Table
 from eval.clip_score import clip_score, cosines, shuffled_floor
 from eval.features import NOTE
+from eval.figure import Figure, Known, attempted
 from eval.samples import Samples, key_of, within_prompts
 from pipelines.errors import DataError
 from pipelines.scoring.cached import Features

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.blocks import Curve, Figure, Known, Section, Series
+from eval.blocks import Curve, Section, Series
 from eval.features import Embedder
+from eval.figure import Figure, Known
 from eval.validity import Dose, doses, share_rising
 from pipelines.errors import PalimpsestError
 from pipelines.scoring.cached import embed

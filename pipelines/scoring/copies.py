@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import numpy as np
 from PIL import Image
 
-from eval.blocks import Block, Column, Curve, Figure, Gallery, Known, Row, Section, Series, Table, missing
+from eval.blocks import Block, Column, Curve, Gallery, Row, Section, Series, Table
 from eval.features import Embedder, feature_key
+from eval.figure import Figure, Known, missing
 from eval.interval import Interval, wilson
 from eval.memorisation import Memorisation, memorisation
 from pipelines.scoring.cached import Features

@@ -9,8 +9,9 @@ from functools import cache, partial
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Better, Column, Figure, Known, Missing, Row, RowKind, Table, Unit, attempted
+from eval.blocks import Column, Row, RowKind, Table
 from eval.features import NOTE, Embedder, feature_key
+from eval.figure import Better, Figure, Known, Missing, Unit, attempted
 from eval.frechet import frechet_distance, frechet_interval, moments, rank_note
 from eval.frechet_infinity import frechet_infinity
 from eval.interval import Interval

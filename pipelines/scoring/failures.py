@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from PIL import Image
 
-from eval.blocks import Block, Column, Figure, Gallery, Known, Row, Section, Table
+from eval.blocks import Block, Column, Gallery, Row, Section, Table
+from eval.figure import Figure, Known
 from eval.human.errors import named
 from pipelines.errors import DataError
 from pipelines.scoring.sets import Picture, PictureSet

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from eval.blocks import Block, Known, Section
+from eval.blocks import Block, Section
 from eval.features import Embedder
+from eval.figure import Known
 from eval.frechet import rank_note
 from eval.samples import Samples
 from pipelines.scoring.agreement import Agreement, agreement

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eval.blocks import Column, Curve, Known, Row, RowKind, Series, Table, Texts
+from eval.blocks import Column, Curve, Row, RowKind, Series, Table, Texts
+from eval.figure import Known
 from eval.generative import ENTROPY_MARGIN, GenerativeText, comparable
 from eval.text import Corpus, ngrams, sequence_entropy
 from pipelines.scoring.text_files import TextSet

@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from eval.blocks import Figure, Known, Report, RowKind, Section, attempted, missing
+from eval.blocks import Report, RowKind, Section
+from eval.figure import Figure, Known, attempted, missing
 from eval.generative import BLEU_TEXTS, generative_text, self_bleu
 from eval.interval import Interval, mean_interval, share_interval
 from eval.mauve import mauve

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from discrete.autoregressive import next_token_nll
 from discrete.objective import Autoregressive, Masked
 from discrete.text_model import TextTransformer
-from eval.blocks import Column, Figure, Known, Row, Section, Table
+from eval.blocks import Column, Row, Section, Table
+from eval.figure import Figure, Known
 from eval.interval import Interval, cluster_bootstrap, mean_interval
 from eval.report import write_report
 from eval.text import TextBound, neighbours, window_bound

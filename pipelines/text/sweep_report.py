@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from eval.blocks import Block, Column, Curve, Figure, Pair, Row, Section, Table, Texts, Tradeoff
+from eval.blocks import Block, Column, Curve, Pair, Row, Section, Table, Texts, Tradeoff
+from eval.figure import Figure
 from eval.generative import ENTROPY_MARGIN
 from pipelines.sweep_table import EVALUATIONS, Axis, Measured, family, kept, level, lines
 from pipelines.text.config import TextSweepStage

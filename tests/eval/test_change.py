@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-from eval.blocks import Figure, Section, missing
+from eval.blocks import Section
 from eval.change import NOTHING, Baseline, change, with_change
 from eval.compare import CompareError
+from eval.figure import Figure, missing
 from eval.report import to_html, to_json
 from tests.eval.test_report import HOSTILE, provenance, report
 

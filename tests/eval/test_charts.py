@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from eval import charts
-from eval.blocks import Bars, Curve, Dots, Figure, Pair, Point, Scatter, Series, Tradeoff, Usage, missing
+from eval.blocks import Bars, Curve, Dots, Pair, Point, Scatter, Series, Tradeoff, Usage
+from eval.figure import Figure, missing
 from eval.labels import spread
 from eval.svg import inline
 from eval.tradeoff import MANY, tradeoff

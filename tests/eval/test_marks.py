@@ -2,7 +2,7 @@
 
 import pytest
 
-from eval.blocks import Figure
+from eval.figure import Figure
 from eval.marks import mark
 from eval.report import to_html
 from tests.eval.test_report import report

@@ -5,8 +5,9 @@ import io
 
 import pytest
 
-from eval.blocks import Bars, Curve, Dots, Figure, Point, Scatter, Series, Usage, missing
+from eval.blocks import Bars, Curve, Dots, Point, Scatter, Series, Usage
 from eval.charts import POINTS
+from eval.figure import Figure, missing
 from eval.numbers import as_csv, thinned
 
 HOSTILE = ("=cmd|' /C calc'!A0", "+1", "-1+2", "@SUM(A1)", 'a "quoted", one', "two\nlines", "<b>", "שלום \u202e 🦊")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.blocks import Bars, Curve, Dots, Figure, Gallery, Judged, Row, Section, Series, Table, Texts
+from eval.blocks import Bars, Curve, Dots, Gallery, Judged, Row, Section, Series, Table, Texts
+from eval.figure import Figure
 from eval.report import to_html
 from tests.eval.browser import CHROMIUM, browser
 from tests.eval.test_report import HOSTILE, provenance, report

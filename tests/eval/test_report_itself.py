@@ -10,7 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from eval.blocks import Figure, Judged, Section, Texts, missing
+from eval.blocks import Judged, Section, Texts
+from eval.figure import Figure, missing
 from eval.report import judged, to_html, to_json
 from eval.selftest import self_test
 from tests.eval.schema import faults

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.blocks import Figure, Provenance, Report
+from eval.blocks import Provenance, Report
 from eval.clip_score import clip_score
 from eval.compare import CompareError, compare
+from eval.figure import Figure
 from eval.interval import mean_interval
 from eval.report import SCHEMA, write_report
 from eval.samples import Samples, change, from_json, key_of, to_json, within_prompts, written

@@ -11,7 +11,8 @@ import pytest
 import torch
 from scipy.stats import entropy
 
-from eval.blocks import Figure, Gallery
+from eval.blocks import Gallery
+from eval.figure import Figure
 from pipelines.codec_measures import autoencoders, worst_shown
 from pipelines.data.decode import image_and_caption
 from pipelines.data.stream import once

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from backbone import clip
-from eval.blocks import Figure, Gallery
+from eval.blocks import Gallery
+from eval.figure import Figure
 from pipelines.artefact import ArtefactError
 from pipelines.config import RecipeError, load_recipe
 from pipelines.distance_measures import measure_distances

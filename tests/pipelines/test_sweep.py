@@ -14,9 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from eval.blocks import Curve, Figure, Missing, Table, Tradeoff
+from eval.blocks import Curve, Table, Tradeoff
 from eval.definitions import define
 from eval.features import Tower
+from eval.figure import Figure, Missing
 from eval.interval import Interval, paired
 from eval.kernel import kid_interval
 from pipelines.artefact import ArtefactError

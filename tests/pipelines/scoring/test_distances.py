@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from eval.blocks import Figure, Missing
 from eval.definitions import define
 from eval.features import Tower
+from eval.figure import Figure, Missing
 from eval.frechet import frechet_distance
 from eval.kernel import kid
 from eval.prdc import prdc
