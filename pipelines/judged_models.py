@@ -13,6 +13,7 @@ from pipelines.sampling_options import AUTOREGRESSIVE, LATENT_SAMPLERS
 
 PRECISION = "float32"  # nothing is drawn or judged under autocast
 DIGITS = 12  # of a hash
+SWEEPS = ("sweep", "masked_sweep", "text_sweep")
 SUPPORT = ("judge", "scene_judge")  # stages that an evaluation needs and does not judge
 
 
@@ -20,7 +21,11 @@ def judged_models(run: Run, name: str, manifests: Mapping[str, Mapping[str, Any]
     """The models whose results stage `name` judges, from the manifests of the stages; those that draw first."""
     needed = [other for other in run.recipe.stage[name].needs if other in manifests]
     drawing = [other for other in needed if isinstance(run.recipe.stage[other], GenerateStage)]
-    rest = [other for other in needed if other not in drawing and run.recipe.stage[other].kind not in SUPPORT]
+    drawn = {manifests[other]["model"] for other in drawing}
+    sweeps = [run.recipe.stage[other] for other in needed if run.recipe.stage[other].kind in SWEEPS]
+    swept = [other for sweep in sweeps for other in sweep.needs if other in manifests and other not in drawn]
+    rest = [other for other in dict.fromkeys((*needed, *swept)) if other not in drawing]
+    rest = [other for other in rest if run.recipe.stage[other].kind not in SUPPORT]
     return [*_drawing(run, drawing, manifests), *_others(run, rest, manifests)]
 
 

@@ -88,8 +88,9 @@ def make_together(work: Scoring) -> None:
 
 
 def _searched(work: Scoring, opened: Opened) -> PictureSet | None:
-    """In what copies are looked for: by one embedder, which is enough."""
-    return work.searched if opened is work.embedders[0] and work.held_out is not None else None
+    """In what copies of what was generated are looked for: by one embedder, which is enough."""
+    wanted = work.sets and work.held_out is not None and opened is work.embedders[0]
+    return work.searched if wanted else None
 
 
 def _shown(work: Scoring, opened: Opened) -> PictureSet | None:
