@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any, ClassVar, Literal, TypeAlias
 
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from eval.figure import Better, Figure, Known, Missing, Unit
 from eval.samples import Samples
 
+SHADES = 6  # of the pieces of a text
 RowKind = Literal["model", "floor", "ceiling", "judge", "better", "worse", "unlike"]
 
 
@@ -186,11 +188,27 @@ class Dots:
 
 
 @dataclass(frozen=True)
+class Timed:
+    """A text in pieces, each with when it was revealed, in [0, 1]; as a string it is the text alone."""
+
+    pieces: Sequence[tuple[str, float]]
+
+    def __str__(self) -> str:
+        return "".join(piece for piece, _ in self.pieces)
+
+    @property
+    def shaded(self) -> list[tuple[str, int]]:
+        """Neighbouring pieces of one of SHADES shades together, each with its shade."""
+        shades = [(piece, min(SHADES - 1, int(time * SHADES))) for piece, time in self.pieces]
+        return [("".join(p for p, _ in group), shade) for shade, group in groupby(shades, key=lambda pair: pair[1])]
+
+
+@dataclass(frozen=True)
 class Texts:
     """Generated texts, each alone or as (label, text)."""
 
     title: str
-    items: Sequence[str | tuple[str, str]]
+    items: Sequence[str | tuple[str, str | Timed]]
     note: str = ""
     kind: ClassVar[str] = "texts"
 

@@ -84,7 +84,10 @@ def to_json(report: Report) -> dict[str, Any]:
         "provenance": _finite(dataclasses.asdict(report.provenance)),
         "self_test": [_finite(dataclasses.asdict(one)) for one in self_test()],
         "texts": [
-            {"title": block.title, "items": [text if isinstance(text, str) else list(text) for text in block.items]}
+            {
+                "title": block.title,
+                "items": [text if isinstance(text, str) else list(map(str, text)) for text in block.items],
+            }
             for block in blocks
             if isinstance(block, Texts)
         ],

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from backbone.noise import uniform
 from discrete.autoregressive import continue_text
@@ -29,15 +28,20 @@ from pipelines.sampling_options import Settings
 from pipelines.text.config import AnyObjective, TextModelStage
 from pipelines.text.corpus import Corpus
 from pipelines.text.settings import check_settings, usual_settings
+from pipelines.text.watched import Watched, counted, pieces
 from tokenizer.plain import PlainTokenizer
 
 
 class Written(NamedTuple):
-    """Texts (B, L) as tokens; how often the network was asked about each, and how many whole texts it read for each."""
+    """Texts (B, L) as tokens; how often the network was asked about each, and how many whole texts it read for each.
+
+    revealed: (B, L), the share of the steps after which a token was there for good; None of models that mask nothing.
+    """
 
     ids: Tensor
     evaluations: float
     passes: float
+    revealed: Tensor | None = None
 
 
 class Prompt(NamedTuple):
@@ -121,6 +125,14 @@ class TextSampler:
             rows = [row[: row.index(end) + 1] if end in row else row for row in rows]
         return [self.tokenizer.decode(row) for row in rows]
 
+    def timed(self, written: Written, row: int = 0) -> list[tuple[str, float]]:
+        """One text in pieces, each with when it was revealed; nothing where nobody noted it."""
+        if written.revealed is None:
+            return []
+        ids = written.ids[row].tolist()
+        ids = ids[: ids.index(self.tokenizer.end_id) + 1] if self.tokenizer.end_id in ids else ids
+        return pieces(self.tokenizer, ids, written.revealed[row].tolist())
+
     def usual_settings(
         self, length: int | None = None, block: int | None = None, sampler: str | None = None
     ) -> Settings:
@@ -173,12 +185,13 @@ class TextSampler:
                 f"The text is to have {x.shape[1]} tokens, but this model of kind {self.objective.kind!r} was trained "
                 f"on {self.length} and writes them all at once: ask for at most so many, or take a masked model"
             )
-        with _counted(self.network) as count:
+        revealed = None
+        with counted(self.network) as count:
             match self.objective:
                 case Autoregressive():
                     made = _continued(self.network, x, known, generators, settings)
                 case Masked():
-                    made = self._unmasked(self.objective, x, known, generators, settings)
+                    made, revealed = self._unmasked(self.objective, x, known, generators, settings)
                 case Blocks():
                     made = self._by_blocks(self.objective.size, x, known, generators, settings)
                 case Uniform():
@@ -187,7 +200,7 @@ class TextSampler:
                     made = _chained(self.objective, self.network, x, known, generators, settings)
                 case _:
                     raise AssertionError(self.objective)
-        return Written(made, count.rows / len(x), count.tokens / x.numel())
+        return Written(made, count.rows / len(x), count.tokens / x.numel(), revealed)
 
     def _unmasked(
         self,
@@ -196,7 +209,7 @@ class TextSampler:
         known: Tensor,
         generators: Sequence[torch.Generator],
         settings: Settings,
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor | None]:
         """Masked diffusion; texts that are longer than the windows of the training go by blocks within such windows."""
         end_id, allowed = self.tokenizer.end_id, None
         if end_id is not None:  # known ends alone
@@ -206,7 +219,10 @@ class TextSampler:
             plain = Remember(plain)
         mask_id, window = self.network.mask_id, self.length if x.shape[1] > self.length else None
         options = {"mask_id": mask_id, "generator": generators, "window": window, "allowed": allowed}
-        return fill_in(plain, objective.schedule, torch.where(known, x, mask_id), known, settings, **options)
+        hidden = torch.where(known, x, mask_id)
+        watched = Watched(plain, hidden, mask_id)
+        made = fill_in(watched, objective.schedule, hidden, known, settings, **options)
+        return made, watched.revealed
 
     def _by_blocks(
         self, size: int, x: Tensor, known: Tensor, generators: Sequence[torch.Generator], settings: Settings
@@ -277,25 +293,3 @@ def _check_known(x: Tensor, known: Tensor, vocab: int) -> None:
         )
     if outside := [int(token) for token in x[known].unique() if not 0 <= token < vocab]:
         raise PalimpsestError(f"The known tokens {outside[:5]} are outside the vocabulary, which has 0 to {vocab - 1}")
-
-
-@dataclass
-class _Count:
-    rows: int = 0
-    tokens: int = 0
-
-
-@contextmanager
-def _counted(network: TextTransformer) -> Iterator[_Count]:
-    """Count what a network is asked about."""
-    count = _Count()
-
-    def note(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        count.rows += len(inputs[0])
-        count.tokens += inputs[0].numel()
-
-    hook = network.register_forward_pre_hook(note)
-    try:
-        yield count
-    finally:
-        hook.remove()

@@ -159,11 +159,11 @@ class TextJudged:
 
     def measure(self, setting: Setting) -> dict[str, Any]:
         """Sample as one setting says, and judge it."""
-        evaluations, passes, seconds = 0.0, 0.0, None
+        evaluations, passes, seconds, timed_text = 0.0, 0.0, None, list[tuple[str, float]]()
         if setting.group == REAL:
             texts = self.real("test" if setting.curve.startswith("held") else "train", 1)
         else:
-            texts, evaluations, passes, seconds = self._write(setting)
+            texts, evaluations, passes, seconds, timed_text = self._write(setting)
         (found, states), (real, real_states) = self.judge(texts), self.reference
         overlap = mauve(states, real_states, embedder=self.scorer.name)
         verdict = comparable(found, real)
@@ -183,25 +183,29 @@ class TextJudged:
         if seconds is not None:
             figures["seconds"], row["machine"] = seconds, machine()
         kept = {name: plain_interval(value) for name, value in figures.items()}
-        return {**row, "figures": kept, "variety": vars(found.variety), "texts": texts[:SHOWN]}
+        return {**row, "figures": kept, "variety": vars(found.variety), "texts": texts[:SHOWN], "timed": timed_text}
 
-    def _write(self, setting: Setting) -> tuple[list[str], float, float, Interval]:
-        """Texts, with evaluations, whole passes and seconds for each; a model's first batch is written twice."""
+    def _write(self, setting: Setting) -> tuple[list[str], float, float, Interval, list[tuple[str, float]]]:
+        """Texts, with evaluations, whole passes and seconds for each, and when the first one's pieces were revealed.
+
+        A model's first batch is written twice.
+        """
         length, texts = self.stage.length, list[str]()
         parts = list(chunks(generators([""] * self.stage.count, self.stage.seed), BATCH))
         if setting.model not in self.samplers:
             sampler = self.samplers[setting.model] = TextSampler.load(self.run, setting.model)
             sampler.write(len(parts[0]), generators([""] * len(parts[0]), 0), setting.settings, length=length)
-        sampler, taken = self.samplers[setting.model], list[float]()
+        sampler, taken, first = self.samplers[setting.model], list[float](), list[tuple[str, float]]()
         evaluations = passes = 0.0
         for part in parts:
             begun = time.perf_counter()
             written = sampler.write(len(part), part, setting.settings, length=length)
             taken.append(time.perf_counter() - begun)
+            first = first or sampler.timed(written)
             texts += sampler.texts(written)
             evaluations += written.evaluations * len(part) / self.stage.count
             passes += written.passes * len(part) / self.stage.count
-        return texts, round(evaluations, 2), round(passes, 2), timed(taken, [len(part) for part in parts])
+        return texts, round(evaluations, 2), round(passes, 2), timed(taken, [len(part) for part in parts]), first
 
 
 def text_sweep(run: Run, name: str, stage: TextSweepStage) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from eval.blocks import Block, Column, Curve, Pair, Row, Section, Table, Texts, Tradeoff
+from eval.blocks import Block, Column, Curve, Pair, Row, Section, Table, Texts, Timed, Tradeoff
 from eval.figure import Figure
 from eval.generative import ENTROPY_MARGIN
 from pipelines.sweep_table import EVALUATIONS, Axis, Measured, family, kept, level, lines
@@ -16,6 +16,7 @@ METRICS = {
     "entropy": ("entropy of words within a text", False),
     "mauve": ("MAUVE under the scorer", False),
 }
+SHADED = "The darker a token, the later it was revealed; of one that was masked again, the last time counts."
 PASSES = Axis("whole texts read", lambda row: row["passes"])
 
 
@@ -42,8 +43,14 @@ def _sections(stage: TextSweepStage, rows: Sequence[Measured]) -> list[Section]:
         f"{ENTROPY_MARGIN:g} nats below that of real text means repetition, and ranks nothing."
     )
     blocks = [*_charts([row for row in rows if row["group"] == "steps"], real), *_trades(rows, real), _table(rows)]
-    shown = [(f"{_label(row)}{_taken(row)}, temperature {row['temperature']:g}", row["texts"][0]) for row in rows]
-    return [Section("Generated text", blocks, lead=lead), Section("Samples", [Texts("First text of each row", shown)])]
+    shown = [(f"{_label(row)}{_taken(row)}, temperature {row['temperature']:g}", _first(row)) for row in rows]
+    texts = Texts("First text of each row", shown, note=SHADED if any(row.get("timed") for row in rows) else "")
+    return [Section("Generated text", blocks, lead=lead), Section("Samples", [texts])]
+
+
+def _first(row: Measured) -> str | Timed:
+    """The first text of a row, in pieces by when they were revealed where that is known."""
+    return Timed([(piece, time) for piece, time in row["timed"]]) if row.get("timed") else row["texts"][0]
 
 
 def _charts(rows: Sequence[Measured], real: Measured) -> list[Block]:

@@ -502,3 +502,16 @@ def test_texts_from_anywhere_are_judged_by_a_model_of_a_run(words: Path, tmp_pat
     assert found[f"dull.json.mauve[{scorer.name}|k=4|n=40/40]"]["value"] < 0.5
     page = (tmp_path / "scores" / "report.html").read_text(encoding="utf-8")
     assert "dull.json" in page and "may be ranked" in page
+
+
+def test_a_masked_text_is_shown_by_when_its_tokens_were_revealed(words: Path):
+    rows = [json.loads(line) for line in (words / "sweep" / "sweep.jsonl").read_text().splitlines()]
+    timed = [row for row in rows if row.get("timed")]
+    assert {row["model"] for row in timed} == {"masked"}
+    for row in timed:
+        assert "".join(piece for piece, _ in row["timed"]) == row["texts"][0]
+        times = {time for _, time in row["timed"]}
+        assert 0 < min(times) and max(times) <= 1
+        assert row["sampler"] != "masked_ancestral" or len(times) > 1
+    page = (words / "eval" / "report.html").read_text(encoding="utf-8")
+    assert "The darker a token, the later it was revealed" in page and '<i class="r5">' in page
