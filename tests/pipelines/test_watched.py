@@ -36,7 +36,8 @@ def test_pieces_make_up_the_text_also_where_a_token_ends_inside_a_letter():
 def test_shades_stand_on_the_page_and_the_text_alone_in_the_json():
     text = Timed([("<b>", 0.0), ("one", 0.1), (" two", 1.0)])
     made = Provenance(commit=None, dirty=False, recipe="r", recipe_hash="h", command="c")
-    report = Report(title="t", summary="s", provenance=made, sections=[Section("x", [Texts("T", [("row", text)])])], figures={})  # fmt: skip
+    sections = [Section("x", [Texts("T", [("row", text)])])]
+    report = Report(title="t", summary="s", provenance=made, sections=sections, figures={})
     page = to_html(report)
     assert '<i class="r0">&lt;b&gt;one</i><i class="r5"> two</i>' in page
     assert to_json(report)["texts"] == [{"title": "T", "items": [["row", "<b>one two"]]}]
