@@ -16,7 +16,7 @@ METRICS = {
     "entropy": ("entropy of words within a text", False),
     "mauve": ("MAUVE under the scorer", False),
 }
-SHADED = "The darker a token, the later it was revealed; of one that was masked again, the last time counts."
+SHADED = "The stronger its shade, the later a token was revealed; of one that was masked again, the last time counts."
 PASSES = Axis("whole texts read", lambda row: row["passes"])
 
 

@@ -514,4 +514,4 @@ def test_a_masked_text_is_shown_by_when_its_tokens_were_revealed(words: Path):
         assert 0 < min(times) and max(times) <= 1
         assert row["sampler"] != "masked_ancestral" or len(times) > 1
     page = (words / "eval" / "report.html").read_text(encoding="utf-8")
-    assert "The darker a token, the later it was revealed" in page and '<i class="r5">' in page
+    assert "The stronger its shade, the later a token was revealed" in page and '<i class="r5">' in page
