@@ -78,37 +78,37 @@ def evaluate(
         return test_metrics()
     from pipelines.beside import Beside
 
-    beside = Beside.read(against, study)
+    beside, command = Beside.read(against, study), shlex.join(["palimpsest", *sys.argv[1:]])
+    where = Path("scores") if out == Path("runs") else out
     if texts:
         if recipe is not None or generated or not reference:
             raise PalimpsestError("--texts takes --reference beside it, and neither a recipe nor --generated.")
         from pipelines.scoring.texts import TextsAsked, score_texts
 
         wanted = TextsAsked(
-            texts=texts, reference=reference, out=Path("scores") if out == Path("runs") else out, train=train,
-            scorer=scorer, count=count, words=words, seed=seed,
-        )  # fmt: skip
-        page, figures = score_texts(wanted, shlex.join(["palimpsest", *sys.argv[1:]]), beside)
-        print(f"{page}\n{figures}")
-        return
-    if generated:
+            texts=texts, reference=reference, out=where, train=train, scorer=scorer, count=count, words=words, seed=seed
+        )
+        made = score_texts(wanted, command, beside)
+    elif generated:
         if recipe is not None or not reference:
             raise PalimpsestError("--generated takes --reference beside it, and no recipe.")
-        from pipelines.hardware import is_main
         from pipelines.scoring.score import Asked, score
 
         asked = Asked(
-            generated=generated, reference=reference, out=Path("scores") if out == Path("runs") else out,
-            embedders=embedders, prompts=prompts, held_out=held_out, split=split, count=count,
-            reference_count=reference_count, as_they_are=as_they_are, card=card, seed=seed,
+            generated=generated, reference=reference, out=where, embedders=embedders, prompts=prompts,
+            held_out=held_out, split=split, count=count, reference_count=reference_count, as_they_are=as_they_are,
+            card=card, seed=seed,
         )  # fmt: skip
-        page, figures = score(asked, shlex.join(["palimpsest", *sys.argv[1:]]), beside)
-        if is_main():
-            print(f"{page}\n{figures}")
-        return None
-    if recipe is None:
-        raise PalimpsestError("Name a recipe, or --generated DIR and --reference DIR.")
-    return run_kind(("eval", "text_eval"), recipe, out, data, set_, beside)
+        made = score(asked, command, beside)
+    elif recipe is not None:
+        return run_kind(("eval", "text_eval"), recipe, out, data, set_, beside)
+    else:
+        raise PalimpsestError("Name a recipe, or --generated or --texts with --reference beside it.")
+    from pipelines.hardware import is_main
+
+    if is_main():
+        print(*made, sep="\n")
+    return None
 
 
 def test_metrics() -> None:

@@ -253,7 +253,7 @@ def test_the_command_scores_and_compares(folders, tmp_path, monkeypatch, capsys)
     code, _, err = command(monkeypatch, capsys, "eval", "--generated", folders / "near")
     assert code == 2 and "--generated takes --reference beside it" in err
     code, _, err = command(monkeypatch, capsys, "eval")
-    assert code == 2 and "Name a recipe, or --generated DIR" in err
+    assert code == 2 and "Name a recipe, or --generated or --texts" in err
 
 
 @pytest.mark.parametrize("most", [1, 7, 64])
