@@ -23,9 +23,7 @@ def cosines(images: ArrayLike, texts: ArrayLike) -> NDArray[np.float64]:
     return (a * b).sum(1) / lengths
 
 
-def clip_score(
-    images: ArrayLike, texts: ArrayLike, prompts: Sequence[Hashable] | None = None, *, seed: int = 0
-) -> Interval:
+def clip_score(images: ArrayLike, texts: ArrayLike, prompts: Sequence[Hashable] | None = None) -> Interval:
     """Mean raw cosine: over the pictures of a prompt, then over prompts, which the interval is over (Student's t).
 
     images, texts: (n, d); prompts: n ids, by default every row is its own prompt. Published scales (x 100, x 2.5) and
@@ -44,7 +42,7 @@ def shuffled_floor(
     """`clip_score` of the same pictures with the caption of another prompt: what no agreement at all would score."""
     rows = range(len(np.asarray(texts))) if prompts is None else prompts
     partner = other_prompt(rows, seed=seed)
-    return clip_score(images, np.asarray(texts)[partner], prompts, seed=seed)
+    return clip_score(images, np.asarray(texts)[partner], prompts)
 
 
 def other_prompt(prompts: Sequence[Hashable], *, seed: int = 0) -> NDArray[np.int64]:

@@ -186,7 +186,7 @@ def check(golden: Golden) -> Check:
     kept = (golden.name, golden.what, golden.expected)
     try:
         got = tuple(float(value) for value in golden.measure())
-    except Exception as error:
+    except Exception as error:  # of any kind: the check has failed, and the report is written all the same
         return Check(*kept, (), golden.tolerance, False, f"{type(error).__name__}: {error}")
     near = [abs(a - b) <= golden.tolerance for a, b in zip(got, golden.expected, strict=False)]  # NaN is near nothing
     return Check(*kept, got, golden.tolerance, all(near) and len(got) == len(golden.expected))

@@ -19,12 +19,13 @@ class Beside:
     @classmethod
     def read(cls, against: Path | None, study: Path | None) -> Beside:
         """Read a report.json and the folder of a study. Raises CompareError, PalimpsestError or StudyError."""
+        before = None if against is None else Baseline.read(against)
         if study is None:
-            return cls(None if against is None else Baseline.read(against))
+            return cls(before)
         from eval.human.report import as_report
         from pipelines.study import material_of
 
-        return cls(None if against is None else Baseline.read(against), as_report(material_of(study)))
+        return cls(before, as_report(material_of(study)))
 
     def check_data(self, judged_by: str) -> None:
         """Raise CompareError where the earlier report was judged by other data. judged_by: the hash of what judges."""

@@ -141,7 +141,7 @@ class Judged:
 
     def _as_asked(self, found: Figures, features: Features, made: Pictures) -> None:
         """How pictures (n, H, W, 3) and their features (n, d) agree with the captions of `real`, each with its own."""
-        found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions, seed=self.seed))
+        found.add("clip_score", lambda: clip_score(features, self.texts, self.real.captions))
         found.keys["clip_score"] = f"clip_score[{self.tower.name}:{self.tower.sha256[:8]}|n={len(features)}]"
         if "clip_score" in found.figures:
             found.each["clip_score"] = self._by_prompt(cosines(features, self.texts).tolist())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,7 +75,8 @@ SECONDS = Axis("seconds each", lambda row: row["figures"]["seconds"]["value"])
 
 def kept(interval: Mapping[str, Any], source: str) -> Figure:
     """Return the figure of an interval that was written down as plain values."""
-    return Figure(interval["value"], interval["n"], interval["low"], interval["high"], source)
+    df = interval.get("df", math.inf)
+    return Figure(interval["value"], interval["n"], interval["low"], interval["high"], source, df)
 
 
 def figure_of(row: Measured, metric: str, name: str) -> Figure:

@@ -100,8 +100,8 @@ def _rows(
     assert opened.text is not None
     key, cut, title = _key(opened, len(one.captions)), int(one.cut.sum()), one.shown.pictures.title
     source = f"raw cosine, {cut} of {len(one.captions)} captions cut at {opened.text.length} tokens"
-    for subject, measure in ((name, clip_score), (f"shuffled.{name}", shuffled_floor)):
-        found = partial(measure, one.shown.features, one.texts, one.captions, seed=seed)
+    for subject, measure in ((name, clip_score), (f"shuffled.{name}", partial(shuffled_floor, seed=seed))):
+        found = partial(measure, one.shown.features, one.texts, one.captions)
         figures[f"{subject}.{key}"] = attempted(found, source)
     if isinstance(figures[f"{name}.{key}"], Figure):
         keys, said = tuple(map(key_of, one.captions)), cosines(one.shown.features, one.texts)
@@ -137,7 +137,7 @@ def _slice(
     if inside is None:
         return None
     captions = [words for words, belongs in zip(one.captions, inside, strict=True) if belongs]
-    measure = partial(clip_score, one.shown.features[inside], one.texts[inside], captions, seed=seed)
+    measure = partial(clip_score, one.shown.features[inside], one.texts[inside], captions)
     key = f"{name}.{_key(opened, len(captions), f'|slice={part}')}"
     figures[key] = attempted(measure, f"raw cosine, {len(captions)} of {len(one.captions)} pictures")
     return figures[key]

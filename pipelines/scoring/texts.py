@@ -9,9 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from eval.blocks import Report, RowKind, Section
 from eval.figure import Figure, Known, attempted, missing
-from eval.generative import BLEU_TEXTS, generative_text, self_bleu
+from eval.generative import BLEU_TEXTS, GenerativeText, generative_text, self_bleu
 from eval.interval import Interval, mean_interval, share_interval
 from eval.mauve import mauve
 from eval.report import write_report
@@ -66,24 +69,31 @@ class TextScoring:
     def judge(self, texts: TextSet, kind: RowKind) -> Judged:
         """All figures of a set but those that need another one."""
         words, seed = [text.split() for text in texts.texts], self.asked.seed
+        scored, states = self._scored(texts, words)
         measures: dict[str, Callable[[], Interval]] = {
             "entropy": lambda: mean_interval([sequence_entropy(row) for row in words]),
             **{f"distinct_{n}": lambda n=n: whole_share(lambda rows: distinct(rows, n), words) for n in (1, 2, 4)},
             "duplicates": lambda: whole_share(duplicates, texts.texts),
-            "self_bleu_4": lambda: self_bleu(words, seed=seed),
+            "self_bleu_4": lambda: self_bleu(words, seed=seed) if scored is None else scored.self_bleu_4,
         }
         figures = {name: attempted(measure, "words between spaces") for name, measure in measures.items()}
         if self.corpus is not None:
             figures |= copied(self.corpus, words)
+        if scored is not None:
+            costs = {"genppl": scored.perplexity, "nats_per_character": scored.nats_per_character}
+            costs |= {"token_entropy": scored.token_entropy}
+            figures |= {name: Figure.of(found, f"under {scored.scorer}") for name, found in costs.items()}
+        return Judged(texts, kind, figures, scored, states)
+
+    def _scored(
+        self, texts: TextSet, words: Sequence[Sequence[str]]
+    ) -> tuple[GenerativeText | None, NDArray[np.float32] | None]:
+        """What the scorer says, and its states (n, dim); copies of the training text are no matter of its own."""
         if self.scorer is None:
-            return Judged(texts, kind, figures)
+            return None, None
         end = self.scorer.model.tokenizer.separator  # the end of a text has its price as well
         scores, states = self.scorer.read([text + end for text in texts.texts])
-        scored = generative_text(scores, words, self.corpus or Corpus([]), seed=seed)
-        for name in ("nats_per_character", "token_entropy"):
-            figures[name] = Figure.of(getattr(scored, name), f"under {self.scorer.name}")
-        figures["genppl"] = Figure.of(scored.perplexity, f"under {self.scorer.name}")
-        return Judged(texts, kind, figures, scored, states)
+        return generative_text(scores, words, Corpus([]), seed=self.asked.seed), states
 
     def overlap(self, one: Judged, real: Judged) -> None:
         """Add how far a set overlaps with real texts, by the scorer's features."""

@@ -1,6 +1,5 @@
 """LPIPS as a figure: under its name with the published weights alone, picture by picture what torchmetrics gives."""
 
-import importlib
 import shutil
 
 import numpy as np
@@ -12,9 +11,7 @@ from pipelines import lpips_measure
 from pipelines.errors import PalimpsestError
 from pipelines.lpips_measure import PUBLISHED, LocalLPIPS
 from pipelines.pictures import from_uint8
-from tests.tokenizer.test_perceptual import HEADS, trunk_state
-
-oracle = importlib.import_module("torchmetrics.functional.image.lpips")
+from tests.tokenizer.test_perceptual import HEADS, torchmetrics_lpips, trunk_state
 
 
 @pytest.fixture(scope="module")
@@ -31,17 +28,7 @@ def shown(count, seed, side=40):
 
 
 def test_each_picture_has_the_distance_of_torchmetrics(folder):
-    with torch.device("meta"):
-        theirs = oracle._LPIPS(pretrained=False, pnet_rand=True, net="alex")
-    state = {key.split(".", 1)[1]: value for key, value in trunk_state("alex").items() if key.startswith("features")}
-    heads = torch.load(HEADS / "alex.pth", map_location="cpu", weights_only=True)
-    for key in theirs.state_dict():
-        part, name = key.split(".", 1)
-        if part == "net":
-            heads[key] = state[name.split(".", 1)[1]]
-        elif part == "lins":
-            heads[key] = heads[f"lin{name}"]
-    theirs.load_state_dict(heads, assign=True)
+    theirs = torchmetrics_lpips("alex")
     real, again = shown(35, 0), shown(35, 1)  # more than one batch, and a rest
     found = LocalLPIPS(folder).each(real, again)
     with torch.no_grad():

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backbone import clip
 from eval.blocks import Gallery
 from eval.figure import Figure
 from pipelines.artefact import ArtefactError
@@ -26,7 +25,7 @@ from pipelines.saved import save_picture, stem
 from pipelines.scoring.score import Asked, score
 from pipelines.sheets import spread
 from pipelines.stages import ensure_data
-from tokenizer.text import BPE
+from tests.pipelines.scoring.test_score import save_towers
 
 COUNT = 12
 EVAL = {"kind": "eval", "reconstructions": 30, "embedders": ["random-conv", "pixels-pca"]}
@@ -127,14 +126,7 @@ def test_a_stage_that_lacks_pictures_is_an_error_that_names_them(evaluation, tmp
 
 @pytest.fixture
 def tower(tmp_path):
-    bpe = BPE.train(["a red circle", "a red square"], vocab_size=300, length=12)
-    sizes = clip.ContrastiveConfig(
-        width=4, heads=4, text_width=16, embed_dim=8, vocab_size=bpe.vocab_size, context_length=bpe.length,
-        end_id=bpe.end_id, pad_id=bpe.pad_id,
-    )  # fmt: skip
-    clip.save_contrastive(tmp_path / "clip", sizes, sizes.build(seed=0))
-    bpe.save(tmp_path / "clip" / "bpe.json")
-    return tmp_path / "clip"
+    return save_towers(tmp_path / "clip", ["a red circle", "a red square"], embed_dim=8)
 
 
 def test_an_evaluation_is_known_by_its_weights_and_not_by_where_they_lie(tower, tmp_path):

@@ -18,7 +18,7 @@ from eval.blocks import Curve, Table, Tradeoff
 from eval.definitions import define
 from eval.features import Tower
 from eval.figure import Figure, Missing
-from eval.interval import Interval, paired
+from eval.interval import Interval, mean_interval, paired, wilson
 from eval.kernel import kid_interval
 from pipelines.artefact import ArtefactError
 from pipelines.checkpoints import Checkpoints
@@ -34,7 +34,7 @@ from pipelines.sweep_guidance import kinship
 from pipelines.sweep_judged import REAL, SAME, SHUFFLED, STEPS, Figures, Judged, settings_of_real
 from pipelines.sweep_report import _best, apart, figures, sections
 from pipelines.sweep_rows import ROWS, SCHEMA, Setting, measure_rows, plain_interval, read_rows, timed
-from pipelines.sweep_table import difference, distance
+from pipelines.sweep_table import difference, distance, kept
 from pipelines.sweep_training import LENGTH
 
 PLAIN = Settings(sampler="euler", steps=4, guidance=3.0)
@@ -265,7 +265,7 @@ def sorted_judged(split: str, count: int = 40) -> Judged:
     rng = np.random.default_rng(0)
     made, reference = (np.sort(rng.normal(size=(n, 2)), axis=0).astype(np.float32) for n in (count, 200))
     captions = [f"caption {number}" for number in range(count)]
-    return Judged(Splits(split), Faces(), Set(made, captions, [{}] * count), reference, 0)  # type: ignore[arg-type]
+    return Judged(Splits(split), Faces(), Set(made, captions, [{}] * count), reference, 0)
 
 
 def test_distances_of_a_row_go_over_sets_in_a_drawn_order():
@@ -286,7 +286,7 @@ def test_without_a_test_split_real_pictures_have_no_distance_and_are_called_what
     for setting, gone in ((first, {"kd", "fd", "precision", "recall"}), (second, {"kd", "fd"})):
         found = judged.measure(setting)
         assert found["notes"] == dict.fromkeys(gone, SAME) and found["figures"].keys() == {"clip_score"}
-    held = sorted_judged("test").measure(settings_of_real(Splits("test"))[0])  # type: ignore[arg-type]
+    held = sorted_judged("test").measure(settings_of_real(Splits("test"))[0])
     assert held["curve"] == "held-out pictures" and "kd" in held["figures"] and "notes" not in held
 
 
@@ -421,3 +421,8 @@ def test_few_pictures_cost_figures_and_no_row(judged: Judged, run: Run, count: i
     assert f"{count} pictures for 32 dimensions" in found[-1]["notes"]["line"]
     made = sections(run, "latent_sweep", count, (4,), found)
     assert len(made) == 4 and dict(figures("latent_sweep", found)) and to_csv({"latent_sweep": found})
+
+
+def test_an_interval_that_was_written_down_keeps_its_degrees_of_freedom():
+    for found in (mean_interval([1.0, 2.0, 4.0]), wilson(3, 9)):
+        assert kept(plain_interval(found), "x") == Figure.of(found, "x")

@@ -67,8 +67,8 @@ def tower(kind: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("net", ["vgg", "alex"])
-def test_lpips_is_torchmetrics_on_the_same_weights(net: str, trunks: dict[str, Path]):
+def torchmetrics_lpips(net: str) -> nn.Module:
+    """torchmetrics' LPIPS with the released heads on the random trunk of `trunk_state`."""
     with torch.device("meta"):
         theirs = oracle._LPIPS(pretrained=False, pnet_rand=True, net=net)
     state = {key.split(".", 1)[1]: value for key, value in trunk_state(net).items() if key.startswith("features")}
@@ -80,7 +80,12 @@ def test_lpips_is_torchmetrics_on_the_same_weights(net: str, trunks: dict[str, P
         elif part == "lins":
             heads[key] = heads[f"lin{name}"]
     theirs.load_state_dict(heads, assign=True)
-    theirs.double()
+    return theirs
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex"])
+def test_lpips_is_torchmetrics_on_the_same_weights(net: str, trunks: dict[str, Path]):
+    theirs = torchmetrics_lpips(net).double()
     x_hat, x = pictures(3, 40, seed=1), pictures(3, 40, seed=2)
     ours = LPIPS(trunks[net], HEADS / f"{net}.pth", net).double()
     torch.testing.assert_close(ours(x_hat, x), theirs(x_hat, x).mean(), rtol=1e-6, atol=0)

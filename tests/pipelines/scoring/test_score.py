@@ -36,19 +36,30 @@ def draw(folder, count, shade, *, captions=False, side=16, seed=0):
     return folder
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    out = tmp_path_factory.mktemp("scoring")
+def drawn(out):
+    """A reference in a folder, and two sets with captions that are near to it and far from it."""
     draw(out / "reference", 60, 100)
     draw(out / "near", 30, 105, captions=True, seed=1)
     draw(out / "far", 24, 160, captions=True, seed=2)
-    bpe = BPE.train([f"noise {i}" for i in range(30)], vocab_size=300, length=12)
+    return out
+
+
+def save_towers(folder, texts, *, embed_dim):
+    """Small random towers whose vocabulary was made from texts."""
+    bpe = BPE.train(texts, vocab_size=300, length=12)
     sizes = clip.ContrastiveConfig(
-        width=4, heads=4, text_width=16, embed_dim=24, vocab_size=bpe.vocab_size, context_length=bpe.length,
+        width=4, heads=4, text_width=16, embed_dim=embed_dim, vocab_size=bpe.vocab_size, context_length=bpe.length,
         end_id=bpe.end_id, pad_id=bpe.pad_id,
     )  # fmt: skip
-    clip.save_contrastive(out / "clip", sizes, sizes.build(seed=0))
-    bpe.save(out / "clip" / "bpe.json")
+    clip.save_contrastive(folder, sizes, sizes.build(seed=0))
+    bpe.save(folder / "bpe.json")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    out = drawn(tmp_path_factory.mktemp("scoring"))
+    save_towers(out / "clip", [f"noise {i}" for i in range(30)], embed_dim=24)
     return out
 
 

@@ -5,16 +5,12 @@ import json
 import pytest
 
 from pipelines.scoring.score import Asked, score
-from tests.pipelines.scoring.test_score import command, draw
+from tests.pipelines.scoring.test_score import command, draw, drawn
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    out = tmp_path_factory.mktemp("scoring")
-    draw(out / "reference", 60, 100)
-    draw(out / "near", 30, 105, captions=True, seed=1)
-    draw(out / "far", 24, 160, captions=True, seed=2)
-    return out
+    return drawn(tmp_path_factory.mktemp("scoring"))
 
 
 def scored(folders, out, *generated):
